@@ -1,16 +1,18 @@
 # What a newcomer types: `make demo`, `make test`. Each target does its own set-up, in .venv.
 
+# The Python that makes .venv; the extra that brings TensorRT (rtx, cu12 or cu13); the number of test
+# processes; further arguments of pytest or of the benchmark.
 PYTHON ?= python3
-FLAVOUR ?= rtx  # the extra that brings TensorRT: rtx, cu12 or cu13 (see README.md)
-JOBS ?= 2       # test processes
-ARGS ?=         # further arguments of pytest or of the benchmark
+FLAVOUR ?= rtx
+JOBS ?= 2
+ARGS ?=
 
-FLAVOUR := $(strip $(FLAVOUR))
 BIN := .venv/bin
 
 .PHONY: help demo test lint format bench docs clean
 .DEFAULT_GOAL := help
-.NOTPARALLEL:  # pip must not install twice at once
+# pip must not install twice at once.
+.NOTPARALLEL:
 
 help:
 	@echo "make demo    compile two models and check them; no GPU needed"
