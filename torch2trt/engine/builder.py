@@ -1,0 +1,151 @@
+"""From a network to a plan: TensorRT's builder, configured, watched and stoppable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import torch
+
+from torch2trt.engine.progress import build_monitor
+from torch2trt.engine.timing_cache import timing_cache
+from torch2trt.errors import BuildError
+from torch2trt.graph.signature import Signature, TensorLeaf
+from torch2trt.settings import Settings
+from torch2trt.sizes import evaluate
+from torch2trt.trt.flavour import Flavour
+
+_VERBOSITY = {"none": "NONE", "layer_names": "LAYER_NAMES_ONLY", "detailed": "DETAILED"}
+
+
+class Buildable(Protocol):
+    """What a build needs of a network."""
+
+    flavour: Flavour
+    logger: Any
+    """From :func:`torch2trt.trt.logger.make_logger`."""
+    builder: Any
+    """The ``IBuilder`` that made the definition."""
+    definition: Any
+    """A strongly typed ``INetworkDefinition``."""
+
+
+def build(network: Buildable, signature: Signature, settings: Settings, *, name: str) -> bytes:
+    """Build a plan, on the current CUDA device where the flavour needs one.
+
+    An exception that reaches the caller's thread meanwhile, such as the ``KeyboardInterrupt`` of Ctrl-C,
+    stops the build at TensorRT's next step and is then raised.
+
+    Args:
+        network: what to build; it is not changed.
+        signature: names the inputs, and says which sizes their dynamic dimensions may take.
+        settings: limits, effort, caches and progress.
+        name: the model's, for errors and progress.
+
+    Raises:
+        BuildError: TensorRT returned no plan; the reason is what it logged.
+    """
+    device = torch.cuda.current_device() if torch.cuda.is_available() else None
+
+    with build_monitor(network.flavour, settings.progress, name) as monitor:
+
+        def work() -> bytes:
+            # The current device is a thread's own.
+            with torch.cuda.device(device) if device is not None else nullcontext():
+                return _build(network, signature, settings, monitor, name)
+
+        return _interruptible(work, monitor.cancel)
+
+
+def _build(network: Buildable, signature: Signature, settings: Settings, monitor: Any, name: str) -> bytes:
+    with network.logger.capture() as errors:
+        config = _configure(network, settings)
+        config.progress_monitor = monitor
+        dynamic = [leaf for leaf in signature.tensor_inputs if not leaf.spec.is_static]
+        if dynamic and not _add_profile(network, config, dynamic, signature):
+            spans = ", ".join(
+                f"{dim} {span.min}…{span.opt}…{span.max}" for dim, span in signature.dims.items()
+            )
+            raise _error(f"TensorRT refused the optimization profile {spans}", errors, name)
+        with timing_cache(config, network.flavour, settings):
+            plan = _serialize(network, config)
+            # Inside, so that the timings of a build that failed are not kept.
+            if plan is None:
+                hint = (
+                    "raise the workspace limit, or leave it unset" if settings.workspace is not None else ""
+                )
+                raise _error("TensorRT built no engine", errors, name, hint)
+        return plan
+
+
+def _configure(network: Buildable, settings: Settings) -> Any:
+    trt = network.flavour.trt
+    config = network.builder.create_builder_config()
+    if settings.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace)
+    if settings.optimization_level is not None:
+        config.builder_optimization_level = settings.optimization_level
+    config.profiling_verbosity = getattr(trt.ProfilingVerbosity, _VERBOSITY[settings.profiling_verbosity])
+    if settings.precision == "fp32":
+        config.clear_flag(trt.BuilderFlag.TF32)
+    else:
+        config.set_flag(trt.BuilderFlag.TF32)
+    return config
+
+
+def _add_profile(network: Buildable, config: Any, inputs: list[TensorLeaf], signature: Signature) -> bool:
+    """Give TensorRT the smallest, usual and largest shape of each input; says whether it took them."""
+    profile = network.builder.create_optimization_profile()
+    low, opt, high = (
+        {dim: getattr(span, corner) for dim, span in signature.dims.items()}
+        for corner in ("min", "opt", "max")
+    )
+    for leaf in inputs:
+        # A size such as 8 - n is largest where n is smallest.
+        ends = [sorted((evaluate(size, low), evaluate(size, high))) for size in leaf.spec.shape]
+        profile.set_shape(leaf.name, [end[0] for end in ends], leaf.spec.at(opt), [end[1] for end in ends])
+    return bool(profile) and config.add_optimization_profile(profile) >= 0
+
+
+def _serialize(network: Buildable, config: Any) -> bytes | None:
+    builder, trt = network.builder, network.flavour.trt
+    if not network.flavour.has("stream_writer"):
+        memory = builder.build_serialized_network(network.definition, config)
+        return None if memory is None else bytes(memory)
+
+    # TensorRT hands the plan over, instead of keeping one that has to be copied.
+    class Writer(trt.IStreamWriter):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.IStreamWriter.__init__(self)
+            self.parts: list[bytes] = []
+
+        def write(self, data: bytes) -> int:
+            self.parts.append(data)
+            return len(data)
+
+    writer = Writer()
+    built = builder.build_serialized_network_to_stream(network.definition, config, writer)
+    return b"".join(writer.parts) if built else None
+
+
+def _error(what: str, errors: list[str], name: str, hint: str = "") -> BuildError:
+    reasons = "; ".join(dict.fromkeys(errors)) or "it gave no reason"
+    return BuildError(f"{what}: {reasons}", subject=name, hint=hint)
+
+
+def _interruptible(work: Callable[[], bytes], cancel: Callable[[], None]) -> bytes:
+    """Do the work in a thread, because Python delivers no signal to one that is inside TensorRT."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="torch2trt-build")
+    try:
+        future = pool.submit(work)
+        # In slices, because on Windows Ctrl-C does not end a wait.
+        while wait([future], timeout=0.2).not_done:
+            pass
+    except BaseException:
+        cancel()
+        raise
+    finally:
+        pool.shutdown()
+    return future.result()
