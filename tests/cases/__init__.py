@@ -1,0 +1,1 @@
+"""Rows for the operator test, one table a converter file."""

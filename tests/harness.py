@@ -1,0 +1,265 @@
+"""One operator, or one module, checked on every stage: float64 eager, reference interpreter, a real build, the engine."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+from torch.utils import _pytree as pytree
+
+import torch2trt
+from torch2trt.converters import lower, registry
+from torch2trt.engine.builder import build
+from torch2trt.frontend.export import capture
+from torch2trt.passes.pipeline import run_passes
+from torch2trt.reference.interpreter import Interpreter
+from torch2trt.settings import Settings
+from torch2trt.trt import flavour as flavours
+
+# Largest error relative to the scale of the output, by dtype of the output.
+TOLERANCES = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
+
+
+@dataclass(frozen=True)
+class OpCase:
+    """One row: an operator with arguments. Tensors among the arguments become engine inputs.
+
+    Attributes:
+        dynamic: (min, max) by argument position and axis.
+        weights: positions of tensor arguments that are the module's parameters instead of inputs.
+        unsupported: part of the reason with which it must be refused.
+        raises: number of the error that compiling it must raise.
+        rtx: why TensorRT-RTX cannot build it, where it cannot ("no runner").
+        tolerance: times the dtype's own, for operators that amplify rounding.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    dynamic: Mapping[int, Mapping[int, tuple[int, int]]] = field(default_factory=dict)
+    weights: Sequence[int] = ()
+    unsupported: str = ""
+    raises: str = ""
+    rtx: str = ""
+    tolerance: float = 1.0
+
+
+class OpModule(nn.Module):
+    """A row as a module of its tensor inputs."""
+
+    def __init__(self, case: OpCase) -> None:
+        super().__init__()
+        self.function = case.function
+        leaves, self.spec = pytree.tree_flatten((tuple(case.args), dict(case.kwargs)))
+        owner = [position for position, arg in enumerate(case.args) for _ in pytree.tree_leaves(arg)] + [-1] * len(
+            pytree.tree_leaves(dict(case.kwargs))
+        )
+        self.leaves: list[Any] = []
+        self.inputs: list[int] = []
+        for index, leaf in enumerate(leaves):
+            if isinstance(leaf, torch.Tensor) and owner[index] in case.weights:
+                self.register_buffer(f"weight{index}", leaf)
+                self.leaves.append(None)
+            elif isinstance(leaf, torch.Tensor):
+                self.inputs.append(index)
+                self.leaves.append(None)
+            else:
+                self.leaves.append(leaf)
+        self.owner = owner
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        leaves = list(self.leaves)
+        for index in range(len(leaves)):
+            if hasattr(self, f"weight{index}"):
+                leaves[index] = getattr(self, f"weight{index}")
+        for index, tensor in zip(self.inputs, tensors, strict=True):
+            leaves[index] = tensor
+        args, kwargs = pytree.tree_unflatten(leaves, self.spec)
+        return self.function(*args, **kwargs)
+
+
+def check_case(case: OpCase, settings: Settings | None = None) -> None:
+    """Run a row on every stage there is here, at every size that its dynamic dimensions name."""
+    module = OpModule(case).eval()
+    flat = pytree.tree_leaves((tuple(case.args), dict(case.kwargs)))
+    inputs = tuple(flat[index] for index in module.inputs)
+    shapes = None
+    if case.dynamic:
+        shapes = (
+            tuple(
+                {
+                    axis: Dim(f"d{index}_{axis}", min=low, max=high)
+                    for axis, (low, high) in case.dynamic.get(module.owner[index], {}).items()
+                }
+                for index in module.inputs
+            ),
+        )
+    settings = settings or Settings()
+    check_module(
+        module,
+        inputs,
+        settings,
+        dynamic_shapes=shapes,
+        others=_at_other_sizes(case, module, inputs),
+        unsupported=case.unsupported,
+        raises=case.raises,
+        rtx=case.rtx,
+        tolerance=case.tolerance,
+    )
+
+
+def _at_other_sizes(case: OpCase, module: OpModule, inputs: tuple[torch.Tensor, ...]) -> list[tuple[torch.Tensor, ...]]:
+    """The inputs with all dynamic dimensions at their min, and at their max."""
+    others = []
+    for end in (0, 1) if case.dynamic else ():
+        resized = []
+        for index, tensor in zip(module.inputs, inputs, strict=True):
+            for axis, bounds in case.dynamic.get(module.owner[index], {}).items():
+                indices = torch.arange(bounds[end]) % tensor.shape[axis]
+                tensor = tensor.index_select(axis, indices)
+            resized.append(tensor)
+        others.append(tuple(resized))
+    return others
+
+
+def check_module(
+    module: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    settings: Settings,
+    *,
+    dynamic_shapes: Any = None,
+    others: Sequence[tuple[torch.Tensor, ...]] = (),
+    unsupported: str = "",
+    raises: str = "",
+    rtx: str = "",
+    tolerance: float = 1.0,
+) -> None:
+    """Compile a module and compare the interpreter, and the engine where it can run, with eager float64."""
+    flavour = flavours.load()
+    program = network = None
+
+    def convert() -> None:
+        nonlocal program, network
+        program = capture(module, inputs, dynamic_shapes=dynamic_shapes, keep=keep)
+        run_passes(program, settings)
+        network = lower.lower(program, flavour)
+
+    if unsupported:
+        with pytest.raises(torch2trt.UnsupportedOpsError, match=re.escape(unsupported)):
+            convert()
+        return
+    if raises:
+        with pytest.raises(torch2trt.Torch2TRTError, match=re.escape(raises)):
+            convert()
+        return
+    convert()
+    assert program is not None
+    assert network is not None
+    interpreter = Interpreter(flavour, network.definition, network.constants)
+    for arguments in [inputs, *others]:
+        expected = truth(module, arguments)
+        named = {leaf.name: tensor for leaf, tensor in zip(program.signature.tensor_inputs, arguments, strict=True)}
+        found = interpreter.run(named)
+        sizes = program.sizes_of(list(arguments))
+        compare(program.signature.unflatten(found, list(arguments), sizes), expected, tolerance)
+    if flavour.name == flavours.TENSORRT_RTX and rtx:
+        return
+    plan = build(network, program.signature, settings, name="case")
+    assert len(plan) > 0
+    if torch.cuda.is_available():
+        run_engine(module, inputs, others, settings, dynamic_shapes, tolerance)
+
+
+def run_engine(
+    module: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    others: Sequence[tuple[torch.Tensor, ...]],
+    settings: Settings,
+    dynamic_shapes: Any,
+    tolerance: float,
+) -> None:
+    """The same through the public call, on the GPU."""
+    compiled = torch2trt.compile(
+        module.cuda(), pytree.tree_map(_cuda, inputs), dynamic_shapes=dynamic_shapes, **vars(settings)
+    )
+    for arguments in [inputs, *others]:
+        expected = truth(module.cpu(), arguments)
+        found = compiled(*pytree.tree_map(_cuda, arguments))
+        compare(
+            pytree.tree_map(lambda item: item.cpu() if isinstance(item, torch.Tensor) else item, found),
+            expected,
+            tolerance * 2,
+        )
+
+
+def _cuda(value: Any) -> Any:
+    return value.cuda() if isinstance(value, torch.Tensor) else value
+
+
+def keep(target: Any) -> bool:
+    """What capture leaves whole: what has a converter."""
+    return registry.find(target) is not None
+
+
+def truth(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    """Eager, in float64, with the dtypes that the module returns."""
+    with torch.no_grad():
+        returned = module(*inputs)
+        exact = copy.deepcopy(module).double()(*pytree.tree_map(_double, inputs))
+    return pytree.tree_map(
+        lambda item, like: (item, like.dtype) if isinstance(item, torch.Tensor) else item, exact, returned
+    )
+
+
+def _double(value: Any) -> Any:
+    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+
+def compare(found: Any, expected: Any, tolerance: float) -> None:
+    """Dtype, shape, and the largest error relative to the scale of the output."""
+    values = pytree.tree_leaves(found)
+    truths = pytree.tree_leaves(expected, is_leaf=lambda item: isinstance(item, tuple) and _is_pair(item))
+    assert len(values) == len(truths)
+    for position, (value, exact) in enumerate(zip(values, truths, strict=True)):
+        if not _is_pair(exact):
+            assert value == exact
+            continue
+        exact, dtype = exact
+        assert value.dtype == dtype, f"output {position} is {value.dtype}, eager's is {dtype}"
+        assert value.shape == exact.shape, f"output {position} is {value.shape}, eager's is {exact.shape}"
+        if not dtype.is_floating_point:
+            assert torch.equal(value, exact.to(dtype)), f"output {position} differs: {value} {exact}"
+            continue
+        finite = exact.isfinite()
+        other = ~finite
+        assert torch.equal(value[other].double().nan_to_num(1e99), exact[other].nan_to_num(1e99)), (
+            "infinities or NaN differ"
+        )
+        if finite.any():
+            error = (value.double() - exact)[finite].abs().max().item()
+            scale = exact[finite].abs().max().item()
+            limit = TOLERANCES[dtype] * tolerance
+            assert error <= limit * scale or error <= 1e-30, f"output {position}: error {error:.3g}, scale {scale:.3g}"
+
+
+def _is_pair(item: Any) -> bool:
+    return (
+        isinstance(item, tuple)
+        and len(item) == 2
+        and isinstance(item[0], torch.Tensor)
+        and isinstance(item[1], torch.dtype)
+    )
+
+
+def product(**choices: Sequence[Any]) -> list[dict[str, Any]]:
+    """All combinations of keyword values."""
+    return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]

@@ -1,0 +1,79 @@
+"""Convolutions, and the fused block around them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from torch2trt.converters.activations import activate
+from torch2trt.converters.registry import converter
+from torch2trt.graph.ops import CONV_BLOCK
+from torch2trt.sizes import TensorSpec
+from torch2trt.trt.core import FLOAT_DTYPES
+from torch2trt.trt.network import Network
+from torch2trt.trt.tensor import Tensor
+
+aten = torch.ops.aten
+
+
+def _unsupported(input: TensorSpec, weight: TensorSpec, **arguments: Any) -> str | None:
+    if input.dtype not in FLOAT_DTYPES:
+        return f"TensorRT convolves floating-point tensors only (got {input.dtype})"
+    if not all(isinstance(size, int) for size in (input.shape[1 if input.rank == weight.rank else 0], *weight.shape)):
+        return "the channels and the window must have fixed sizes"
+    extra, padding = arguments.get("output_padding", ()), arguments["padding"]
+    if arguments.get("transposed") and any(more > less for more, less in zip(extra, padding, strict=True)):
+        return f"TensorRT deconvolution cannot pad beyond its padding (output_padding {extra}, padding {padding})"
+    return None
+
+
+@converter(aten.convolution.default, unsupported=_unsupported)
+def convolution(
+    net: Network,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """convolution(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, ..., SymInt groups) -> Tensor"""
+    if transposed:
+        return net.deconvolution(
+            input,
+            weight,
+            bias,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            output_padding=output_padding,
+        )
+    return net.convolution(input, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
+
+
+@converter(CONV_BLOCK, unsupported=_unsupported)
+def conv_block(
+    net: Network,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+    alpha: float,
+    beta: float,
+) -> Tensor:
+    """conv_block(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, ..., str activation, ...) -> Tensor"""
+    result = net.convolution(input, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    if residual is not None:
+        result = net.elementwise("SUM", result, residual)
+    return activate(net, result, activation, alpha, beta)

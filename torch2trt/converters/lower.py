@@ -1,0 +1,145 @@
+"""From a Program to a network: the node loop, and the question which nodes can be converted at all."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from torch import fx
+
+from torch2trt.converters import registry
+from torch2trt.errors import ContractError, NetworkError, UnsupportedNode, UnsupportedOpsError
+from torch2trt.graph.program import Program, provenance
+from torch2trt.graph.schema import bind, name_of
+from torch2trt.sizes import Size, TensorSpec
+from torch2trt.trt.core import SUPPORTED_DTYPES
+from torch2trt.trt.flavour import Flavour
+from torch2trt.trt.network import Network
+from torch2trt.trt.tensor import Tensor
+
+
+def unsupported_nodes(program: Program, flavour: Flavour) -> list[UnsupportedNode]:
+    """Every node of the main graph that cannot be converted, with the reason."""
+    found: list[UnsupportedNode] = []
+    for node in program.calls:
+        reason = unsupported_reason(program, node, flavour)
+        if reason:
+            module, source = provenance(node)
+            found.append(UnsupportedNode(node.name, name_of(node.target), reason, source, module))
+    return found
+
+
+def unsupported_reason(program: Program, node: fx.Node, flavour: Flavour) -> str | None:
+    """Why a call cannot be converted, or None."""
+    if program.is_size(node) or node.target is operator.getitem:
+        return None
+    converter = registry.find(node.target)
+    if converter is None:
+        return "no converter"
+    bound = _map_nodes(bind(node), lambda arg: _spec_or_size(program, arg))
+    specs = [item for item in _leaves([list(bound.values()), program.result(node)]) if isinstance(item, TensorSpec)]
+    for spec in specs:
+        if spec.dtype not in SUPPORTED_DTYPES:
+            return f"TensorRT has no {spec.dtype}"
+        if spec.rank > 8:
+            return f"TensorRT tensors have at most 8 dimensions, this has {spec.rank}"
+    if converter.unsupported is None:
+        return None
+    if "flavour" in converter.unsupported.__code__.co_varnames[: converter.unsupported.__code__.co_argcount]:
+        bound["flavour"] = flavour
+    return converter.unsupported(**registry.arguments_for(converter.unsupported, bound))
+
+
+def lower(program: Program, flavour: Flavour) -> Network:
+    """Emit the program's main graph as a TensorRT network.
+
+    Raises:
+        UnsupportedOpsError: lists every node that cannot be converted.
+        NetworkError: TensorRT refused a layer, or a layer's result differs from the graph's.
+    """
+    if unsupported := unsupported_nodes(program, flavour):
+        raise UnsupportedOpsError(unsupported)
+    net = Network(flavour)
+    values: dict[fx.Node, Any] = {}
+    with net.scope("inputs"):
+        for node, leaf in zip(program.input_placeholders, program.signature.tensor_inputs, strict=True):
+            values[node] = net.input(leaf.name, leaf.spec.shape, leaf.spec.dtype)
+    weights = program.weights.evaluate()
+    for node in program.weight_placeholders:
+        name = str(node.target)
+        values[node] = net.constant(weights.pop(name), label=name)
+    for node in program.calls:
+        if not program.is_size(node):
+            values[node] = _lower_node(net, program, node, values)
+    with net.scope("outputs"):
+        for name, node in zip(program.output_names, program.output_node.args[0], strict=True):  # type: ignore[arg-type]
+            net.mark_output(name, values[node])  # type: ignore[index]
+    return net
+
+
+def _lower_node(net: Network, program: Program, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    arguments = _map_nodes(bind(node), lambda arg: program.size(arg) if program.is_size(arg) else values[arg])
+    if node.target is operator.getitem:
+        return arguments["input"][arguments["index"]]
+    converter = registry.find(node.target)
+    assert converter is not None
+    module, source = provenance(node)
+    result = program.result(node)
+    with net.scope(node.name, module=module, source=source):
+        net.result = result if isinstance(result, TensorSpec) else None
+        try:
+            produced = converter.function(net, **registry.arguments_for(converter.function, arguments))
+        except NetworkError:
+            raise
+        except Exception as error:
+            raise ContractError(
+                f"the converter failed: {type(error).__name__}: {error}",
+                subject=name_of(node.target),
+                source=source,
+            ) from error
+        _check(net, node, produced, result)
+    return produced
+
+
+def _check(net: Network, node: fx.Node, produced: Any, expected: Any) -> None:
+    """Compare what a converter produced with what the graph says, and let the graph name the symbolic sizes."""
+    if isinstance(expected, list | tuple):
+        for one, spec in zip(produced, expected, strict=True):
+            if one is not None:
+                _check(net, node, one, spec)
+        return
+    if not isinstance(produced, Tensor):
+        raise net.error(f"{name_of(node.target)} produced {type(produced).__name__}, not a tensor")
+    if produced.dtype != expected.dtype:
+        raise net.error(f"{name_of(node.target)} produced {produced.dtype}, the graph has {expected.dtype}")
+    differs = produced.rank != expected.rank or any(
+        isinstance(have, int) and isinstance(want, int) and have != want
+        for have, want in zip(produced.shape, expected.shape, strict=True)
+    )
+    if differs:
+        raise net.error(
+            f"{name_of(node.target)} produced shape {list(produced.shape)}, the graph has {list(expected.shape)}"
+        )
+    produced.shape = expected.shape
+
+
+def _spec_or_size(program: Program, node: fx.Node) -> TensorSpec | Size | list[Any]:
+    return program.size(node) if program.is_size(node) else program.result(node)
+
+
+def _map_nodes(bound: dict[str, Any], function: Any) -> dict[str, Any]:
+    # fx.map_arg would turn lists into its immutable kind and leave sizes alone; converters get plain lists.
+    def walk(value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return function(value)
+        if isinstance(value, list | tuple):
+            return [walk(item) for item in value]
+        return value
+
+    return {name: walk(value) for name, value in bound.items()}
+
+
+def _leaves(value: Any) -> list[Any]:
+    if isinstance(value, list | tuple):
+        return [leaf for item in value for leaf in _leaves(item)]
+    return [value]

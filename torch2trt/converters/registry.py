@@ -1,0 +1,84 @@
+"""The table of converters: one function per ATen operator, its arguments bound by the operator's schema."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch2trt.graph.schema import name_of, parameters_of
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Unsupported = Callable[..., str | None]
+
+
+@dataclass(frozen=True)
+class Converter:
+    """How one operator becomes TensorRT layers, and when it cannot."""
+
+    target: Any
+    function: Callable[..., Any]
+    unsupported: Unsupported | None
+
+
+_TABLE: dict[Any, Converter] = {}
+
+
+def converter(*targets: Any, unsupported: Unsupported | None = None) -> Callable[[Function], Function]:
+    """Register a function as the converter of operator overloads.
+
+    The function takes the network builder and, by name, the arguments of the operators' schema (``self`` is called
+    ``input``): tensors as :class:`torch2trt.trt.tensor.Tensor`, symbolic integers as sizes, everything else as it is.
+    ``**_`` ignores those it has no use for. It returns the tensor, or the tuple of tensors, that the operator returns.
+
+    Args:
+        targets: operator overloads, ``torch.ops.aten.relu.default``.
+        unsupported: takes the same arguments with tensors as :class:`~torch2trt.sizes.TensorSpec` (and, if it names
+            it, the ``flavour``) and returns why this call cannot be converted, or None.
+
+    Raises:
+        TypeError: the parameters are not the schema's, or the operator already has a converter.
+    """
+
+    def register(function: Function) -> Function:
+        for target in targets:
+            if target in _TABLE:
+                other = _TABLE[target].function.__name__
+                raise TypeError(f"{name_of(target)} already has the converter {other}")
+            _check_parameters(function, target, skip=("net",))
+            if unsupported is not None:
+                _check_parameters(unsupported, target, skip=("flavour",))
+            _TABLE[target] = Converter(target, function, unsupported)
+        return function
+
+    return register
+
+
+def find(target: Any) -> Converter | None:
+    """The converter of an operator overload, if it has one."""
+    return _TABLE.get(target)
+
+
+def all_converters() -> Iterator[Converter]:
+    """Every registered converter, by operator name."""
+    return iter(sorted(_TABLE.values(), key=lambda item: name_of(item.target)))
+
+
+def arguments_for(function: Callable[..., Any], bound: dict[str, Any]) -> dict[str, Any]:
+    """Those of the bound arguments that a function takes."""
+    parameters = inspect.signature(function).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return bound
+    return {name: value for name, value in bound.items() if name in parameters}
+
+
+def _check_parameters(function: Callable[..., Any], target: Any, skip: tuple[str, ...]) -> None:
+    known = parameters_of(target)
+    parameters = inspect.signature(function).parameters
+    named = [name for name, item in parameters.items() if item.kind is not item.VAR_KEYWORD and name not in skip]
+    open_ended = any(item.kind is item.VAR_KEYWORD for item in parameters.values())
+    if wrong := [name for name in named if name not in known and parameters[name].default is inspect.Parameter.empty]:
+        raise TypeError(f"{function.__name__}: {name_of(target)} has no argument {wrong}; it has {known}")
+    if not open_ended and (missing := [name for name in known if name not in named]):
+        raise TypeError(f"{function.__name__} ignores {missing} of {name_of(target)}: take them, or **_")

@@ -1,0 +1,69 @@
+"""What holds for a Program after each stage; checked after every pass, in every compilation."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from torch2trt.errors import ContractError
+from torch2trt.graph.program import Program
+from torch2trt.graph.schema import name_of
+
+
+def check(program: Program, stage: str) -> None:
+    """Check a Program's invariants.
+
+    * Placeholders are the tensor inputs, in the signature's order, then the weights; then come operator calls.
+    * Every call is a functional operator overload, ``getitem``, or arithmetic on sizes, and knows what it yields.
+    * The output is the tuple of the signature's distinct tensor outputs.
+    * The weights graph yields exactly the weights that the main graph reads.
+
+    Raises:
+        ContractError: names the stage and what does not hold.
+    """
+
+    def require(condition: bool, what: str) -> None:
+        if not condition:
+            raise ContractError(what, subject=f"after {stage}")
+
+    graph = program.graph.graph
+    placeholders = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
+    inputs = [leaf.name for leaf in program.signature.tensor_inputs]
+    require(placeholders[: len(inputs)] == inputs, f"the first placeholders are {placeholders[: len(inputs)]}")
+    weights = placeholders[len(inputs) :]
+    require(
+        sorted(weights) == sorted(program.weights.outputs),
+        f"the main graph reads {sorted(weights)[:5]}…, the weights graph yields {sorted(program.weights.outputs)[:5]}…",
+    )
+    for each in (graph, program.weights.graph.graph):
+        each.lint()
+        for node in each.nodes:
+            require(node.op in ("placeholder", "call_function", "output"), f"{node.format_node()} is a {node.op}")
+            if node.op == "call_function":
+                require(_is_functional(node.target), f"{name_of(node.target)} is no functional operator")
+                require("val" in node.meta or "spec" in node.meta or "size" in node.meta, f"{node} has no value")
+    returned = program.output_node.args[0]
+    require(
+        isinstance(returned, tuple) and all(isinstance(node, fx.Node) for node in returned),
+        "the output is no tuple of nodes",
+    )
+    require(len(returned) == len(program.output_names), "the output has another length than the signature")  # type: ignore[arg-type]
+    for node, name in zip(returned, program.output_names, strict=True):  # type: ignore[arg-type]
+        wanted = next(leaf.spec for leaf in program.signature.tensor_outputs if leaf.name == name)
+        found = program.spec(node)  # type: ignore[arg-type]
+        require(found == wanted, f"output {name} is {found}, the signature says {wanted}")
+
+
+def _is_functional(target: Any) -> bool:
+    if isinstance(target, torch._ops.OpOverload):
+        return not target._schema.is_mutable
+    module = getattr(target, "__module__", "")
+    return target is operator.getitem or module in (
+        "_operator",
+        "torch",
+        "math",
+        "torch.fx.experimental.sym_node",
+    )

@@ -1,0 +1,78 @@
+"""Operators that passes introduce, as real torch operators, so that a Program stays executable after fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor, float, float], torch.Tensor]] = {
+    "none": lambda x, alpha, beta: x,
+    "relu": lambda x, alpha, beta: F.relu(x),
+    "clip": lambda x, alpha, beta: torch.clamp(x, alpha, beta),
+    "leaky_relu": lambda x, alpha, beta: F.leaky_relu(x, alpha),
+    "sigmoid": lambda x, alpha, beta: torch.sigmoid(x),
+    "hardsigmoid": lambda x, alpha, beta: F.hardsigmoid(x),
+    "hardswish": lambda x, alpha, beta: F.hardswish(x),
+    "silu": lambda x, alpha, beta: F.silu(x),
+    "gelu": lambda x, alpha, beta: F.gelu(x),
+    "gelu_tanh": lambda x, alpha, beta: F.gelu(x, approximate="tanh"),
+    "tanh": lambda x, alpha, beta: torch.tanh(x),
+}
+"""The activations of a fused block by name; ``alpha`` is the slope of leaky_relu, both are the bounds of clip."""
+
+
+@torch.library.custom_op("torch2trt::conv_block", mutates_args=())
+def conv_block(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    activation: str,
+    alpha: float,
+    beta: float,
+) -> torch.Tensor:
+    """``activation(convolution(input, weight) + bias + residual)``.
+
+    Args:
+        input: [N, C, *spatial].
+        weight: [K, C // groups, *window].
+        bias: [K].
+        residual: of the result's shape and dtype.
+        activation: a key of :data:`ACTIVATIONS`.
+    """
+    nothing = [0] * len(stride)
+    result = torch.ops.aten.convolution(input, weight, bias, stride, padding, dilation, False, nothing, groups)
+    if residual is not None:
+        result = result + residual
+    result = ACTIVATIONS[activation](result, alpha, beta)
+    return result.clone() if activation == "none" and residual is None else result
+
+
+@conv_block.register_fake
+def _(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    activation: str,
+    alpha: float,
+    beta: float,
+) -> torch.Tensor:
+    nothing = [0] * len(stride)
+    return torch.ops.aten.convolution(  # type: ignore[no-any-return]
+        input, weight, bias, stride, padding, dilation, False, nothing, groups
+    )
+
+
+CONV_BLOCK = torch.ops.torch2trt.conv_block.default
+FUSED_BLOCKS = frozenset({CONV_BLOCK})

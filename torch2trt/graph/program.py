@@ -1,0 +1,148 @@
+"""A Program: the module as a graph of ATen operators that plain torch can execute at every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from torch2trt.graph.signature import Signature, TensorLeaf
+from torch2trt.graph.weights import WeightsGraph
+from torch2trt.sizes import Size, TensorSpec, simplify, to_shape, to_size
+
+
+@dataclass
+class Program:
+    """One captured module on its way to an engine.
+
+    The main graph's placeholders are the tensor inputs, in the signature's order, then the weights; it returns the
+    tuple of the engine's distinct outputs.
+    """
+
+    name: str
+    graph: fx.GraphModule
+    weights: WeightsGraph
+    signature: Signature
+    dim_names: dict[sympy.Symbol, sympy.Symbol] = field(default_factory=dict)
+    """The user's name for each symbol of the captured graph."""
+    captured_nodes: int = 0
+    """Operators in the graph as captured, before any pass."""
+
+    @property
+    def nodes(self) -> Iterator[fx.Node]:
+        """The nodes of the main graph."""
+        return iter(self.graph.graph.nodes)
+
+    @property
+    def calls(self) -> list[fx.Node]:
+        """The operator calls of the main graph."""
+        return [node for node in self.nodes if node.op == "call_function"]
+
+    @property
+    def input_placeholders(self) -> list[fx.Node]:
+        """The placeholders of the tensor inputs."""
+        names = {leaf.name for leaf in self.signature.tensor_inputs}
+        return [node for node in self.nodes if node.op == "placeholder" and node.target in names]
+
+    @property
+    def weight_placeholders(self) -> list[fx.Node]:
+        """The placeholders of the weights."""
+        names = {leaf.name for leaf in self.signature.tensor_inputs}
+        return [node for node in self.nodes if node.op == "placeholder" and node.target not in names]
+
+    @property
+    def output_node(self) -> fx.Node:
+        """The output node, whose argument is a tuple of nodes."""
+        return self.graph.graph.output_node()
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the distinct engine outputs, in the order of the returned tuple."""
+        return list(dict.fromkeys(leaf.name for leaf in self.signature.tensor_outputs))
+
+    def spec(self, node: fx.Node) -> TensorSpec:
+        """Shape and dtype of a node that yields one tensor."""
+        if "spec" in node.meta:
+            return node.meta["spec"]  # type: ignore[no-any-return]
+        value = node.meta["val"]
+        return TensorSpec(tuple(self._named(size) for size in to_shape(value.shape)), value.dtype)
+
+    def size(self, node: fx.Node) -> Size:
+        """The size that a node stands for, when it yields an integer."""
+        if "size" in node.meta:
+            return node.meta["size"]  # type: ignore[no-any-return]
+        return self._named(to_size(node.meta["val"]))
+
+    def result(self, node: fx.Node) -> TensorSpec | list[Any]:
+        """What a node yields: the spec of its tensor, or a list of them, None for what is no tensor."""
+        value = node.meta.get("spec", node.meta.get("val"))
+        if isinstance(value, list | tuple):
+            return [
+                item
+                if item is None or isinstance(item, TensorSpec)
+                else TensorSpec(tuple(self._named(size) for size in to_shape(item.shape)), item.dtype)
+                for item in value
+            ]
+        return self.spec(node)
+
+    @staticmethod
+    def is_size(node: fx.Node) -> bool:
+        """Whether a node yields a number (a size, or a condition on sizes) and not a tensor."""
+        if "spec" in node.meta:
+            return False
+        return "size" in node.meta or isinstance(
+            node.meta.get("val"), torch.SymInt | torch.SymBool | torch.SymFloat | int | float | bool
+        )
+
+    def _named(self, size: Size) -> Size:
+        if isinstance(size, int) or not self.dim_names:
+            return size
+        return simplify(size.subs(self.dim_names))
+
+    def run(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Execute both graphs with torch: tensor inputs in, engine outputs out."""
+        values = self.weights.evaluate()
+        arguments = [*inputs, *(values[str(node.target)] for node in self.weight_placeholders)]
+        with torch.no_grad():
+            return fx.Interpreter(self.graph).run(*arguments, enable_io_processing=False)  # type: ignore[no-any-return]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Execute with the module's own signature."""
+        leaves = self.signature.flatten(args, kwargs)
+        inputs = [
+            value for leaf, value in zip(self.signature.inputs, leaves, strict=True) if isinstance(leaf, TensorLeaf)
+        ]
+        outputs = dict(zip(self.output_names, self.run(*inputs), strict=True))
+        return self.signature.unflatten(outputs, leaves, self.sizes_of(inputs))
+
+    def sizes_of(self, inputs: list[torch.Tensor]) -> dict[str, int]:
+        """The sizes of the named dimensions in these inputs."""
+        return sizes_of(self.signature, inputs)
+
+
+def sizes_of(signature: Signature, inputs: list[torch.Tensor]) -> dict[str, int]:
+    """The sizes of the signature's named dimensions in these tensor inputs."""
+    found: dict[str, int] = {}
+    for leaf, value in zip(signature.tensor_inputs, inputs, strict=True):
+        for size, actual in zip(leaf.spec.shape, value.shape, strict=True):
+            if isinstance(size, sympy.Symbol):
+                found[size.name] = int(actual)
+    return found
+
+
+def provenance(node: fx.Node) -> tuple[str, str]:
+    """The module path and the user's source line that a node comes from, empty where unknown."""
+    stack = node.meta.get("nn_module_stack") or {}
+    module = next((path for path, _ in reversed(list(stack.values())) if path), "")
+    trace = node.meta.get("stack_trace") or ""
+    frames = [line.strip() for line in trace.splitlines() if line.strip().startswith("File ")]
+    if not frames:
+        return module, ""
+    # Frames of torch itself only say how an operator was reached; the last one outside it is the user's.
+    own = [frame for frame in frames if "/torch/" not in frame.replace("\\", "/")] or frames
+    path, line, function = own[-1].removeprefix("File ").split(", ", 2)
+    return module, f"{path.strip(chr(34))}:{line.removeprefix('line ')} in {function.removeprefix('in ')}"

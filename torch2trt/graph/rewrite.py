@@ -1,0 +1,44 @@
+"""What passes use to change a graph: nodes inserted with their fake values and their provenance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+from torch._guards import detect_fake_mode
+from torch.utils import _pytree as pytree
+
+_PROVENANCE = ("nn_module_stack", "stack_trace")
+
+
+def call(graph: fx.Graph, target: Any, *args: Any, like: fx.Node, **kwargs: Any) -> fx.Node:
+    """Insert an operator call at the graph's insertion point.
+
+    Args:
+        target: the operator overload.
+        like: the node whose place in the user's module and source the new one inherits.
+    """
+    node = graph.call_function(target, args, kwargs)
+    for key in _PROVENANCE:
+        if key in like.meta:
+            node.meta[key] = like.meta[key]
+    refresh(node)
+    return node
+
+
+def refresh(node: fx.Node) -> None:
+    """Compute a call's fake value anew, after its arguments changed."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: arg.meta["val"])
+    mode = detect_fake_mode(pytree.tree_leaves((args, kwargs))) or _mode_of(node.graph)
+    with mode:
+        node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]
+    node.meta.pop("tensor_meta", None)
+
+
+def _mode_of(graph: fx.Graph) -> Any:
+    return detect_fake_mode([node.meta.get("val") for node in graph.nodes if node.op == "placeholder"])
+
+
+def only_user(node: fx.Node) -> fx.Node | None:
+    """The one node that uses this one, or None when there are none or several."""
+    return next(iter(node.users)) if len(node.users) == 1 else None

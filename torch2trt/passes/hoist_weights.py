@@ -1,0 +1,123 @@
+"""Move whatever depends on parameters alone into the weights graph."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import fx
+
+from torch2trt.graph.program import Program
+from torch2trt.graph.weights import WeightsGraph
+from torch2trt.settings import Settings
+
+aten = torch.ops.aten
+
+# A result this many times larger than what it is made of stays in the engine, where it costs no memory.
+_GROWTH_LIMIT = 1.5
+_SMALL = 4096
+
+
+def hoist_weights(program: Program, settings: Settings) -> None:
+    """Split the graph: calls on weights and constants alone go to the weights graph, their results become weights."""
+    hoisted = _hoistable(program)
+    # Its placeholders are those of the main graph as the earlier weights graph yields them.
+    frontier = [node for node in hoisted if any(user not in hoisted for user in node.users)]
+    for node in program.weight_placeholders:
+        if any(user not in hoisted for user in node.users):
+            frontier.append(node)
+    old = program.weights
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in old.graph.graph.nodes:
+        if node.op != "output":
+            copies[node] = graph.node_copy(node, lambda arg: copies[arg])
+    yielded = dict(zip(old.outputs, old.graph.graph.output_node().args[0], strict=True))  # type: ignore[arg-type]
+    for node in program.weight_placeholders:
+        copies[node] = copies[yielded[str(node.target)]]  # type: ignore[index]
+    for node in hoisted:
+        copies[node] = graph.node_copy(node, lambda arg: copies[arg])
+    graph.output(tuple(copies[node] for node in frontier))
+    main = program.graph.graph
+    names: list[str] = []
+    anchor = program.calls[0] if program.calls else main.output_node()
+    for node in frontier:
+        if node.op == "placeholder":
+            names.append(str(node.target))
+            continue
+        with main.inserting_before(anchor):
+            weight = main.placeholder(_unused_name(main, f"w_{node.name}"))
+        weight.meta = dict(node.meta)
+        node.replace_all_uses_with(weight, delete_user_cb=lambda user: user not in hoisted)
+        names.append(str(weight.target))
+    for node in reversed(hoisted):
+        main.erase_node(node)
+    kept = set(names)
+    for node in program.weight_placeholders:
+        if str(node.target) not in kept:
+            main.erase_node(node)
+    program.weights = WeightsGraph(old.sources, fx.GraphModule({}, graph), dict(old.inputs), tuple(names))
+    program.weights.keep_outputs(kept)
+
+
+def _hoistable(program: Program) -> list[fx.Node]:
+    """The calls to hoist, in order."""
+    constant = set(program.weight_placeholders)
+    found: list[fx.Node] = []
+    for node in program.calls:
+        if all(argument in constant for argument in node.all_input_nodes) and _is_deterministic(program, node):
+            constant.add(node)
+            found.append(node)
+    returned = set(program.output_node.all_input_nodes)
+    weights = set(program.weight_placeholders)
+    while True:
+        members = set(found)
+        kept = [
+            node
+            for node in found
+            if node.users
+            and node not in returned
+            and all(argument in members or argument in weights for argument in node.all_input_nodes)
+            # What grows is computed in the engine, from the small weights it is made of.
+            and (all(user in members for user in node.users) or _pays(program, node))
+        ]
+        if len(kept) == len(found):
+            return kept
+        found = kept
+
+
+def _is_deterministic(program: Program, node: fx.Node) -> bool:
+    if program.is_size(node):
+        return False
+    return torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ())
+
+
+def _pays(program: Program, node: fx.Node) -> bool:
+    result = program.result(node)
+    if isinstance(result, list):
+        return False  # a weight is one tensor: only the items taken from these can be
+    size = math.prod(result.shape)  # type: ignore[arg-type]
+    if size <= _SMALL:
+        return True
+    sources = sum(math.prod(program.spec(item).shape) for item in _roots(node))  # type: ignore[misc]
+    return size <= _GROWTH_LIMIT * sources
+
+
+def _roots(node: fx.Node) -> set[fx.Node]:
+    """The weights that a hoistable call is made of."""
+    seen: set[fx.Node] = set()
+    pending = [node]
+    while pending:
+        current = pending.pop()
+        if current not in seen:
+            seen.add(current)
+            pending.extend(current.all_input_nodes)
+    return {item for item in seen if item.op == "placeholder"}
+
+
+def _unused_name(graph: fx.Graph, name: str) -> str:
+    taken = {str(node.target) for node in graph.nodes if node.op == "placeholder"} | {node.name for node in graph.nodes}
+    candidate, count = name, 1
+    while candidate in taken:
+        candidate, count = f"{name}_{count}", count + 1
+    return candidate

@@ -1,0 +1,51 @@
+"""The passes, in order."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from torch2trt.graph.contract import check
+from torch2trt.graph.program import Program
+from torch2trt.passes.fold_batch_norm import fold_batch_norm
+from torch2trt.passes.fuse_conv_blocks import fuse_conv_blocks
+from torch2trt.passes.hoist_weights import hoist_weights
+from torch2trt.passes.merge_common_subexpressions import merge_common_subexpressions
+from torch2trt.passes.remove_dead_code import remove_dead_code
+from torch2trt.passes.remove_noops import remove_noops
+from torch2trt.passes.set_precision import set_precision
+from torch2trt.passes.unify_convolutions import unify_convolutions
+from torch2trt.passes.unify_views import unify_views
+from torch2trt.settings import Settings
+
+log = logging.getLogger(__name__)
+
+Pass = Callable[[Program, Settings], None]
+
+PASSES: tuple[Pass, ...] = (
+    unify_views,
+    remove_noops,
+    unify_convolutions,
+    fold_batch_norm,
+    set_precision,
+    remove_noops,
+    merge_common_subexpressions,
+    hoist_weights,
+    fuse_conv_blocks,
+    remove_dead_code,
+)
+
+
+def run_passes(program: Program, settings: Settings) -> Program:
+    """Bring a captured Program into the form that is lowered, checking the contract after each pass.
+
+    The Program is changed in place, and returned.
+    """
+    check(program, "capture")
+    for each in PASSES:
+        before = len(program.calls)
+        each(program, settings)
+        program.graph.recompile()
+        check(program, each.__name__)
+        log.debug("%s: %d → %d calls", each.__name__, before, len(program.calls))
+    return program

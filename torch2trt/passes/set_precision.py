@@ -1,0 +1,187 @@
+"""The arithmetic of the whole model, as explicit casts: networks are strongly typed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import fx
+
+from torch2trt.graph.program import Program
+from torch2trt.graph.rewrite import call, refresh
+from torch2trt.graph.signature import TensorLeaf
+from torch2trt.settings import Settings
+from torch2trt.sizes import TensorSpec
+
+aten = torch.ops.aten
+
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def _overloads(*packets: Any) -> frozenset[Any]:
+    return frozenset(getattr(packet, name) for packet in packets for name in packet.overloads())
+
+
+# Sums and what amplifies rounding: these keep float32, whatever the model's precision. Normalisation layers are not
+# among them, because TensorRT keeps their statistics in float32 itself.
+SENSITIVE = _overloads(
+    *(aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax, aten.logsumexp),
+    *(aten.exp, aten.exp2, aten.expm1, aten.log, aten.log2, aten.log10, aten.log1p),
+    *(aten.pow, aten.square, aten.rsqrt, aten.sqrt, aten.reciprocal),
+    *(aten.sum, aten.mean, aten.prod, aten.var, aten.std, aten.var_mean, aten.cumsum, aten.cumprod),
+    *(aten.linalg_vector_norm, aten.norm),
+)
+# These only move data: their result has the dtype of what they move.
+_MOVING = _overloads(
+    *(aten.view, aten._unsafe_view, aten.reshape, aten.permute, aten.transpose, aten.t, aten.unsqueeze),
+    *(aten.squeeze, aten.slice, aten.select, aten.expand, aten.split, aten.split_with_sizes, aten.unbind),
+    *(aten.chunk, aten.roll, aten.flip, aten.index, aten.index_select, aten.gather, aten.repeat, aten.alias),
+    *(aten.clone, aten.unfold, aten.movedim, aten.diagonal, aten.as_strided),
+)
+_JOINING = _overloads(aten.cat, aten.stack, aten.where, aten.masked_fill)
+
+
+def set_precision(program: Program, settings: Settings) -> None:
+    """Insert the casts that make the model compute in ``settings.precision``.
+
+    Inputs and outputs keep their dtypes unless ``keep_io_dtypes`` is off. What depends on parameters alone stays in
+    its own dtype and is cast where it is used, so that weights are folded in float32.
+    """
+    if settings.precision is None:
+        return
+    _Caster(program, DTYPES[settings.precision], settings.keep_io_dtypes).run()
+
+
+class _Caster:
+    def __init__(self, program: Program, dtype: torch.dtype, keep_io: bool) -> None:
+        self.program = program
+        self.dtype = dtype
+        self.keep_io = keep_io
+        self.casts: dict[tuple[fx.Node, torch.dtype], fx.Node] = {}
+        self.beyond: set[fx.Node] = set()
+        """Values that may exceed the range of ``dtype`` by design, such as masks of -3.4e38."""
+
+    def run(self) -> None:
+        program = self.program
+        if not self.keep_io:
+            self._retype_inputs()
+        constant = set(program.weight_placeholders)
+        for node in program.calls:
+            if program.is_size(node):
+                continue
+            if node.all_input_nodes and all(argument in constant for argument in node.all_input_nodes):
+                constant.add(node)
+            elif self._has_floats(node):
+                self._set(node)
+            self._note_range(node)
+        self._set_outputs()
+
+    def _has_floats(self, node: fx.Node) -> bool:
+        return any(self._is_float(argument) for argument in node.all_input_nodes)
+
+    def _is_float(self, node: fx.Node) -> bool:
+        value = node.meta.get("val")
+        return isinstance(value, torch.Tensor) and value.dtype in _FLOATS
+
+    def _set(self, node: fx.Node) -> None:
+        """Give one call the inputs that its precision asks for."""
+        if node.target in _MOVING or not isinstance(node.target, torch._ops.OpOverload):
+            refresh(node)
+        elif node.target is aten._to_copy.default:
+            refresh(node)  # the module's own cast
+        elif node.target in SENSITIVE or self._exceeds(node):
+            self._with_inputs(node, torch.float32)
+        elif self._is_pointwise(node) and all(
+            argument.meta["val"].dtype == torch.float32 for argument in node.all_input_nodes if self._is_float(argument)
+        ):
+            refresh(node)  # inside an island of float32
+        else:
+            self._with_inputs(node, self.dtype)
+
+    def _is_pointwise(self, node: fx.Node) -> bool:
+        return torch.Tag.pointwise in getattr(node.target, "tags", ()) or node.target in _JOINING
+
+    def _with_inputs(self, node: fx.Node, dtype: torch.dtype) -> None:
+        def cast(argument: fx.Node) -> fx.Node:
+            return self._cast(argument, dtype) if self._is_float(argument) else argument
+
+        node.args = fx.map_arg(node.args, cast)
+        node.kwargs = fx.map_arg(node.kwargs, cast)
+        if node.kwargs.get("dtype") in _FLOATS:
+            node.update_kwarg("dtype", dtype)
+        refresh(node)
+
+    def _cast(self, node: fx.Node, dtype: torch.dtype) -> fx.Node:
+        if node.meta["val"].dtype == dtype:
+            return node
+        if (node, dtype) not in self.casts:
+            graph = self.program.graph.graph
+            following = next(iter(self.program.calls)) if node.op == "placeholder" else node.next
+            with graph.inserting_before(following):
+                source = node
+                if node in self.beyond and dtype == torch.float16:
+                    limit = torch.finfo(dtype).max
+                    source = call(graph, aten.clamp.default, node, -limit, limit, like=node)
+                self.casts[node, dtype] = call(graph, aten._to_copy.default, source, dtype=dtype, like=node)
+        return self.casts[node, dtype]
+
+    def _exceeds(self, node: fx.Node) -> bool:
+        """Whether a number among the arguments does not fit into the precision."""
+        limit = torch.finfo(self.dtype).max
+        return any(
+            isinstance(value, float) and math.isfinite(value) and abs(value) > limit
+            for value in _numbers([node.args, node.kwargs])
+        )
+
+    def _note_range(self, node: fx.Node) -> None:
+        moved = node.target in _MOVING or self._is_pointwise(node)
+        if self._exceeds(node) or (moved and any(argument in self.beyond for argument in node.all_input_nodes)):
+            self.beyond.add(node)
+
+    def _retype_inputs(self) -> None:
+        leaves: list[Any] = []
+        by_name = {str(node.target): node for node in self.program.input_placeholders}
+        for leaf in self.program.signature.inputs:
+            if isinstance(leaf, TensorLeaf) and leaf.spec.dtype in _FLOATS:
+                node = by_name[leaf.name]
+                node.meta["val"] = node.meta["val"].to(self.dtype)
+                leaf = TensorLeaf(leaf.name, TensorSpec(leaf.spec.shape, self.dtype))
+            leaves.append(leaf)
+        self.program.signature = dataclasses.replace(self.program.signature, inputs=tuple(leaves))
+
+    def _set_outputs(self) -> None:
+        """Cast the outputs back, or let the signature say what they are now."""
+        program, output = self.program, self.program.output_node
+        wanted = {leaf.name: leaf.spec.dtype for leaf in program.signature.tensor_outputs}
+        returned: list[fx.Node] = []
+        for name, node in zip(program.output_names, output.args[0], strict=True):  # type: ignore[arg-type]
+            dtype = wanted[name]
+            if dtype in _FLOATS:
+                dtype = dtype if self.keep_io else self.dtype
+                node = self._cast(node, dtype)  # type: ignore[arg-type]
+            returned.append(node)  # type: ignore[arg-type]
+        output.args = (tuple(returned),)
+        if not self.keep_io:
+            dtypes = {name: program.spec(node).dtype for name, node in zip(program.output_names, returned, strict=True)}
+            outputs = tuple(
+                TensorLeaf(leaf.name, TensorSpec(leaf.spec.shape, dtypes[leaf.name]))
+                if isinstance(leaf, TensorLeaf)
+                else leaf
+                for leaf in program.signature.outputs
+            )
+            program.signature = dataclasses.replace(program.signature, outputs=outputs)
+
+
+def _numbers(value: Any) -> Iterable[Any]:
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, dict):
+        yield from _numbers(list(value.values()))
+    elif isinstance(value, int | float):
+        yield value

@@ -1,0 +1,104 @@
+"""All settings of a compilation: one frozen dataclass, used alike by ``compile``, ``torch.compile`` and the CLI."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from torch2trt.errors import SettingError
+
+Precision = Literal["fp32", "tf32", "fp16", "bf16"]
+FlavourName = Literal["tensorrt", "tensorrt_rtx"]
+Verbosity = Literal["none", "layer_names", "detailed"]
+ProgressMode = Literal["auto", "terminal", "notebook", "none"]
+
+
+def _setting(default: Any, help: str, *, engine: bool) -> Any:
+    return field(default=default, metadata={"help": help, "engine": engine})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of one compilation. ``metadata["engine"]`` of a field says whether it changes the engine."""
+
+    precision: Precision | None = _setting(
+        None,
+        "arithmetic of the whole model; unset: the module's own dtypes, with TF32 where they are float32",
+        engine=True,
+    )
+    keep_io_dtypes: bool = _setting(
+        True,
+        "inputs and outputs keep the caller's dtypes; off: they take the engine's precision",
+        engine=True,
+    )
+    flavour: FlavourName | None = _setting(None, "tensorrt or tensorrt_rtx; unset: what fits the machine", engine=True)
+    workspace: int | None = _setting(None, "workspace limit in bytes; unset: all of the GPU's memory", engine=True)
+    optimization_level: int | None = _setting(
+        None, "builder optimisation level, 0 to 5; unset: TensorRT's own default", engine=True
+    )
+    profiling_verbosity: Verbosity = _setting("layer_names", "what the engine tells its inspector", engine=True)
+    timing_cache: bool = _setting(True, "keep measured kernel timings in the cache folder", engine=False)
+    cache_dir: Path | None = _setting(None, "cache folder; unset: the user's own", engine=False)
+    progress: ProgressMode = _setting("auto", "progress bar of the build", engine=False)
+    build_in_subprocess: bool = _setting(
+        False, "build in a child process, so that a crash of TensorRT becomes an error", engine=False
+    )
+    build_timeout: float | None = _setting(None, "seconds a build may take; implies build_in_subprocess", engine=False)
+    cuda_graphs: bool = _setting(True, "replay one captured CUDA graph per input shape", engine=False)
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for item in dataclasses.fields(self):
+            _check(item.name, getattr(self, item.name), hints[item.name])
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise SettingError(f"must be 0 to 5, got {self.optimization_level}", subject="optimization_level")
+        if self.workspace is not None and self.workspace <= 0:
+            raise SettingError(f"must be positive, got {self.workspace}", subject="workspace")
+        if self.build_timeout is not None and self.build_timeout <= 0:
+            raise SettingError(f"must be positive, got {self.build_timeout}", subject="build_timeout")
+
+    @classmethod
+    def make(cls, **values: Any) -> Settings:
+        """Settings from keywords; an unknown name is an error that suggests the nearest.
+
+        Raises:
+            SettingError: an unknown name or a value of the wrong type.
+        """
+        known = [item.name for item in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"the settings are: {', '.join(known)}"
+                raise SettingError("unknown setting", subject=name, hint=hint)
+        if isinstance(values.get("cache_dir"), str):
+            values["cache_dir"] = Path(values["cache_dir"])
+        return cls(**values)
+
+    def engine_settings(self) -> dict[str, Any]:
+        """The fields that change the engine, as JSON values."""
+        return {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.metadata["engine"]}
+
+
+def _check(name: str, value: Any, hint: Any) -> None:
+    alternatives = get_args(hint) if type(None) in get_args(hint) else (hint,)
+    for alternative in alternatives:
+        if get_origin(alternative) is Literal:
+            if value in get_args(alternative):
+                return
+        elif alternative is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return
+        elif alternative is int and isinstance(value, bool):
+            continue
+        elif isinstance(value, alternative):
+            return
+    wanted = " or ".join(_spell(alternative) for alternative in alternatives)
+    raise SettingError(f"takes {wanted}, got {value!r}", subject=name)
+
+
+def _spell(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " or ".join(repr(value) for value in get_args(hint))
+    return "None" if hint is type(None) else str(hint.__name__)

@@ -1,0 +1,126 @@
+"""Sizes that may be symbolic: integers, or sympy expressions over the named dynamic dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+
+Size = int | sympy.Expr
+"""A dimension: a plain int where it is known, otherwise an expression such as ``12*batch``."""
+
+Shape = tuple[Size, ...]
+
+
+@dataclass(frozen=True)
+class DimRange:
+    """The sizes one named dimension may take: an engine is tuned at ``opt`` and valid from ``min`` to ``max``."""
+
+    min: int
+    opt: int
+    max: int
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and dtype of one tensor."""
+
+    shape: Shape
+    dtype: torch.dtype
+
+    @property
+    def is_static(self) -> bool:
+        """Whether every size is a plain int."""
+        return all(isinstance(size, int) for size in self.shape)
+
+    @property
+    def rank(self) -> int:
+        """The number of dimensions."""
+        return len(self.shape)
+
+    def at(self, values: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape where the named dimensions have these sizes."""
+        return tuple(evaluate(size, values) for size in self.shape)
+
+
+def to_size(value: Any) -> Size:
+    """An int or a ``torch.SymInt`` as :data:`Size`."""
+    if isinstance(value, torch.SymInt):
+        return simplify(value.node.expr)
+    if isinstance(value, sympy.Expr):
+        return simplify(value)
+    return int(value)
+
+
+def to_shape(values: Iterable[Any]) -> Shape:
+    """A ``torch.Size`` as :data:`Shape`."""
+    return tuple(to_size(value) for value in values)
+
+
+def simplify(expr: sympy.Expr) -> Size:
+    """A constant expression as an int, any other as it is."""
+    return int(expr) if expr.is_number else expr
+
+
+def evaluate(size: Size, values: Mapping[str, int]) -> int:
+    """The number that a size is where the named dimensions have these sizes."""
+    if isinstance(size, int):
+        return size
+    return int(size.subs({symbol: values[symbol.name] for symbol in size.free_symbols}))
+
+
+def size_to_json(size: Size) -> int | str:
+    """A size as a JSON value: an int, or the expression's text."""
+    return size if isinstance(size, int) else str(size)
+
+
+def size_from_json(value: int | str) -> Size:
+    """The inverse of :func:`size_to_json`.
+
+    The text is parsed as arithmetic only (names, integers, ``+ - * // %``, min and max), never evaluated as Python.
+    """
+    if isinstance(value, int):
+        return value
+    return simplify(_parse(value))
+
+
+def _parse(text: str) -> sympy.Expr:
+    import ast
+
+    from torch.utils._sympy.functions import FloorDiv, Mod
+
+    binary: dict[type, Any] = {
+        ast.Add: lambda a, b: a + b,
+        ast.Sub: lambda a, b: a - b,
+        ast.Mult: lambda a, b: a * b,
+        ast.Pow: lambda a, b: a**b,
+        ast.FloorDiv: FloorDiv,
+        ast.Mod: Mod,
+    }
+    calls: dict[str, Any] = {"Max": sympy.Max, "Min": sympy.Min, "Mod": Mod, "FloorDiv": FloorDiv}
+
+    def walk(node: ast.AST) -> sympy.Expr:
+        match node:
+            case ast.Expression(body=body):
+                return walk(body)
+            case ast.Constant(value=int() as value):
+                return sympy.Integer(value)
+            case ast.Name(id=name):
+                return symbol(name)
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return -walk(operand)
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in binary:
+                return binary[type(op)](walk(left), walk(right))
+            case ast.Call(func=ast.Name(id=name), args=args) if name in calls:
+                return calls[name](*(walk(arg) for arg in args))
+        raise ValueError(f"not a size: {text!r}")
+
+    return walk(ast.parse(text, mode="eval"))
+
+
+def symbol(name: str) -> sympy.Symbol:
+    """The symbol of a named dynamic dimension."""
+    return sympy.Symbol(name, integer=True, positive=True)

@@ -1,0 +1,227 @@
+"""Layers that compute: elementwise, unary, activations, casts, matrix products, reductions, softmax, top-k."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from torch2trt.sizes import Size
+from torch2trt.trt.core import FLOAT_DTYPES
+from torch2trt.trt.dims import broadcast
+from torch2trt.trt.shaping import Shaping
+from torch2trt.trt.tensor import Tensor
+
+Operand = Tensor | int | float | bool
+
+_COMPARISONS = ("EQUAL", "GREATER", "LESS")
+_LOGICAL = ("AND", "OR", "XOR")
+_FOR_BOOL = (*_LOGICAL, "EQUAL")
+_FLOAT_UNARY = (
+    *("EXP", "LOG", "SQRT", "RECIP", "SIN", "COS", "TAN", "SINH", "COSH", "ASIN", "ACOS", "ATAN"),
+    *("ASINH", "ACOSH", "ATANH", "ERF", "CEIL", "FLOOR", "ROUND"),
+)
+
+
+class Arithmetic(Shaping):
+    """The computing layers of a network."""
+
+    # -- types --------------------------------------------------------------------------------------------------------
+
+    def cast(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """The tensor in another dtype; floats become integers by truncation, as in torch."""
+        if tensor.dtype == dtype:
+            return tensor
+        if tensor.value is not None and tensor.value.numel() <= 1024:
+            return self.constant(tensor.value.to(dtype))
+        layer = self.add("add_cast", tensor.itensor, self.dtype(dtype))
+        return self.output_of(layer, tensor.shape)
+
+    def tensor(self, operand: Operand, dtype: torch.dtype | None = None) -> Tensor:
+        """An operand as a tensor: Python numbers become 0-d constants.
+
+        Args:
+            dtype: cast to it; unset: the tensor's own, or torch's default for the number.
+        """
+        if not isinstance(operand, Tensor):
+            return self.constant(torch.tensor(operand, dtype=dtype))
+        return operand if dtype is None else self.cast(operand, dtype)
+
+    def promoted_dtype(self, *operands: Operand) -> torch.dtype:
+        """The dtype that torch's type promotion gives these operands."""
+
+        def example(operand: Operand) -> Any:
+            if not isinstance(operand, Tensor):
+                return operand
+            return torch.empty((1,) * min(operand.rank, 1), dtype=operand.dtype, device="meta")
+
+        def join(first: Any, second: Any) -> torch.Tensor:
+            shaped = any(isinstance(operand, torch.Tensor) and operand.dim() for operand in (first, second))
+            return torch.empty((1,) * shaped, dtype=torch.result_type(first, second), device="meta")
+
+        joined = functools.reduce(join, map(example, operands))
+        return joined.dtype if isinstance(joined, torch.Tensor) else torch.tensor(joined).dtype
+
+    def promote(self, *operands: Operand) -> list[Tensor]:
+        """The operands as tensors of one dtype, by torch's type promotion."""
+        dtype = self.promoted_dtype(*operands)
+        return [self.tensor(operand, dtype) for operand in operands]
+
+    # -- elementwise --------------------------------------------------------------------------------------------------
+
+    def elementwise(self, operation: str, first: Tensor, second: Tensor) -> Tensor:
+        """A binary ``ElementWiseOperation`` on tensors of one dtype, with broadcasting; comparisons give BOOL."""
+        if first.dtype != second.dtype:
+            raise self.error(f"{operation} takes one dtype, got {first.dtype} and {second.dtype}")
+        shape = broadcast(first.shape, second.shape)
+        dtype = first.dtype
+        if dtype in (torch.bool, torch.int8, torch.uint8) and not (dtype == torch.bool and operation in _FOR_BOOL):
+            # Only the logical operations and EQUAL take BOOL, and 8-bit arithmetic is for quantized values.
+            wide = self.elementwise(operation, self.cast(first, torch.int32), self.cast(second, torch.int32))
+            return wide if operation in _COMPARISONS else self.cast(wide, dtype)
+        operands = [self.to_rank(tensor, len(shape)).itensor for tensor in (first, second)]
+        layer = self.add("add_elementwise", *operands, getattr(self.trt.ElementWiseOperation, operation))
+        return self.output_of(layer, shape)
+
+    def binary(self, operation: str, first: Operand, second: Operand) -> Tensor:
+        """:meth:`elementwise` after torch's type promotion."""
+        return self.elementwise(operation, *self.promote(first, second))
+
+    def unary(self, operation: str, tensor: Tensor) -> Tensor:
+        """A ``UnaryOperation``; those that only floats have see integers as float32."""
+        if operation == "NOT":
+            tensor = self.cast(tensor, torch.bool)
+        elif operation in _FLOAT_UNARY and tensor.dtype not in FLOAT_DTYPES:
+            tensor = self.cast(tensor, torch.float32)
+        elif tensor.dtype == torch.bool:
+            tensor = self.cast(tensor, torch.int32)
+        scalar = tensor.rank == 0
+        layer = self.add(
+            "add_unary",
+            (self.reshape(tensor, (1,)) if scalar else tensor).itensor,
+            getattr(self.trt.UnaryOperation, operation),
+        )
+        result = self.output_of(layer, (1,) if scalar else tensor.shape)
+        return self.reshape(result, ()) if scalar else result
+
+    def activation(self, kind: str, tensor: Tensor, alpha: float | None = None, beta: float | None = None) -> Tensor:
+        """An ``ActivationType`` with its parameters."""
+        if tensor.dtype not in FLOAT_DTYPES and not (kind == "RELU" and tensor.dtype in (torch.int32, torch.int64)):
+            tensor = self.cast(tensor, torch.float32)
+        if tensor.rank == 0:
+            return self.reshape(self.activation(kind, self.reshape(tensor, (1,)), alpha, beta), ())
+        layer = self.add("add_activation", tensor.itensor, getattr(self.trt.ActivationType, kind))
+        if alpha is not None:
+            layer.alpha = alpha
+        if beta is not None:
+            layer.beta = beta
+        return self.output_of(layer, tensor.shape)
+
+    # -- products -----------------------------------------------------------------------------------------------------
+
+    def matmul(
+        self, first: Tensor, second: Tensor, *, transpose_first: bool = False, transpose_second: bool = False
+    ) -> Tensor:
+        """A matrix product over the last two dimensions; the leading ones broadcast, as ``torch.matmul``.
+
+        Operands of rank 1 are vectors.
+        """
+        operation = self.trt.MatrixOperation
+        vectors = first.rank == 1, second.rank == 1
+        if vectors[0]:
+            first = self.unsqueeze(first, 0)
+        if vectors[1]:
+            second = self.unsqueeze(second, 1)
+        rank = max(first.rank, second.rank)
+        first, second = self.to_rank(first, rank), self.to_rank(second, rank)
+        layer = self.add(
+            "add_matrix_multiply",
+            first.itensor,
+            operation.TRANSPOSE if transpose_first else operation.NONE,
+            second.itensor,
+            operation.TRANSPOSE if transpose_second else operation.NONE,
+        )
+        rows = first.shape[-1 if transpose_first else -2]
+        columns = second.shape[-2 if transpose_second else -1]
+        result = self.output_of(layer, (*broadcast(first.shape[:-2], second.shape[:-2]), rows, columns))
+        if vectors[1]:
+            result = self.squeeze(result, -1)
+        if vectors[0]:
+            result = self.squeeze(result, -1 if vectors[1] else -2)
+        return result
+
+    def einsum(self, equation: str, operands: Sequence[Tensor], shape: Sequence[Size]) -> Tensor:
+        """An Einstein sum; the caller knows the result's shape."""
+        layer = self.add("add_einsum", [tensor.itensor for tensor in operands], equation)
+        return self.output_of(layer, shape)
+
+    # -- reductions ---------------------------------------------------------------------------------------------------
+
+    def reduce(self, operation: str, tensor: Tensor, axes: Sequence[int], keep_dims: bool) -> Tensor:
+        """A ``ReduceOperation`` over dimensions; no axes means all of them."""
+        if tensor.rank == 0:
+            return tensor
+        axes = sorted({axis % tensor.rank for axis in axes} or range(tensor.rank))
+        if tensor.dtype == torch.bool:
+            # MAX and MIN of 0 and 1 are any and all.
+            return self.cast(self.reduce(operation, self.cast(tensor, torch.int32), axes, keep_dims), torch.bool)
+        layer = self.add(
+            "add_reduce",
+            tensor.itensor,
+            getattr(self.trt.ReduceOperation, operation),
+            mask_of(axes),
+            keep_dims,
+        )
+        kept = [1 if axis in axes else size for axis, size in enumerate(tensor.shape) if keep_dims or axis not in axes]
+        return self.output_of(layer, kept)
+
+    def softmax(self, tensor: Tensor, axis: int) -> Tensor:
+        """Softmax along a dimension."""
+        if tensor.rank == 0:
+            return self.reshape(self.softmax(self.reshape(tensor, (1,)), 0), ())
+        layer = self.add("add_softmax", tensor.itensor)
+        layer.axes = 1 << (axis % tensor.rank)
+        return self.output_of(layer, tensor.shape)
+
+    def top_k(self, tensor: Tensor, count: int, axis: int, *, largest: bool) -> tuple[Tensor, Tensor]:
+        """The largest or smallest elements along a dimension, in order, and their INT32 indices."""
+        axis %= tensor.rank
+        single = tensor.rank == 1
+        source = self.unsqueeze(tensor, 0) if single else tensor
+        axis += int(single)
+        operation = self.trt.TopKOperation.MAX if largest else self.trt.TopKOperation.MIN
+        layer = self.add("add_topk", source.itensor, operation, count, 1 << axis)
+        shape = [*source.shape[:axis], count, *source.shape[axis + 1 :]]
+        values, indices = (self.output_of(layer, shape, index) for index in (0, 1))
+        return (self.squeeze(values, 0), self.squeeze(indices, 0)) if single else (values, indices)
+
+    def cumulative_sum(self, tensor: Tensor, axis: int) -> Tensor:
+        """Running sums along a dimension."""
+        if not self.flavour.has("cumulative"):
+            raise self.error(f"{self.flavour.name} {self.flavour.version_text} has no cumulative layer")
+        layer = self.add(
+            "add_cumulative",
+            tensor.itensor,
+            self.constant(torch.tensor(axis % tensor.rank, dtype=torch.int32)).itensor,
+            self.trt.CumulativeOperation.SUM,
+            False,
+            False,
+        )
+        return self.output_of(layer, tensor.shape)
+
+
+def mask_of(axes: Sequence[int]) -> int:
+    """Axes as TensorRT's bit mask."""
+    mask = 0
+    for axis in axes:
+        mask |= 1 << axis
+    return mask
+
+
+def value_of(operand: Operand) -> Any:
+    """The number behind an operand known at build time, else None."""
+    if not isinstance(operand, Tensor):
+        return operand
+    return operand.value.item() if operand.value is not None and operand.value.numel() == 1 else None

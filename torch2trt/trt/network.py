@@ -1,0 +1,262 @@
+"""The typed network builder that converters write to: TensorRT's layers with torch's shapes, ranks and defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from torch2trt.sizes import Size
+from torch2trt.trt.arithmetic import Arithmetic, mask_of
+from torch2trt.trt.tensor import Tensor
+
+
+class Network(Arithmetic):
+    """The layers of neural networks, beside those of :class:`Shaping` and :class:`Arithmetic`."""
+
+    # -- convolutions -------------------------------------------------------------------------------------------------
+
+    def convolution(
+        self,
+        tensor: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int = 1,
+        padding_after: Sequence[int] | None = None,
+    ) -> Tensor:
+        """A convolution over 1 to 3 spatial dimensions.
+
+        Args:
+            tensor: [N, C, *spatial]; a missing batch dimension is added and removed.
+            weight: [K, C // groups, *window], constant or computed.
+            bias: [K] or None.
+            padding: zeros before (and, unless ``padding_after`` says otherwise, after) each spatial dimension.
+        """
+        return self._convolution(
+            "add_convolution_nd",
+            tensor,
+            weight,
+            bias,
+            stride,
+            padding,
+            padding_after or padding,
+            dilation,
+            groups,
+        )
+
+    def deconvolution(
+        self,
+        tensor: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int = 1,
+        output_padding: Sequence[int] = (),
+    ) -> Tensor:
+        """A transposed convolution; weight [C, K // groups, *window], otherwise as :meth:`convolution`."""
+        if tensor.dtype == torch.bfloat16:
+            # TensorRT has no BF16 kernels for it.
+            wide = [None if item is None else self.cast(item, torch.float32) for item in (tensor, weight, bias)]
+            result = self.deconvolution(
+                *wide,  # type: ignore[arg-type]
+                stride=stride,
+                padding=padding,
+                dilation=dilation,
+                groups=groups,
+                output_padding=output_padding,
+            )
+            return self.cast(result, torch.bfloat16)
+        extra = output_padding or (0,) * len(padding)
+        after = [size - more for size, more in zip(padding, extra, strict=True)]
+        return self._convolution("add_deconvolution_nd", tensor, weight, bias, stride, padding, after, dilation, groups)
+
+    def _convolution(
+        self,
+        method: str,
+        tensor: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: Sequence[int],
+        before: Sequence[int],
+        after: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> Tensor:
+        spatial = weight.rank - 2
+        if tensor.rank == weight.rank - 1:
+            batched = self.unsqueeze(tensor, 0)
+            result = self._convolution(method, batched, weight, bias, stride, before, after, dilation, groups)
+            return self.squeeze(result, 0)
+        if spatial == 1:
+            # TensorRT has 2-D and 3-D windows only.
+            result = self._convolution(
+                method,
+                self.unsqueeze(tensor, 2),
+                self.unsqueeze(weight, 2),
+                bias,
+                (1, *stride),
+                (0, *before),
+                (0, *after),
+                (1, *dilation),
+                groups,
+            )
+            return self.squeeze(result, 2)
+        window = weight.shape[2:]
+        maps = weight.shape[0] if method == "add_convolution_nd" else weight.shape[1] * groups
+        kernel, offset = self._inner_weights(weight), self._inner_weights(bias)
+        layer = self.add(method, tensor.itensor, maps, window, *(self._weights_or_empty(w) for w in (kernel, offset)))
+        layer.stride_nd, layer.dilation_nd, layer.num_groups = tuple(stride), tuple(dilation), groups
+        layer.pre_padding, layer.post_padding = tuple(before), tuple(after)
+        for slot, part, inner, operand in ((1, "kernel", kernel, weight), (2, "bias", offset, bias)):
+            if inner is not None:
+                self.constants[f"{layer.name}.{part}"] = inner
+            elif operand is not None:
+                layer.set_input(slot, operand.itensor)
+        transposed = method == "add_deconvolution_nd"
+        sizes: list[Size] = []
+        for axis in range(spatial):
+            size, reach = tensor.shape[axis + 2], dilation[axis] * (int(window[axis]) - 1) + 1
+            padding = before[axis] + after[axis]
+            if transposed:
+                sizes.append((size - 1) * stride[axis] - padding + reach)
+            elif isinstance(size, int):
+                sizes.append((size + padding - reach) // stride[axis] + 1)
+            else:
+                sizes = []
+                break
+        shape = (tensor.shape[0], maps, *sizes) if sizes else None
+        return self.output_of(layer, shape)
+
+    def _inner_weights(self, tensor: Tensor | None) -> torch.Tensor | None:
+        """The value of a weight that can live inside a layer: a constant."""
+        return None if tensor is None or tensor.value is None else tensor.value.cpu().contiguous()
+
+    def _weights_or_empty(self, value: torch.Tensor | None) -> Any:
+        return self.trt.Weights() if value is None else self.weights(value)
+
+    # -- pooling ------------------------------------------------------------------------------------------------------
+
+    def pooling(
+        self,
+        kind: str,
+        tensor: Tensor,
+        *,
+        window: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        padding_after: Sequence[int] | None = None,
+        count_include_pad: bool = True,
+    ) -> Tensor:
+        """MAX or AVERAGE pooling over 1 to 3 spatial dimensions of [N, C, *spatial] or [C, *spatial]."""
+        spatial = len(window)
+        after = padding if padding_after is None else padding_after
+        if tensor.rank == spatial + 1:
+            batched = self.unsqueeze(tensor, 0)
+            result = self.pooling(
+                kind,
+                batched,
+                window=window,
+                stride=stride,
+                padding=padding,
+                padding_after=after,
+                count_include_pad=count_include_pad,
+            )
+            return self.squeeze(result, 0)
+        if spatial == 1:
+            result = self.pooling(
+                kind,
+                self.unsqueeze(tensor, 2),
+                window=(1, *window),
+                stride=(1, *stride),
+                padding=(0, *padding),
+                padding_after=(0, *after),
+                count_include_pad=count_include_pad,
+            )
+            return self.squeeze(result, 2)
+        layer = self.add("add_pooling_nd", tensor.itensor, getattr(self.trt.PoolingType, kind), tuple(window))
+        layer.stride_nd, layer.pre_padding, layer.post_padding = tuple(stride), tuple(padding), tuple(after)
+        layer.average_count_excludes_padding = not count_include_pad
+        sizes: list[Size] = []
+        for axis, size in enumerate(tensor.shape[2:]):
+            if not isinstance(size, int):
+                return self.output_of(layer)
+            sizes.append((size + padding[axis] + after[axis] - window[axis]) // stride[axis] + 1)
+        return self.output_of(layer, (*tensor.shape[:2], *sizes))
+
+    # -- normalisation ------------------------------------------------------------------------------------------------
+
+    def normalization(self, tensor: Tensor, scale: Tensor, bias: Tensor, axes: Sequence[int], eps: float) -> Tensor:
+        """``(x - mean) / sqrt(variance + eps) * scale + bias`` over dimensions; statistics in float32.
+
+        Args:
+            scale, bias: of the input's rank, broadcastable to it.
+        """
+        layer = self.add(
+            "add_normalization",
+            tensor.itensor,
+            scale.itensor,
+            bias.itensor,
+            mask_of([axis % tensor.rank for axis in axes]),
+        )
+        layer.epsilon = eps
+        return self.output_of(layer, tensor.shape)
+
+    def group_normalization(
+        self, tensor: Tensor, scale: Tensor | None, bias: Tensor | None, groups: int, eps: float
+    ) -> Tensor:
+        """Normalisation of each group of channels of [N, C, *spatial]; scale and bias of shape [C]."""
+        channels, rest = tensor.shape[1], (1,) * (tensor.rank - 2)
+        assert isinstance(channels, int)
+        axes = range(2, tensor.rank)
+        ones = self.constant(torch.ones(1, groups, *rest, dtype=tensor.dtype))
+        zeros = self.constant(torch.zeros(1, groups, *rest, dtype=tensor.dtype))
+        layer = self.add("add_normalization", tensor.itensor, ones.itensor, zeros.itensor, mask_of(axes))
+        layer.epsilon, layer.num_groups = eps, groups
+        result = self.output_of(layer, tensor.shape)
+        if scale is not None:
+            result = self.elementwise("PROD", result, self.reshape(scale, (1, channels, *rest)))
+        if bias is not None:
+            result = self.elementwise("SUM", result, self.reshape(bias, (1, channels, *rest)))
+        return result
+
+    # -- resizing -----------------------------------------------------------------------------------------------------
+
+    def resize(
+        self,
+        tensor: Tensor,
+        shape: Sequence[Size],
+        *,
+        mode: str,
+        coordinates: str = "HALF_PIXEL",
+        scales: Sequence[float] | None = None,
+        cubic_coefficient: float = -0.75,
+    ) -> Tensor:
+        """Interpolation to a shape.
+
+        Args:
+            mode: NEAREST, LINEAR or CUBIC (an ``InterpolationMode``).
+            coordinates: a ``ResizeCoordinateTransformation``; ASYMMETRIC with NEAREST rounds down.
+            scales: scale factors to use in place of the sizes' ratios.
+        """
+        layer = self.add("add_resize", tensor.itensor)
+        layer.resize_mode = getattr(self.trt.InterpolationMode, mode)
+        layer.coordinate_transformation = getattr(self.trt.ResizeCoordinateTransformation, coordinates)
+        if mode == "NEAREST":
+            layer.nearest_rounding = self.trt.ResizeRoundMode.FLOOR
+        if mode == "CUBIC":
+            layer.cubic_coeff = cubic_coefficient
+        if scales is not None:
+            layer.scales = list(scales)
+        elif all(isinstance(size, int) for size in shape):
+            layer.shape = tuple(shape)
+        else:
+            layer.set_input(1, self.cast(self.shape_tensor(shape), torch.int32).itensor)
+        return self.output_of(layer, shape)

@@ -1,0 +1,234 @@
+"""Layers that move data: reshape, permute, slice, expand, concatenate, gather, scatter, pad."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from torch2trt.sizes import Size
+from torch2trt.trt.core import NetworkCore
+from torch2trt.trt.dims import broadcast
+from torch2trt.trt.tensor import Tensor
+
+
+def is_static(shape: Sequence[Size]) -> bool:
+    """Whether every size is a plain int."""
+    return all(isinstance(size, int) for size in shape)
+
+
+class Shaping(NetworkCore):
+    """The shaping layers of a network."""
+
+    # -- sizes as tensors ---------------------------------------------------------------------------------------------
+
+    def size_of(self, tensor: Tensor, axis: int) -> Tensor:
+        """One dimension of a tensor as an INT64 tensor of shape [1]."""
+        layer = self.add("add_shape", tensor.itensor)
+        shape = self.output_of(layer, (tensor.rank,))
+        return self.slice(shape, [axis % tensor.rank], [1], [1])
+
+    def shape_tensor(self, shape: Sequence[Size]) -> Tensor:
+        """A shape as an INT64 tensor of shape [rank]."""
+        if is_static(shape):
+            return self.constant(torch.tensor([int(size) for size in shape], dtype=torch.int64))
+        parts: list[Tensor] = []
+        run: list[int] = []
+        for size in shape:
+            if isinstance(size, int):
+                run.append(size)
+                continue
+            if run:
+                parts.append(self.constant(torch.tensor(run)))
+                run = []
+            parts.append(self.dims.tensor(size))
+        if run:
+            parts.append(self.constant(torch.tensor(run)))
+        return self.concat(parts, 0)
+
+    # -- shuffles -----------------------------------------------------------------------------------------------------
+
+    def reshape(self, tensor: Tensor, shape: Sequence[Size]) -> Tensor:
+        """The same elements, in order, in another shape."""
+        shape = tuple(shape)
+        if tuple(tensor.shape) == shape:
+            return tensor
+        if tensor.value is not None and is_static(shape):
+            return Tensor(self, None, shape, tensor.dtype, tensor.value.reshape(shape), tensor.label)  # type: ignore[arg-type]
+        if tensor.dtype == torch.uint8:
+            raise self.error("TensorRT reshapes no uint8 tensors: cast it first")
+        layer = self.add("add_shuffle", tensor.itensor)
+        dynamic = [axis for axis, size in enumerate(shape) if not isinstance(size, int)]
+        copied = [axis for axis in dynamic if axis < tensor.rank and tensor.shape[axis] == shape[axis]]
+        rest = [axis for axis in dynamic if axis not in copied]
+        if len(dynamic) == 1 and 0 not in shape:
+            layer.zero_is_placeholder = False
+            layer.reshape_dims = [size if isinstance(size, int) else -1 for size in shape]
+        elif len(rest) <= 1 and 0 not in shape:
+            # 0 copies the size of the same axis of the input, -1 is what remains.
+            layer.reshape_dims = [
+                size if isinstance(size, int) else 0 if axis in copied else -1 for axis, size in enumerate(shape)
+            ]
+        elif is_static(shape):
+            layer.zero_is_placeholder = False
+            layer.reshape_dims = list(shape)
+        else:
+            layer.zero_is_placeholder = False
+            layer.set_input(1, self.shape_tensor(shape).itensor)
+        return self.output_of(layer, shape)
+
+    def permute(self, tensor: Tensor, axes: Sequence[int]) -> Tensor:
+        """Dimensions in another order."""
+        axes = [axis % tensor.rank for axis in axes]
+        if axes == list(range(tensor.rank)):
+            return tensor
+        if tensor.dtype == torch.uint8:
+            raise self.error("TensorRT permutes no uint8 tensors: cast it first")
+        layer = self.add("add_shuffle", tensor.itensor)
+        layer.first_transpose = self.trt.Permutation(axes)
+        return self.output_of(layer, [tensor.shape[axis] for axis in axes])
+
+    def transpose(self, tensor: Tensor, first: int, second: int) -> Tensor:
+        """Two dimensions swapped."""
+        axes = list(range(tensor.rank))
+        axes[first], axes[second] = axes[second], axes[first]
+        return self.permute(tensor, axes)
+
+    def unsqueeze(self, tensor: Tensor, axis: int) -> Tensor:
+        """A dimension of size 1 inserted; negative axes count in the result."""
+        axis %= tensor.rank + 1
+        return self.reshape(tensor, (*tensor.shape[:axis], 1, *tensor.shape[axis:]))
+
+    def squeeze(self, tensor: Tensor, axis: int) -> Tensor:
+        """A dimension of size 1 removed."""
+        axis %= tensor.rank
+        return self.reshape(tensor, (*tensor.shape[:axis], *tensor.shape[axis + 1 :]))
+
+    def to_rank(self, tensor: Tensor, rank: int) -> Tensor:
+        """Leading dimensions of size 1 added up to a rank."""
+        return self.reshape(tensor, (*(1,) * (rank - tensor.rank), *tensor.shape))
+
+    # -- slices -------------------------------------------------------------------------------------------------------
+
+    def slice(self, tensor: Tensor, start: Sequence[Size], sizes: Sequence[Size], stride: Sequence[int]) -> Tensor:
+        """``tensor[start : start + sizes * stride : stride]`` in every dimension; stride 0 repeats, negative flips."""
+        sizes = tuple(sizes)
+        fixed = [[size if isinstance(size, int) else 0 for size in values] for values in (start, sizes)]
+        layer = self.add("add_slice", tensor.itensor, *fixed, list(stride))
+        if not is_static(start):
+            layer.set_input(1, self.shape_tensor(start).itensor)
+        if not is_static(sizes):
+            layer.set_input(2, self.shape_tensor(sizes).itensor)
+        return self.output_of(layer, sizes)
+
+    def narrow(self, tensor: Tensor, axis: int, start: Size, size: Size, step: int = 1) -> Tensor:
+        """A range of one dimension."""
+        axis %= tensor.rank
+        if start == 0 and step == 1 and size == tensor.shape[axis]:
+            return tensor
+        starts: list[Size] = [0] * tensor.rank
+        sizes = list(tensor.shape)
+        strides = [1] * tensor.rank
+        starts[axis], sizes[axis], strides[axis] = start, size, step
+        return self.slice(tensor, starts, sizes, strides)
+
+    def expand(self, tensor: Tensor, shape: Sequence[Size]) -> Tensor:
+        """Dimensions of size 1 repeated up to a shape, as broadcasting does."""
+        tensor = self.to_rank(tensor, len(shape))
+        if tuple(tensor.shape) == tuple(shape):
+            return tensor
+        strides = [0 if have == 1 and want != 1 else 1 for have, want in zip(tensor.shape, shape, strict=True)]
+        return self.slice(tensor, [0] * len(shape), shape, strides)
+
+    def flip(self, tensor: Tensor, axes: Sequence[int]) -> Tensor:
+        """Dimensions in reverse order."""
+        axes = [axis % tensor.rank for axis in axes]
+        start = [size - 1 if axis in axes else 0 for axis, size in enumerate(tensor.shape)]
+        stride = [-1 if axis in axes else 1 for axis in range(tensor.rank)]
+        return self.slice(tensor, start, tensor.shape, stride)
+
+    def pad(
+        self,
+        tensor: Tensor,
+        before: Sequence[int],
+        after: Sequence[int],
+        *,
+        mode: str = "FILL",
+        value: float = 0,
+    ) -> Tensor:
+        """Grow (or, where negative, crop) every dimension.
+
+        Args:
+            before, after: elements to add in each dimension.
+            mode: a ``SampleMode``: FILL with ``value``, CLAMP to the edge, REFLECT, WRAP.
+        """
+        sizes = [size + low + high for size, low, high in zip(tensor.shape, before, after, strict=True)]
+        fixed = [size if isinstance(size, int) else 0 for size in sizes]
+        layer = self.add("add_slice", tensor.itensor, [-low for low in before], fixed, [1] * tensor.rank)
+        layer.mode = getattr(self.trt.SampleMode, mode)
+        if not is_static(sizes):
+            layer.set_input(2, self.shape_tensor(sizes).itensor)
+        if mode == "FILL":
+            layer.set_input(4, self.constant(torch.tensor(value, dtype=tensor.dtype)).itensor)
+        return self.output_of(layer, sizes)
+
+    # -- joins and look-ups -------------------------------------------------------------------------------------------
+
+    def concat(self, tensors: Sequence[Tensor], axis: int) -> Tensor:
+        """Tensors joined along a dimension."""
+        if len(tensors) == 1:
+            return tensors[0]
+        axis %= tensors[0].rank
+        layer = self.add("add_concatenation", [tensor.itensor for tensor in tensors])
+        layer.axis = axis
+        shape = list(tensors[0].shape)
+        shape[axis] = sum((tensor.shape[axis] for tensor in tensors), 0)
+        return self.output_of(layer, shape)
+
+    def gather(self, tensor: Tensor, indices: Tensor, axis: int) -> Tensor:
+        """Whole slices along a dimension: the indices' shape takes the dimension's place."""
+        axis %= tensor.rank
+        layer = self.add("add_gather", tensor.itensor, indices.itensor, axis)
+        return self.output_of(layer, (*tensor.shape[:axis], *indices.shape, *tensor.shape[axis + 1 :]))
+
+    def gather_elements(self, tensor: Tensor, indices: Tensor, axis: int) -> Tensor:
+        """One element per index, as ``torch.gather``."""
+        layer = self.add("add_gather_v2", tensor.itensor, indices.itensor, self.trt.GatherMode.ELEMENT)
+        layer.axis = axis % tensor.rank
+        return self.output_of(layer, indices.shape)
+
+    def gather_nd(self, tensor: Tensor, indices: Tensor) -> Tensor:
+        """Slices at index tuples: the last dimension of ``indices`` addresses the leading ones of ``tensor``."""
+        layer = self.add("add_gather_v2", tensor.itensor, indices.itensor, self.trt.GatherMode.ND)
+        depth = indices.shape[-1]
+        assert isinstance(depth, int)
+        return self.output_of(layer, (*indices.shape[:-1], *tensor.shape[depth:]))
+
+    def scatter_elements(self, tensor: Tensor, indices: Tensor, updates: Tensor, axis: int) -> Tensor:
+        """One element written per index, as ``torch.scatter``."""
+        layer = self.add("add_scatter", tensor.itensor, indices.itensor, updates.itensor, self.trt.ScatterMode.ELEMENT)
+        layer.axis = axis % tensor.rank
+        return self.output_of(layer, tensor.shape)
+
+    def scatter_nd(self, tensor: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
+        """Slices written at index tuples, as :meth:`gather_nd` reads them."""
+        layer = self.add("add_scatter", tensor.itensor, indices.itensor, updates.itensor, self.trt.ScatterMode.ND)
+        return self.output_of(layer, tensor.shape)
+
+    def select(self, condition: Tensor, then: Tensor, otherwise: Tensor) -> Tensor:
+        """``then`` where the condition holds, else ``otherwise``; all three broadcast."""
+        shape = broadcast(condition.shape, then.shape, otherwise.shape)
+        operands = [self.to_rank(tensor, len(shape)).itensor for tensor in (condition, then, otherwise)]
+        return self.output_of(self.add("add_select", *operands), shape)
+
+    def iota(self, start: Tensor | int | float, step: Tensor | int | float, size: Size, dtype: torch.dtype) -> Tensor:
+        """``start + step * [0, 1, … size - 1]``."""
+        if isinstance(size, int) and isinstance(start, int | float) and isinstance(step, int | float):
+            return self.constant((start + step * torch.arange(size, dtype=torch.float64)).to(dtype))
+        layer = self.add("add_fill", (0,), self.trt.FillOperation.LINSPACE, self.dtype(dtype))
+        layer.set_input(0, self.shape_tensor([size]).itensor)
+        first = start if isinstance(start, Tensor) else self.constant(torch.tensor(start, dtype=dtype))
+        delta = step if isinstance(step, Tensor) else self.constant(torch.tensor([step], dtype=dtype))
+        layer.set_input(1, self.reshape(first, ()).itensor)
+        layer.set_input(2, self.reshape(delta, (1,)).itensor)
+        return self.output_of(layer, (size,))
