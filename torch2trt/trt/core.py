@@ -12,21 +12,12 @@ import torch
 from torch2trt.errors import NetworkError
 from torch2trt.sizes import Shape, Size, TensorSpec
 from torch2trt.trt.dims import Dims
+from torch2trt.trt.dtypes import NAMES, torch_dtypes
 from torch2trt.trt.flavour import Flavour
 from torch2trt.trt.logger import make_logger
 from torch2trt.trt.tensor import Tensor
 
-_DTYPES = {
-    torch.float32: "FLOAT",
-    torch.float16: "HALF",
-    torch.bfloat16: "BF16",
-    torch.int64: "INT64",
-    torch.int32: "INT32",
-    torch.int8: "INT8",
-    torch.uint8: "UINT8",
-    torch.bool: "BOOL",
-}
-SUPPORTED_DTYPES = tuple(_DTYPES)
+SUPPORTED_DTYPES = tuple(NAMES)
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -48,7 +39,7 @@ class NetworkCore:
         self.constants: dict[str, torch.Tensor] = {}
         """Values by layer name (``name.kernel`` and ``name.bias`` for weights inside a layer); they also keep alive
         the memory that the network points to."""
-        self._dtype_names = {getattr(self.trt.DataType, name): dtype for dtype, name in _DTYPES.items()}
+        self._torch_dtypes = torch_dtypes(flavour)
         self.result: TensorSpec | None = None
         """What the node being lowered yields, where it yields one tensor."""
         self._scope = "network"
@@ -77,9 +68,9 @@ class NetworkCore:
         Raises:
             NetworkError: TensorRT has no such type.
         """
-        if dtype not in _DTYPES:
+        if dtype not in NAMES:
             raise self.error(f"TensorRT has no {dtype}")
-        return getattr(self.trt.DataType, _DTYPES[dtype])
+        return getattr(self.trt.DataType, NAMES[dtype])
 
     def error(self, reason: str) -> NetworkError:
         """The error for the node being lowered, with what TensorRT logged."""
@@ -129,7 +120,7 @@ class NetworkCore:
                 sizes.append(want)
             else:
                 sizes.append(self.dims.fresh())
-        tensor = Tensor(self, itensor, tuple(sizes), self._dtype_names[itensor.dtype])
+        tensor = Tensor(self, itensor, tuple(sizes), self._torch_dtypes[itensor.dtype])
         for axis, found in enumerate(sizes):
             if isinstance(found, sympy.Symbol):
                 self.dims.bind(found, tensor, axis)
@@ -163,7 +154,7 @@ class NetworkCore:
 
     def constant(self, value: torch.Tensor, label: str = "") -> Tensor:
         """A constant that becomes a layer when, and if, something reads it."""
-        if value.dtype not in _DTYPES:
+        if value.dtype not in NAMES:
             raise self.error(f"TensorRT has no {value.dtype} constants")
         return Tensor(self, None, tuple(value.shape), value.dtype, value.detach(), label)
 
