@@ -80,7 +80,8 @@ def size_to_json(size: Size) -> int | str:
 def size_from_json(value: int | str) -> Size:
     """The inverse of :func:`size_to_json`.
 
-    The text is parsed as arithmetic only (names, integers, ``+ - * // %``, min and max), never evaluated as Python.
+    The text is parsed as arithmetic only (names, numbers, operators, min, max and roundings), never evaluated as
+    Python.
     """
     if isinstance(value, int):
         return value
@@ -90,17 +91,22 @@ def size_from_json(value: int | str) -> Size:
 def _parse(text: str) -> sympy.Expr:
     import ast
 
-    from torch.utils._sympy.functions import FloorDiv, Mod
+    from torch.utils._sympy import functions
 
     binary: dict[type, Any] = {
         ast.Add: lambda a, b: a + b,
         ast.Sub: lambda a, b: a - b,
         ast.Mult: lambda a, b: a * b,
         ast.Pow: lambda a, b: a**b,
-        ast.FloorDiv: FloorDiv,
-        ast.Mod: Mod,
+        ast.Div: lambda a, b: a / b,
+        ast.FloorDiv: functions.FloorDiv,
+        ast.Mod: functions.Mod,
     }
-    calls: dict[str, Any] = {"Max": sympy.Max, "Min": sympy.Min, "Mod": Mod, "FloorDiv": FloorDiv}
+    names = ("FloorDiv", "Mod", "PythonMod", "IntTrueDiv", "FloatTrueDiv", "ToFloat")
+    names += ("CeilToInt", "FloorToInt", "RoundToInt", "TruncToInt")
+    calls: dict[str, Any] = {"Max": sympy.Max, "Min": sympy.Min} | {
+        name: getattr(functions, name) for name in names
+    }
 
     def walk(node: ast.AST) -> sympy.Expr:
         match node:
@@ -108,6 +114,8 @@ def _parse(text: str) -> sympy.Expr:
                 return walk(body)
             case ast.Constant(value=int() as value):
                 return sympy.Integer(value)
+            case ast.Constant(value=float() as value):
+                return sympy.Float(value)
             case ast.Name(id=name):
                 return symbol(name)
             case ast.UnaryOp(op=ast.USub(), operand=operand):

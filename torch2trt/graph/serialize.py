@@ -51,6 +51,8 @@ _FUNCTIONS = {
         *(math.ceil, math.floor, math.trunc),
     )
 }
+# What damaged JSON leads to, here and in what torch makes of it.
+_DAMAGE = (LookupError, TypeError, ValueError, AttributeError, SyntaxError, RuntimeError, AssertionError)
 _ENUMS = {"memory_format": torch.memory_format, "layout": torch.layout}
 
 
@@ -75,7 +77,7 @@ def dump(program: Program, *, namespaces: Collection[str] = ()) -> tuple[dict[st
         "weights": {
             "sources": sources,
             "graph": [_node_to_json(program, node, allowed) for node in program.weights.graph.graph.nodes],
-            "inputs": program.weights.inputs,
+            "inputs": dict(program.weights.inputs),
             "outputs": list(program.weights.outputs),
         },
     }
@@ -105,7 +107,7 @@ def restore(
             captured_nodes=data["captured_nodes"],
         )
         check(program, "loading")
-    except (LookupError, TypeError, ValueError, AttributeError, SyntaxError, RuntimeError, ContractError) as error:
+    except (*_DAMAGE, ContractError) as error:
         raise ArtifactError(f"damaged program: {type(error).__name__}: {error}") from error
     return program
 
@@ -183,9 +185,7 @@ def _graph_from_json(items: Sequence[Mapping[str, Any]], allowed: Collection[str
         if name in nodes:
             raise ArtifactError("two nodes have this name", subject=name)
         args = tuple(_argument_from_json(value, nodes) for value in item.get("args", ()))
-        kwargs = {
-            _identifier(key): _argument_from_json(value, nodes) for key, value in item.get("kwargs", {}).items()
-        }
+        kwargs = {_identifier(key): _argument_from_json(value, nodes) for key, value in item.get("kwargs", {}).items()}
         match op:
             case "placeholder":
                 target: Any = _identifier(item["target"])

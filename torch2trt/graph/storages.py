@@ -65,8 +65,8 @@ def restore_tensors(
 
 def _span(tensor: torch.Tensor) -> tuple[int, int]:
     """The first element in the storage and the one after the last."""
-    start = tensor.storage_offset()
+    start = int(tensor.storage_offset())
     if tensor.numel() == 0:
         return start, start
-    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    reach = int(sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)))
     return start, start + reach + 1
