@@ -1,4 +1,4 @@
-"""One operator, or one module, checked on every stage: float64 eager, reference interpreter, a real build, the engine."""
+"""One operator or module checked on every stage: float64 eager, reference interpreter, a real build, the engine."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def check_module(
 
     def convert() -> None:
         nonlocal program, network
-        program = capture(module, inputs, dynamic_shapes=dynamic_shapes, keep=keep)
+        program = capture(module, inputs, dynamic_shapes=dynamic_shapes, keep=registry.has_converter)
         run_passes(program, settings)
         network = lower.lower(program, flavour)
 
@@ -203,11 +203,6 @@ def run_engine(
 
 def _cuda(value: Any) -> Any:
     return value.cuda() if isinstance(value, torch.Tensor) else value
-
-
-def keep(target: Any) -> bool:
-    """What capture leaves whole: what has a converter."""
-    return registry.find(target) is not None
 
 
 def truth(module: nn.Module, inputs: tuple[Any, ...]) -> Any:

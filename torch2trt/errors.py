@@ -9,6 +9,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+__all__ = [
+    "ArtifactError",
+    "ArtifactMismatchError",
+    "ArtifactWriteError",
+    "BuildCrashError",
+    "BuildError",
+    "BuildTimeoutError",
+    "CaptureError",
+    "ContractError",
+    "DynamicShapeError",
+    "EngineError",
+    "ExampleInputError",
+    "FlavourNotFoundError",
+    "FlavourTooOldError",
+    "FrozenModuleError",
+    "InputDeviceError",
+    "InputDtypeError",
+    "InputShapeError",
+    "InputStructureError",
+    "InterpreterError",
+    "MissingPackageError",
+    "ModelNameError",
+    "NetworkError",
+    "NoGPUError",
+    "ProgramMissingError",
+    "RandomOpError",
+    "SettingError",
+    "Torch2TRTError",
+    "TrainingModeError",
+    "UnsupportedGPUError",
+    "UnsupportedNode",
+    "UnsupportedOpsError",
+    "WeightError",
+]
+
 
 class Torch2TRTError(Exception):
     """Base class.

@@ -60,6 +60,11 @@ def find(target: Any) -> Converter | None:
     return _TABLE.get(target)
 
 
+def has_converter(target: Any) -> bool:
+    """Whether an operator overload has a converter."""
+    return target in _TABLE
+
+
 def all_converters() -> Iterator[Converter]:
     """Every registered converter, by operator name."""
     return iter(sorted(_TABLE.values(), key=lambda item: name_of(item.target)))
