@@ -73,7 +73,7 @@ def lower(program: Program, flavour: Flavour) -> Network:
             values[node] = _lower_node(net, program, node, values)
     with net.scope("outputs"):
         for name, node in zip(program.output_names, program.output_node.args[0], strict=True):  # type: ignore[arg-type]
-            net.mark_output(name, values[node])  # type: ignore[index]
+            net.mark_output(name, values[node])
     return net
 
 

@@ -53,7 +53,7 @@ def check(program: Program, stage: str) -> None:
     require(len(returned) == len(program.output_names), "the output has another length than the signature")  # type: ignore[arg-type]
     for node, name in zip(returned, program.output_names, strict=True):  # type: ignore[arg-type]
         wanted = next(leaf.spec for leaf in program.signature.tensor_outputs if leaf.name == name)
-        found = program.spec(node)  # type: ignore[arg-type]
+        found = program.spec(node)
         require(found == wanted, f"output {name} is {found}, the signature says {wanted}")
 
 

@@ -74,7 +74,7 @@ class Program:
     def size(self, node: fx.Node) -> Size:
         """The size that a node stands for, when it yields an integer."""
         if "size" in node.meta:
-            return node.meta["size"]  # type: ignore[no-any-return]
+            return node.meta["size"]
         return self._named(to_size(node.meta["val"]))
 
     def result(self, node: fx.Node) -> TensorSpec | list[Any]:

@@ -34,7 +34,7 @@ def hoist_weights(program: Program, settings: Settings) -> None:
             copies[node] = graph.node_copy(node, lambda arg: copies[arg])
     yielded = dict(zip(old.outputs, old.graph.graph.output_node().args[0], strict=True))  # type: ignore[arg-type]
     for node in program.weight_placeholders:
-        copies[node] = copies[yielded[str(node.target)]]  # type: ignore[index]
+        copies[node] = copies[yielded[str(node.target)]]
     for node in hoisted:
         copies[node] = graph.node_copy(node, lambda arg: copies[arg])
     graph.output(tuple(copies[node] for node in frontier))
@@ -96,10 +96,10 @@ def _pays(program: Program, node: fx.Node) -> bool:
     result = program.result(node)
     if isinstance(result, list):
         return False  # a weight is one tensor: only the items taken from these can be
-    size = math.prod(result.shape)  # type: ignore[arg-type]
+    size = math.prod(result.shape)
     if size <= _SMALL:
         return True
-    sources = sum(math.prod(program.spec(item).shape) for item in _roots(node))  # type: ignore[misc]
+    sources = sum(math.prod(program.spec(item).shape) for item in _roots(node))
     return size <= _GROWTH_LIMIT * sources
 
 

@@ -163,8 +163,8 @@ class _Caster:
             dtype = wanted[name]
             if dtype in _FLOATS:
                 dtype = dtype if self.keep_io else self.dtype
-                node = self._cast(node, dtype)  # type: ignore[arg-type]
-            returned.append(node)  # type: ignore[arg-type]
+                node = self._cast(node, dtype)
+            returned.append(node)
         output.args = (tuple(returned),)
         if not self.keep_io:
             dtypes = {name: program.spec(node).dtype for name, node in zip(program.output_names, returned, strict=True)}

@@ -47,7 +47,7 @@ def _general(program: Program, node: fx.Node) -> fx.Node:
     source, padding = bound["input"], bound["padding"]
     if isinstance(padding, str):
         window = program.spec(bound["weight"]).shape[2:]
-        source, padding = _named_padding(node, source, padding, window, dilation)  # type: ignore[arg-type]
+        source, padding = _named_padding(node, source, padding, window, dilation)
     extra = _full(bound.get("output_padding", 0), spatial)
     return call(
         node.graph,

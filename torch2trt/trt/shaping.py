@@ -54,7 +54,7 @@ class Shaping(NetworkCore):
         if tuple(tensor.shape) == shape:
             return tensor
         if tensor.value is not None and is_static(shape):
-            return Tensor(self, None, shape, tensor.dtype, tensor.value.reshape(shape), tensor.label)  # type: ignore[arg-type]
+            return Tensor(self, None, shape, tensor.dtype, tensor.value.reshape(shape), tensor.label)
         if tensor.dtype == torch.uint8:
             raise self.error("TensorRT reshapes no uint8 tensors: cast it first")
         layer = self.add("add_shuffle", tensor.itensor)
