@@ -1,0 +1,219 @@
+"""Builds in a child process, so that a crash or a hang of TensorRT is an error and not the end of this process."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from torch2trt.engine.progress import resolve
+from torch2trt.errors import (
+    BuildCrashError,
+    BuildTimeoutError,
+    Torch2TRTError,
+    UnsupportedNode,
+    UnsupportedOpsError,
+)
+from torch2trt.graph.program import Program
+from torch2trt.graph.serialize import save_program
+from torch2trt.settings import Settings
+
+# What lies in the folder that parent and child share, beside the program.
+JOB_FILE = "job.json"
+PLAN_FILE = "plan"
+ERROR_FILE = "error.json"
+LOG_FILE = "log.jsonl"
+_OUTPUT_FILE = "output"
+
+_WORKER = "torch2trt.tools.build_worker"
+_LAST_LINES = 10
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a child is to build, beside the program."""
+
+    name: str
+    flavour: str
+    settings: Settings
+    device: int | None
+    """The CUDA device to build on, where there is one."""
+    log_level: int
+
+    def write(self, folder: Path) -> None:
+        """Leave the job in a folder."""
+        (folder / JOB_FILE).write_text(json.dumps(dataclasses.asdict(self), default=str), encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Job:
+        """The job in a folder."""
+        data = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
+        return cls(**data | {"settings": Settings.make(**data["settings"])})
+
+
+def build_in_child(program: Program, settings: Settings, flavour_name: str, *, name: str) -> bytes:
+    """Lower and build a Program in a child process, on the current CUDA device where there is one.
+
+    ``settings.build_timeout`` counts from the child's start, a few seconds before its build.
+
+    Returns:
+        The plan.
+
+    Raises:
+        BuildTimeoutError: the time is over; the child is gone.
+        BuildCrashError: the child died.
+        Torch2TRTError: whatever the child raised, as it raised it.
+        ArtifactError, ArtifactWriteError: the program cannot be written for the child.
+    """
+    show = resolve(settings.progress) == "terminal"
+    job = Job(
+        name=name,
+        flavour=flavour_name,
+        settings=dataclasses.replace(settings, progress="terminal" if show else "none"),
+        device=torch.cuda.current_device() if torch.cuda.is_available() else None,
+        log_level=min(logging.getLogger("torch2trt").getEffectiveLevel(), logging.INFO),
+    )
+    with tempfile.TemporaryDirectory(prefix="torch2trt-", ignore_cleanup_errors=True) as path:
+        folder = Path(path)
+        save_program(program, folder)
+        job.write(folder)
+        command = [sys.executable, "-m", _WORKER, path]
+        return run_worker(command, folder, name=name, timeout=settings.build_timeout, show=show)
+
+
+def run_worker(
+    command: Sequence[str], folder: Path, *, name: str, timeout: float | None = None, show: bool = False
+) -> bytes:
+    """Run a command that leaves a plan or an error in a folder.
+
+    Its records of ``logging`` are repeated here when it has ended. Its stdin ends when this process does.
+
+    Args:
+        command: the program and its arguments.
+        folder: where it leaves its files.
+        name: the model's, for errors.
+        timeout: seconds it may take.
+        show: whether its stderr is this process's own.
+
+    Raises:
+        BuildTimeoutError, BuildCrashError, Torch2TRTError: as :func:`build_in_child`.
+    """
+    package = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+    with open(folder / _OUTPUT_FILE, "wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=None if show else output,
+            env={**os.environ, "PYTHONPATH": path},
+            # Ctrl-C reaches this process alone, which then ends the child.
+            start_new_session=True,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )
+    try:
+        code = _wait(process, timeout)
+    except subprocess.TimeoutExpired:
+        raise BuildTimeoutError(
+            f"the build did not end within {timeout:g} s",
+            subject=name,
+            hint="raise build_timeout, or lower optimization_level",
+        ) from None
+    finally:
+        _end(process)
+        records = list(_records(folder))
+        for record in records:
+            logging.getLogger(record["name"]).log(record["level"], "%s", record["message"])
+    if (folder / ERROR_FILE).exists():
+        raise error_from_json(json.loads((folder / ERROR_FILE).read_text(encoding="utf-8")))
+    if code == 0 and (folder / PLAN_FILE).exists():
+        return (folder / PLAN_FILE).read_bytes()
+    raise _crash(code, records, folder, name)
+
+
+def error_to_json(error: Torch2TRTError) -> dict[str, Any]:
+    """An error of this package as JSON values."""
+    data = {"code": error.code, "hint": error.hint}
+    if isinstance(error, UnsupportedOpsError):
+        return data | {"nodes": [dataclasses.asdict(node) for node in error.nodes]}
+    return data | {"reason": error.reason, "subject": error.subject, "source": error.source}
+
+
+def error_from_json(data: dict[str, Any]) -> Torch2TRTError:
+    """The error that :func:`error_to_json` wrote, of the same class."""
+    classes = {kind.code: kind for kind in _kinds(Torch2TRTError)}
+    if data["code"] == UnsupportedOpsError.code:
+        return UnsupportedOpsError([UnsupportedNode(**node) for node in data["nodes"]], hint=data["hint"])
+    return classes[data.pop("code")](data.pop("reason"), **data)
+
+
+def _kinds(kind: type[Torch2TRTError]) -> Iterator[type[Torch2TRTError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from _kinds(child)
+
+
+def _wait(process: subprocess.Popen[bytes], timeout: float | None) -> int:
+    start = time.monotonic()
+    while True:
+        left = None if timeout is None else start + timeout - time.monotonic()
+        # In slices, because on Windows Ctrl-C does not end a wait.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(0.2 if left is None else min(0.2, max(left, 0)))
+        if left is not None and left <= 0:
+            raise subprocess.TimeoutExpired(process.args, timeout or 0)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a child that still runs, and the processes that it started."""
+    if process.poll() is None:
+        family: list[psutil.Process] = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        process.wait()
+    assert process.stdin is not None
+    process.stdin.close()
+
+
+def _records(folder: Path) -> Iterator[dict[str, Any]]:
+    path = folder / LOG_FILE
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            # A crash may leave half a line.
+            with contextlib.suppress(ValueError):
+                yield json.loads(line)
+
+
+def _crash(code: int, records: list[dict[str, Any]], folder: Path, name: str) -> BuildCrashError:
+    hint = "build again, or with a lower optimization_level or another precision"
+    if code < 0:
+        names = {int(number): number.name for number in signal.Signals}
+        what = f"died of {names.get(-code, f'signal {-code}')}"
+        if names.get(-code) == "SIGKILL":
+            hint = "the system may have run out of memory"
+    else:
+        what = f"ended with exit code {code:#x}" if code > 255 else f"ended with exit code {code}"
+    lines = [line for record in records for line in record["message"].splitlines()]
+    lines += (folder / _OUTPUT_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+    last = "".join(f"\n  | {line}" for line in lines[-_LAST_LINES:])
+    return BuildCrashError(
+        f"the build process {what}" + (f"; it said last:{last}" if last else ""), subject=name, hint=hint
+    )

@@ -1,0 +1,68 @@
+"""The child process of :mod:`torch2trt.engine.child`: ``python -m torch2trt.tools.build_worker FOLDER``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+from pathlib import Path
+
+import torch
+
+from torch2trt.converters.lower import lower
+from torch2trt.engine.builder import build
+from torch2trt.engine.child import ERROR_FILE, LOG_FILE, PLAN_FILE, Job, error_to_json
+from torch2trt.errors import Torch2TRTError
+from torch2trt.graph.serialize import load_program
+from torch2trt.trt import flavour
+
+ORPHANED = 3
+"""The exit code of a worker whose parent is gone."""
+
+log = logging.getLogger(__name__)
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        message = super().format(record)
+        return json.dumps({"name": record.name, "level": record.levelno, "message": message})
+
+
+def main(folder: Path) -> int:
+    """Build the job in a folder, and leave the plan or the error there.
+
+    Returns:
+        The exit code, 0 where there is a plan or an error of this package.
+    """
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    job = Job.read(folder)
+    handler = logging.FileHandler(folder / LOG_FILE, encoding="utf-8")
+    handler.setFormatter(_JsonLines())
+    logging.getLogger("torch2trt").addHandler(handler)
+    logging.getLogger("torch2trt").setLevel(job.log_level)
+    try:
+        if job.device is not None:
+            torch.cuda.set_device(job.device)
+        program = load_program(folder)
+        network = lower(program, flavour.load(job.flavour))
+        plan = build(network, program.signature, job.settings, name=job.name)
+        (folder / PLAN_FILE).write_bytes(plan)
+    except Torch2TRTError as error:
+        (folder / ERROR_FILE).write_text(json.dumps(error_to_json(error)), encoding="utf-8")
+    except Exception:
+        log.exception("the build failed")
+        return 1
+    return 0
+
+
+def _end_with_parent() -> None:
+    # Nothing is ever written to stdin: it ends when the parent does, however that happens. TensorRT may be hanging,
+    # so nothing is asked to finish first.
+    os.read(0, 1)
+    os._exit(ORPHANED)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
