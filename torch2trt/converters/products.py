@@ -2,52 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
+from torch2trt.converters.reasons import only_floats
 from torch2trt.converters.registry import converter
-from torch2trt.sizes import TensorSpec
-from torch2trt.trt.core import FLOAT_DTYPES
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
 
 aten = torch.ops.aten
 
 
-def _unsupported(**arguments: Any) -> str | None:
-    for value in arguments.values():
-        if isinstance(value, TensorSpec) and value.dtype not in FLOAT_DTYPES:
-            return f"TensorRT multiplies floating-point matrices only (got {value.dtype})"
-    return None
-
-
-@converter(aten.linear.default, unsupported=_unsupported)
+@converter(aten.linear.default, unsupported=only_floats)
 def linear(net: Network, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor"""
     result = net.matmul(input, weight, transpose_second=weight.rank == 2)
     return result if bias is None else net.elementwise("SUM", result, bias)
 
 
-@converter(aten.matmul.default, unsupported=_unsupported)
+@converter(aten.matmul.default, unsupported=only_floats)
 def matmul(net: Network, input: Tensor, other: Tensor) -> Tensor:
     """matmul(Tensor self, Tensor other) -> Tensor"""
     return net.matmul(input, other)
 
 
-@converter(aten.mm.default, aten.bmm.default, unsupported=_unsupported)
+@converter(aten.mm.default, aten.bmm.default, unsupported=only_floats)
 def mm(net: Network, input: Tensor, mat2: Tensor) -> Tensor:
     """mm(Tensor self, Tensor mat2) -> Tensor"""
     return net.matmul(input, mat2)
 
 
-@converter(aten.dot.default, unsupported=_unsupported)
+@converter(aten.dot.default, unsupported=only_floats)
 def dot(net: Network, input: Tensor, tensor: Tensor) -> Tensor:
     """dot(Tensor self, Tensor tensor) -> Tensor"""
     return net.matmul(input, tensor)
 
 
-@converter(aten.mv.default, unsupported=_unsupported)
+@converter(aten.mv.default, unsupported=only_floats)
 def mv(net: Network, input: Tensor, vec: Tensor) -> Tensor:
     """mv(Tensor self, Tensor vec) -> Tensor"""
     return net.matmul(input, vec)
@@ -62,13 +52,13 @@ def _plus(net: Network, input: Tensor, product: Tensor, beta: float, alpha: floa
     return net.elementwise("SUM", net.binary("PROD", input, beta) if beta != 1 else input, product)
 
 
-@converter(aten.addmm.default, unsupported=_unsupported)
+@converter(aten.addmm.default, unsupported=only_floats)
 def addmm(net: Network, input: Tensor, mat1: Tensor, mat2: Tensor, beta: float, alpha: float) -> Tensor:
     """addmm(Tensor self, Tensor mat1, Tensor mat2, *, Scalar beta=1, Scalar alpha=1) -> Tensor"""
     return _plus(net, input, net.matmul(mat1, mat2), beta, alpha)
 
 
-@converter(aten.baddbmm.default, unsupported=_unsupported)
+@converter(aten.baddbmm.default, unsupported=only_floats)
 def baddbmm(net: Network, input: Tensor, batch1: Tensor, batch2: Tensor, beta: float, alpha: float) -> Tensor:
     """baddbmm(Tensor self, Tensor batch1, Tensor batch2, *, Scalar beta=1, Scalar alpha=1) -> Tensor"""
     return _plus(net, input, net.matmul(batch1, batch2), beta, alpha)

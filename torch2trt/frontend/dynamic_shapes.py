@@ -32,11 +32,10 @@ def dynamic_axes(
     leaves = pytree.tree_leaves((args, kwargs))
     if dynamic_shapes is None:
         return [{} for _ in leaves]
-    parameters = positional_parameters(module)
-    if isinstance(dynamic_shapes, Mapping):
-        shapes = [dynamic_shapes.get(name) for name in [*parameters[: len(args)], *kwargs]]
-    else:
-        shapes = list(dynamic_shapes)
+    # As torch.export counts them: what a parameter *args takes is one value.
+    values = {**inspect.signature(module.forward).bind_partial(*args).arguments, **kwargs}
+    if not isinstance(dynamic_shapes, Mapping):
+        dynamic_shapes = dict(zip(values, dynamic_shapes, strict=False))
 
     def walk(value: Any, shape: Any) -> Iterator[dict[int, Any]]:
         if isinstance(value, torch.Tensor):
@@ -51,8 +50,7 @@ def dynamic_axes(
         else:
             yield from ({} for _ in pytree.tree_leaves(value))
 
-    pairs = zip([*args, *kwargs.values()], shapes, strict=False)
-    return [axes for value, shape in pairs for axes in walk(value, shape)]
+    return [axes for name, value in values.items() for axes in walk(value, dynamic_shapes.get(name))]
 
 
 def away_from_one(

@@ -209,23 +209,14 @@ class Network(Arithmetic):
         layer.epsilon = eps
         return self.output_of(layer, tensor.shape)
 
-    def group_normalization(
-        self, tensor: Tensor, scale: Tensor | None, bias: Tensor | None, groups: int, eps: float
-    ) -> Tensor:
-        """Normalisation of each group of channels of [N, C, *spatial]; scale and bias of shape [C]."""
-        channels, rest = tensor.shape[1], (1,) * (tensor.rank - 2)
-        assert isinstance(channels, int)
-        axes = range(2, tensor.rank)
-        ones = self.constant(torch.ones(1, groups, *rest, dtype=tensor.dtype))
-        zeros = self.constant(torch.zeros(1, groups, *rest, dtype=tensor.dtype))
-        layer = self.add("add_normalization", tensor.itensor, ones.itensor, zeros.itensor, mask_of(axes))
+    def group_normalization(self, tensor: Tensor, groups: int, eps: float) -> Tensor:
+        """Each of several groups of channels of [N, C, *spatial] to mean 0 and variance 1; statistics in float32."""
+        # The layer takes one scale and bias a group, not one a channel: neutral ones here.
+        shape = (1, groups, *(1,) * (tensor.rank - 2))
+        scale, bias = (self.constant(torch.full(shape, value, dtype=tensor.dtype)).itensor for value in (1.0, 0.0))
+        layer = self.add("add_normalization", tensor.itensor, scale, bias, mask_of(range(2, tensor.rank)))
         layer.epsilon, layer.num_groups = eps, groups
-        result = self.output_of(layer, tensor.shape)
-        if scale is not None:
-            result = self.elementwise("PROD", result, self.reshape(scale, (1, channels, *rest)))
-        if bias is not None:
-            result = self.elementwise("SUM", result, self.reshape(bias, (1, channels, *rest)))
-        return result
+        return self.output_of(layer, tensor.shape)
 
     # -- resizing -----------------------------------------------------------------------------------------------------
 

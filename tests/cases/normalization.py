@@ -1,0 +1,96 @@
+"""Rows of torch2trt/converters/normalization.py."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from tests.cases import normal
+from tests.harness import OpCase
+
+HALF, BRAIN = torch.float16, torch.bfloat16
+IMAGE, TOKENS = normal(2, 6, 4, 5), normal(2, 3, 8)
+SCALE, SHIFT = normal(8, seed=1), normal(8, seed=2)
+CHANNEL = {"weight": normal(6, seed=1), "bias": normal(6, seed=2)}
+MEAN, VARIANCE = normal(6, seed=3), normal(6, seed=4).square()
+
+
+def far(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Numbers whose mean is large beside their deviation: in 16 bits their sums and squares lose everything."""
+    return (normal(*shape) * 4 + 300).to(dtype)
+
+
+LAYER = [
+    OpCase("layer_norm", F.layer_norm, (TOKENS, (8,), SCALE, SHIFT), weights=(2, 3)),
+    OpCase("layer_norm-plain", F.layer_norm, (TOKENS, (8,))),
+    OpCase("layer_norm-weight-only", F.layer_norm, (TOKENS, (8,), SCALE), weights=(2,)),
+    OpCase("layer_norm-computed-weights", F.layer_norm, (TOKENS, (8,), SCALE, SHIFT)),
+    OpCase("layer_norm-two-dims", F.layer_norm, (IMAGE, (4, 5), normal(4, 5), normal(4, 5, seed=1)), weights=(2, 3)),
+    OpCase("layer_norm-all-dims", F.layer_norm, (TOKENS, (2, 3, 8))),
+    OpCase("layer_norm-vector", F.layer_norm, (SHIFT, (8,), SCALE, SHIFT, 0.1), weights=(2,)),
+    OpCase(
+        "layer_norm-dynamic", F.layer_norm, (TOKENS, (8,), SCALE), weights=(2,), dynamic={0: {0: (1, 4), 1: (2, 9)}}
+    ),
+    *(
+        OpCase(
+            f"layer_norm-{dtype}".replace("torch.", ""),
+            F.layer_norm,
+            (far(2, 64, dtype=dtype), (64,), normal(64, seed=1, dtype=dtype), normal(64, seed=2, dtype=dtype)),
+            weights=(2, 3),
+        )
+        for dtype in (HALF, BRAIN)
+    ),
+]
+
+GROUP = [
+    OpCase("group_norm", F.group_norm, (IMAGE, 2, *CHANNEL.values()), weights=(2, 3)),
+    OpCase("group_norm-plain", F.group_norm, (IMAGE, 3)),
+    OpCase("group_norm-one-group", F.group_norm, (IMAGE, 1, *CHANNEL.values()), weights=(2, 3)),
+    OpCase("group_norm-channel-groups", F.group_norm, (IMAGE, 6, *CHANNEL.values()), weights=(2, 3)),
+    OpCase("group_norm-vectors", F.group_norm, (normal(4, 6), 2, *CHANNEL.values()), weights=(2, 3)),
+    OpCase("group_norm-sequence", F.group_norm, (normal(2, 6, 7), 2, CHANNEL["weight"]), weights=(2,)),
+    OpCase("group_norm-volume", F.group_norm, (normal(2, 6, 2, 3, 4), 3, *CHANNEL.values(), 0.01), weights=(2, 3)),
+    OpCase("group_norm-dynamic", F.group_norm, (IMAGE, 2), dynamic={0: {0: (1, 4), 2: (2, 9), 3: (2, 9)}}),
+    OpCase("group_norm-one-group-dynamic", F.group_norm, (IMAGE, 1), dynamic={0: {0: (1, 4), 2: (2, 9)}}),
+    OpCase("group_norm-float16", F.group_norm, (far(2, 6, 4, 5, dtype=HALF), 2)),
+]
+
+INSTANCE = [
+    OpCase("instance_norm", F.instance_norm, (IMAGE,), CHANNEL),
+    OpCase("instance_norm-plain", F.instance_norm, (IMAGE,)),
+    OpCase("instance_norm-sequence", F.instance_norm, (normal(2, 6, 7),), CHANNEL),
+    OpCase("instance_norm-volume", F.instance_norm, (normal(2, 6, 2, 3, 4),)),
+    OpCase("instance_norm-dynamic", F.instance_norm, (IMAGE,), CHANNEL, dynamic={0: {0: (1, 4), 3: (2, 9)}}),
+    OpCase("instance_norm-float16", F.instance_norm, (far(2, 6, 4, 5, dtype=HALF),)),
+    OpCase(
+        "instance_norm-running",
+        F.instance_norm,
+        (IMAGE, MEAN, VARIANCE, *CHANNEL.values(), False),
+        weights=(1, 2, 3, 4),
+    ),
+    OpCase("instance_norm-running-float16", F.instance_norm, (IMAGE.half(), MEAN, VARIANCE, None, None, False)),
+]
+
+ROOT_MEAN_SQUARE = [
+    OpCase("rms_norm", F.rms_norm, (TOKENS, (8,), SCALE, 1e-6), weights=(2,)),
+    OpCase("rms_norm-plain", F.rms_norm, (TOKENS, (8,))),
+    OpCase("rms_norm-two-dims", F.rms_norm, (IMAGE, (4, 5), normal(4, 5)), weights=(2,)),
+    OpCase("rms_norm-dynamic", F.rms_norm, (TOKENS, (8,), SCALE), weights=(2,), dynamic={0: {1: (2, 9)}}),
+    *(
+        OpCase(
+            f"rms_norm-{dtype}".replace("torch.", ""),
+            F.rms_norm,
+            (far(2, 64, dtype=dtype), (64,), normal(64, dtype=dtype), 1e-5),
+            weights=(2,),
+        )
+        for dtype in (HALF, BRAIN)
+    ),
+]
+
+LOCAL_RESPONSE = [
+    OpCase("local_response_norm", F.local_response_norm, (IMAGE, 3, 0.5, 0.75, 2.0)),
+    OpCase("local_response_norm-even", F.local_response_norm, (IMAGE, 2, 0.5)),
+    OpCase("local_response_norm-sequence", F.local_response_norm, (normal(2, 6, 7), 3, 0.5)),
+]
+
+CASES = [*LAYER, *GROUP, *INSTANCE, *ROOT_MEAN_SQUARE, *LOCAL_RESPONSE]
