@@ -1,0 +1,402 @@
+"""Artifacts: everything needed to run one compiled module, as one file.
+
+The file is a zip without compression: ``manifest.json``, ``plan`` and, where asked for, the Program as ``program.json``
+and ``program.safetensors``. Nothing in it is code and reading it runs none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import secrets
+import struct
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import torch
+
+from torch2trt.errors import ArtifactError, ArtifactWriteError, ProgramMissingError
+from torch2trt.graph.signature import Signature, TensorLeaf, spec_to_json
+from torch2trt.settings import Precision, Settings
+from torch2trt.sizes import TensorSpec
+from torch2trt.tolerance import effective_precision
+from torch2trt.trt import flavour as flavours
+
+if TYPE_CHECKING:
+    from torch2trt.graph.program import Program
+
+StrPath = str | os.PathLike[str]
+
+_FORMAT = "torch2trt artifact"
+_VERSION = 1
+_MANIFEST, _PLAN, _GRAPH, _WEIGHTS = "manifest.json", "plan", "program.json", "program.safetensors"
+_JSON_LIMIT = 64 << 20
+_MADE = (1980, 1, 1, 0, 0, 0)  # equal artifacts are equal files
+# The containers whose default a defaultdict may make: a saved signature must not name other code to call.
+_FACTORIES = ("list", "dict", "set", "tuple", "int", "float", "str", "bool")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Everything needed to run one compiled module."""
+
+    name: str
+    plan: bytes = field(repr=False)
+    """The serialized engine."""
+    signature: Signature
+    settings: Settings
+    flavour: str
+    """``tensorrt`` or ``tensorrt_rtx``."""
+    flavour_version: str
+    gpu: str | None
+    """The GPU it was built for, as :func:`gpu_here` spells it; None where it was built without one."""
+    report: dict[str, Any] = field(default_factory=dict)
+    """What the compilation says of itself, JSON values: nodes, layers, fused_blocks, build_s, …"""
+
+    @property
+    def precision(self) -> Precision:
+        """The precision asked for, or what the module's own dtypes mean."""
+        leaves = [*self.signature.tensor_inputs, *self.signature.tensor_outputs]
+        return effective_precision(self.settings.precision, (leaf.spec.dtype for leaf in leaves))
+
+
+@dataclass(frozen=True)
+class LoadedArtifact:
+    """An artifact as read, and its Program, restored when asked for."""
+
+    artifact: Artifact
+    _program: tuple[bytes, bytes] | None = field(default=None, repr=False)
+
+    @property
+    def has_program(self) -> bool:
+        """Whether it was saved with its Program."""
+        return self._program is not None
+
+    def program(self) -> Program:
+        """The Program.
+
+        Raises:
+            ProgramMissingError: it was saved without.
+            ArtifactError: it is malformed.
+        """
+        if self._program is None:
+            raise ProgramMissingError(
+                "was saved without its Program",
+                subject=self.artifact.name,
+                hint="save it with .save(path, program=True)",
+            )
+        import safetensors.torch
+
+        from torch2trt.graph import serialize
+
+        data, weights = self._program
+        try:
+            parsed, tensors = _parse_json(data), safetensors.torch.load(weights)
+        except (ValueError, RecursionError, safetensors.SafetensorError) as error:
+            raise ArtifactError(f"its Program is malformed: {error}", subject=self.artifact.name) from error
+        if not isinstance(parsed, dict):
+            raise ArtifactError("its Program is malformed", subject=self.artifact.name)
+        return serialize.restore(parsed, tensors)
+
+
+def gpu_here() -> str | None:
+    """The current CUDA device and its compute capability, as ``NVIDIA H200 (9.0)``; None on a machine without one."""
+    found = flavours.gpu()
+    if found is None:
+        return None
+    name, (major, minor) = found
+    return f"{name} ({major}.{minor})"
+
+
+# Writing ------------------------------------------------------------------------------------------------------------
+
+
+def save(artifact: Artifact, path: StrPath, *, program: Program | None = None) -> None:
+    """Write an artifact to one file.
+
+    Args:
+        program: the Program to write with it, for ``reference``, ``verify`` and rebuilding.
+
+    Raises:
+        ArtifactWriteError: it could not be written whole; nothing is left behind.
+        ArtifactError: the signature holds what cannot be stored without code.
+    """
+    members = _members(artifact, program)
+    with atomic_file(path) as file:
+        _write_zip(members, file)
+
+
+def to_bytes(artifact: Artifact, *, program: Program | None = None) -> bytes:
+    """What :func:`save` would write."""
+    buffer = io.BytesIO()
+    _write_zip(_members(artifact, program), buffer)
+    return buffer.getvalue()
+
+
+def export_plan(artifact: Artifact, path: StrPath) -> None:
+    """Write the bare plan for trtexec, Triton or DeepStream, and ``<path>.json`` that describes it.
+
+    Raises:
+        ArtifactWriteError: the files could not be written whole; neither is left behind.
+    """
+    description = {
+        "name": artifact.name,
+        "flavour": artifact.flavour,
+        "flavour_version": artifact.flavour_version,
+        "gpu": artifact.gpu,
+        "precision": artifact.precision,
+        "inputs": [_describe(leaf, artifact.signature) for leaf in artifact.signature.tensor_inputs],
+        "outputs": [_describe(leaf, artifact.signature) for leaf in _distinct(artifact.signature.tensor_outputs)],
+        "dims": {name: dataclasses.asdict(span) for name, span in artifact.signature.dims.items()},
+        "sha256": hashlib.sha256(artifact.plan).hexdigest(),
+    }
+    with atomic_file(f"{os.fspath(path)}.json") as beside, atomic_file(path) as plan:
+        beside.write(json.dumps(description, indent=2).encode() + b"\n")
+        beside.flush()
+        plan.write(artifact.plan)
+
+
+@contextlib.contextmanager
+def atomic_file(path: StrPath) -> Iterator[IO[bytes]]:
+    """A file to write that appears under its name when the block ends well, and not at all otherwise.
+
+    Raises:
+        ArtifactWriteError: for every OSError inside, a full disk among them.
+    """
+    target = Path(path)
+    # Beside the target, since only within one file system is the renaming atomic.
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        file = open(temporary, "xb")  # noqa: SIM115
+        try:
+            with file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except ArtifactWriteError:
+        raise
+    except OSError as error:
+        raise ArtifactWriteError(
+            f"could not be written: {error.strerror or error}",
+            subject=str(target),
+            hint="nothing was left behind; look at the folder's free space and permissions",
+        ) from error
+
+
+def _members(artifact: Artifact, program: Program | None) -> dict[str, bytes]:
+    """The members of the zip, in order."""
+    signature = artifact.signature.to_json()
+    _refuse_code(signature, artifact.name)
+    members = {_PLAN: artifact.plan}
+    if program is not None:
+        members |= _program_members(program)
+    # The cache folder is the builder's own and says nothing to whoever loads this.
+    settings = {
+        item.name: getattr(artifact.settings, item.name)
+        for item in dataclasses.fields(Settings)
+        if item.name != "cache_dir"
+    }
+    manifest = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "name": artifact.name,
+        "flavour": artifact.flavour,
+        "flavour_version": artifact.flavour_version,
+        "torch_version": str(torch.__version__),
+        "gpu": artifact.gpu,
+        "settings": settings,
+        "signature": signature,
+        "report": artifact.report,
+        "members": {name: hashlib.sha256(data).hexdigest() for name, data in members.items()},
+    }
+    return {_MANIFEST: json.dumps(manifest, indent=1).encode(), **members}
+
+
+def _program_members(program: Program) -> dict[str, bytes]:
+    import safetensors.torch
+
+    from torch2trt.graph import serialize
+
+    data, tensors = serialize.dump(program)
+    return {_GRAPH: json.dumps(data).encode(), _WEIGHTS: safetensors.torch.save(tensors)}
+
+
+def _write_zip(members: dict[str, bytes], file: IO[bytes]) -> None:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in members.items():
+            info = zipfile.ZipInfo(name, _MADE)
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, data)
+
+
+def _describe(leaf: TensorLeaf, signature: Signature) -> dict[str, Any]:
+    return {"name": leaf.name, **spec_to_json(leaf.spec), "profile": _profile(leaf.spec, signature)}
+
+
+def _profile(spec: TensorSpec, signature: Signature) -> dict[str, list[int]]:
+    """The shapes at the ends and at the optimum of the profile."""
+    return {
+        which: list(spec.at({name: getattr(span, which) for name, span in signature.dims.items()}))
+        for which in ("min", "opt", "max")
+    }
+
+
+def _distinct(leaves: list[TensorLeaf]) -> list[TensorLeaf]:
+    return list({leaf.name: leaf for leaf in leaves}.values())
+
+
+# Reading ------------------------------------------------------------------------------------------------------------
+
+
+def load(source: StrPath | bytes) -> LoadedArtifact:
+    """Read an artifact from a file, or from its bytes.
+
+    Raises:
+        ArtifactError: it is no artifact, is truncated or corrupt, or of a format that this version does not know.
+        OSError: the file cannot be opened.
+    """
+    subject = "artifact" if isinstance(source, bytes) else str(source)
+    file = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # noqa: SIM115
+    with file:
+        members = _read_zip(file, subject)
+    manifest = _read_manifest(members.pop(_MANIFEST), subject)
+    _check_members(members, manifest["members"], subject)
+    try:
+        artifact = _from_manifest(manifest, members[_PLAN], subject)
+    except ArtifactError as error:
+        raise ArtifactError(error.reason, subject=subject, hint=error.hint) from error
+    except _MALFORMED as error:
+        raise ArtifactError(f"its manifest is malformed: {error!r}", subject=subject) from error
+    program = (members[_GRAPH], members[_WEIGHTS]) if _GRAPH in members else None
+    return LoadedArtifact(artifact, program)
+
+
+# What parsing JSON of the wrong shape raises: pytree asserts, sizes are parsed as syntax.
+_MALFORMED = (LookupError, TypeError, ValueError, AttributeError, AssertionError, SyntaxError, RecursionError)
+# What the zipfile module raises for bytes that are no intact zip.
+_BROKEN_ZIP = (
+    *(zipfile.BadZipFile, EOFError, OSError, OverflowError, NotImplementedError, RuntimeError, ValueError),
+    *(struct.error, LookupError),
+)
+
+
+def _read_zip(file: IO[bytes], subject: str) -> dict[str, bytes]:
+    start = file.read(2)
+    if start != b"PK":
+        hint = "load what .save() wrote"
+        if start in (b"pt", b"ft"):
+            hint = "a bare plan is for trtexec, Triton and DeepStream; load what .save() wrote"
+        raise ArtifactError("is no artifact of torch2trt" if start else "is empty", subject=subject, hint=hint)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            infos = archive.infolist()
+            names = sorted(info.filename for info in infos)
+            if _MANIFEST not in names:
+                raise ArtifactError("is a zip, but no artifact of torch2trt", subject=subject)
+            if names not in (sorted((_MANIFEST, _PLAN)), sorted((_MANIFEST, _PLAN, _GRAPH, _WEIGHTS))):
+                raise ArtifactError(f"has other members than an artifact: {names}", subject=subject)
+            for info in infos:
+                # Stored members are as large as their part of the file, whatever the directory claims.
+                if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+                    raise ArtifactError(f"{info.filename} is compressed, which artifacts are not", subject=subject)
+            return {info.filename: archive.read(info) for info in infos}
+    except _BROKEN_ZIP as error:
+        raise ArtifactError(
+            f"is truncated or corrupt: {error}", subject=subject, hint="copy it again, or compile and save again"
+        ) from error
+
+
+def _read_manifest(data: bytes, subject: str) -> dict[str, Any]:
+    try:
+        manifest = _parse_json(data)
+        if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+            raise ArtifactError("is a zip, but no artifact of torch2trt", subject=subject)
+        if manifest.get("version") != _VERSION:
+            raise ArtifactError(
+                f"has format version {manifest.get('version')!r}, this is version {_VERSION}",
+                subject=subject,
+                hint="load it with the torch2trt that saved it, or compile and save again",
+            )
+        if not isinstance(manifest["members"], dict):
+            raise TypeError("members")
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ArtifactError(f"its manifest is malformed: {error!r}", subject=subject) from error
+    return manifest
+
+
+def _parse_json(data: bytes) -> Any:
+    if len(data) > _JSON_LIMIT:
+        raise ValueError(f"{len(data)} bytes of JSON")
+    return json.loads(data)
+
+
+def _check_members(members: dict[str, bytes], digests: dict[str, Any], subject: str) -> None:
+    if members.keys() != digests.keys():
+        raise ArtifactError(f"holds {sorted(members)}, its manifest names {sorted(digests)}", subject=subject)
+    for name, data in members.items():
+        if hashlib.sha256(data).hexdigest() != digests[name]:
+            raise ArtifactError(
+                f"{name} is corrupt: its checksum differs",
+                subject=subject,
+                hint="copy it again, or compile and save again",
+            )
+
+
+def _from_manifest(manifest: dict[str, Any], plan: bytes, subject: str) -> Artifact:
+    texts = {key: manifest[key] for key in ("name", "flavour", "flavour_version")}
+    gpu, report = manifest["gpu"], manifest["report"]
+    if not all(isinstance(text, str) for text in texts.values()) or not isinstance(gpu, str | None):
+        raise TypeError("name, flavour, flavour_version and gpu are texts")
+    if texts["flavour"] not in flavours.NAMES:
+        raise ValueError(f"unknown flavour {texts['flavour']!r}")
+    if not isinstance(report, dict):
+        raise TypeError("report is an object")
+    _refuse_code(manifest["signature"], subject)
+    return Artifact(
+        **texts,
+        plan=plan,
+        signature=Signature.from_json(manifest["signature"]),
+        settings=Settings.make(**manifest["settings"]),
+        gpu=gpu,
+        report=report,
+    )
+
+
+def _refuse_code(value: Any, subject: str) -> None:
+    """Refuse what makes ``torch.utils._pytree`` import a module that the data names: enum keys, default factories.
+
+    Raises:
+        ArtifactError: the signature holds such a thing.
+    """
+    if isinstance(value, str):
+        # Tree specs and their contexts are JSON texts within JSON.
+        if value.lstrip()[:1] in ("[", "{"):
+            with contextlib.suppress(ValueError):
+                _refuse_code(json.loads(value), subject)
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_code(item, subject)
+    elif isinstance(value, dict):
+        if "__enum__" in value:
+            raise ArtifactError("a dict in its signature has enum keys, which cannot be stored", subject=subject)
+        if "default_factory_module" in value and (
+            value["default_factory_module"] != "builtins" or value.get("default_factory_name") not in _FACTORIES
+        ):
+            raise ArtifactError(
+                f"a defaultdict in its signature is made by {value.get('default_factory_name')!r}, "
+                f"only {', '.join(_FACTORIES)} can be stored",
+                subject=subject,
+            )
+        for item in value.values():
+            _refuse_code(item, subject)

@@ -1,0 +1,206 @@
+"""TensorRT's own runtime objects behind one plan: the deserialised engine, and execution contexts of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from torch2trt.errors import ArtifactMismatchError, EngineError, NoGPUError, UnsupportedGPUError
+from torch2trt.runtime.artifact import Artifact, gpu_here
+from torch2trt.trt import flavour as flavours
+from torch2trt.trt.dtypes import torch_dtypes
+from torch2trt.trt.flavour import Flavour
+from torch2trt.trt.logger import make_logger
+
+Shapes = tuple[tuple[int, ...], ...]
+"""The shapes of the tensor inputs, in the signature's order."""
+
+_ALIGNMENT = 256  # bytes; TensorRT's kernels rely on it
+
+
+class Engine:
+    """A deserialised engine on one GPU.
+
+    Args:
+        artifact: its plan and signature.
+        device: the CUDA device to load it on; unset: the current one.
+
+    Raises:
+        NoGPUError: there is no GPU.
+        UnsupportedGPUError: the GPU is none that the flavour serves.
+        FlavourNotFoundError, FlavourTooOldError: its TensorRT package is not installed, or too old.
+        ArtifactMismatchError: it was built by another TensorRT version or for another GPU.
+        EngineError: TensorRT refuses the plan, or it is not what the signature says.
+    """
+
+    def __init__(self, artifact: Artifact, device: torch.device | None = None) -> None:
+        if not torch.cuda.is_available():
+            raise NoGPUError(
+                "engines run on NVIDIA GPUs, and torch finds none on this machine",
+                subject=artifact.name,
+                hint=".reference(...) runs the compiled network on the CPU",
+            )
+        self.name = artifact.name
+        self.device = device or torch.device("cuda", torch.cuda.current_device())
+        self.inputs = tuple(leaf.name for leaf in artifact.signature.tensor_inputs)
+        dtypes = {leaf.name: leaf.spec.dtype for leaf in artifact.signature.tensor_outputs}
+        self.outputs = tuple(dtypes)
+        self.output_dtypes = tuple(dtypes.values())
+        with torch.cuda.device(self.device):
+            flavour = _flavour(artifact)
+            self.trt = flavour.trt
+            self.logger = make_logger(flavour)
+            with self.logger.capture() as errors:
+                # The runtime goes with its last engine, so it is kept beside it.
+                self._runtime = self.trt.Runtime(self.logger)
+                self.handle = self._runtime.deserialize_cuda_engine(artifact.plan)
+            if self.handle is None:
+                raise self.error("TensorRT cannot deserialise the plan", errors)
+        self._check(artifact, flavour)
+        on_host = [self.handle.get_tensor_location(name) == self.trt.TensorLocation.HOST for name in self.inputs]
+        self.host_inputs = frozenset(name for name, host in zip(self.inputs, on_host, strict=True) if host)
+        """Inputs whose values decide shapes: TensorRT reads them from host memory when it enqueues."""
+        self.dynamic_inputs = tuple(
+            (position, name)
+            for position, name in enumerate(self.inputs)
+            if -1 in tuple(self.handle.get_tensor_shape(name))
+        )
+
+    def error(self, what: str, logged: Sequence[str] = ()) -> EngineError:
+        """The error for this engine, with what TensorRT logged."""
+        return EngineError(f"{what}: {'; '.join(dict.fromkeys(logged))}" if logged else what, subject=self.name)
+
+    def new_scratch(self) -> torch.Tensor:
+        """Device memory for the activations of one run at a time, in bytes."""
+        size = max(int(self.handle.device_memory_size_v2), _ALIGNMENT)
+        return torch.empty(size, dtype=torch.uint8, device=self.device)
+
+    def _check(self, artifact: Artifact, flavour: Flavour) -> None:
+        names = [self.handle.get_tensor_name(index) for index in range(self.handle.num_io_tensors)]
+        if set(names) != {*self.inputs, *self.outputs}:
+            raise self.error(f"has the tensors {sorted(names)}, its signature {sorted((*self.inputs, *self.outputs))}")
+        known = torch_dtypes(flavour)
+        for leaf in (*artifact.signature.tensor_inputs, *artifact.signature.tensor_outputs):
+            dtype = known.get(self.handle.get_tensor_dtype(leaf.name))
+            if dtype != leaf.spec.dtype:
+                raise self.error(f"{leaf.name!r} is {dtype} in the engine, {leaf.spec.dtype} in its signature")
+        for name in self.outputs:
+            if self.handle.get_tensor_location(name) == self.trt.TensorLocation.HOST:
+                raise self.error(f"the output {name!r} is a shape tensor in host memory, which is not supported")
+
+
+class Context:
+    """An execution context: runs the engine at one combination of shapes at a time.
+
+    Args:
+        engine: what it runs.
+        scratch: from :meth:`Engine.new_scratch`; contexts that never run at the same time may share one.
+    """
+
+    def __init__(self, engine: Engine, scratch: torch.Tensor) -> None:
+        self._engine = engine
+        self._nowhere = scratch.data_ptr()
+        with engine.logger.capture() as errors:
+            strategy = engine.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            self._context = engine.handle.create_execution_context(strategy)
+        if self._context is None:
+            raise engine.error("TensorRT created no execution context", errors)
+        self._context.set_device_memory(scratch.data_ptr(), scratch.numel())
+        self.shapes: Shapes | None = None
+        """The shapes it is set to."""
+        self._output_shapes: list[tuple[int, ...]] = []
+
+    def prepare(self, inputs: Sequence[torch.Tensor], shapes: Shapes) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Inputs as TensorRT needs them, and fresh outputs, for :meth:`enqueue`.
+
+        Args:
+            inputs: checked, in the engine's order, of any strides.
+            shapes: theirs.
+
+        Raises:
+            EngineError: TensorRT refused a shape.
+        """
+        engine = self._engine
+        placed = [self._place(name, value) for name, value in zip(engine.inputs, inputs, strict=True)]
+        outputs = [
+            torch.empty(shape, dtype=dtype, device=engine.device)
+            for shape, dtype in zip(self.output_shapes(placed, shapes), engine.output_dtypes, strict=True)
+        ]
+        return placed, outputs
+
+    def output_shapes(self, inputs: Sequence[torch.Tensor], shapes: Shapes) -> list[tuple[int, ...]]:
+        """Set the input shapes and find those of the outputs.
+
+        Raises:
+            EngineError: TensorRT refused a shape, or an output's depends on data.
+        """
+        if shapes == self.shapes and not self._engine.host_inputs:
+            return self._output_shapes
+        engine = self._engine
+        with engine.logger.capture() as errors:
+            self.shapes = None
+            for position, name in engine.dynamic_inputs:
+                if not self._context.set_input_shape(name, tuple(shapes[position])):
+                    raise engine.error(f"TensorRT refused the shape {list(shapes[position])} of {name!r}", errors)
+            for name, value in zip(engine.inputs, inputs, strict=True):
+                if name in engine.host_inputs:
+                    self._context.set_tensor_address(name, value.data_ptr())
+            if engine.host_inputs and (missing := self._context.infer_shapes()):
+                raise engine.error(f"TensorRT cannot infer shapes without {missing}", errors)
+            found = [tuple(self._context.get_tensor_shape(name)) for name in engine.outputs]
+        for name, shape in zip(engine.outputs, found, strict=True):
+            if any(size < 0 for size in shape):
+                raise engine.error(f"the shape {list(shape)} of the output {name!r} depends on data")
+        self.shapes, self._output_shapes = shapes, found
+        return found
+
+    def enqueue(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], stream: int) -> None:
+        """Enqueue one run.
+
+        Args:
+            inputs: contiguous, aligned, and where TensorRT reads them.
+            outputs: likewise; written when the stream gets there.
+            stream: handle of a CUDA stream.
+
+        Raises:
+            EngineError: TensorRT refused it.
+        """
+        engine, bind = self._engine, self._context.set_tensor_address
+        # An empty tensor has no address, and TensorRT takes no null pointer.
+        for name, value in zip(engine.inputs, inputs, strict=True):
+            bind(name, value.data_ptr() or self._nowhere)
+        for name, value in zip(engine.outputs, outputs, strict=True):
+            bind(name, value.data_ptr() or self._nowhere)
+        with engine.logger.capture() as errors:
+            if not self._context.execute_async_v3(stream):
+                raise engine.error("TensorRT refused to run", errors)
+
+    def _place(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """The input as TensorRT reads it: contiguous, aligned, and in host memory where its values decide shapes."""
+        if name in self._engine.host_inputs:
+            value = value.cpu()
+        # Lazily negated memory and views that start in the middle of an allocation are rare enough to copy.
+        value = value.resolve_neg().contiguous()
+        return value.clone() if value.data_ptr() % _ALIGNMENT else value
+
+
+def _flavour(artifact: Artifact) -> Flavour:
+    """The artifact's flavour, when it can run the plan on the current GPU."""
+    finding = flavours.find(artifact.flavour)
+    here = gpu_here()
+    if finding.version is not None and artifact.flavour == flavours.TENSORRT_RTX and finding.problem:
+        raise UnsupportedGPUError(finding.problem, subject=artifact.flavour, hint=finding.hint)
+    flavour = flavours.load(artifact.flavour)
+    hint = "compile it again on this machine"
+    if flavour.version_text != artifact.flavour_version:
+        raise ArtifactMismatchError(
+            f"built by {artifact.flavour} {artifact.flavour_version}, this machine has {flavour.version_text}",
+            subject=artifact.name,
+            hint=f"{hint}, or install that version",
+        )
+    if artifact.gpu is not None and artifact.gpu != here:
+        raise ArtifactMismatchError(
+            f"built for {artifact.gpu}, this machine has {here}", subject=artifact.name, hint=hint
+        )
+    return flavour

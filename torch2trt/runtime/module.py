@@ -1,0 +1,415 @@
+"""An engine as an ``nn.Module``: called, saved, nested and printed like the module that it was compiled from."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from torch2trt.errors import ArtifactError, ArtifactMismatchError, FrozenModuleError, ProgramMissingError
+from torch2trt.graph.program import Program
+from torch2trt.graph.signature import SizeLeaf, TensorLeaf, dtype_to_json
+from torch2trt.runtime import artifact as artifacts
+from torch2trt.runtime import inputs as checks
+from torch2trt.runtime import summary
+from torch2trt.runtime.artifact import Artifact, LoadedArtifact, StrPath
+from torch2trt.runtime.context import Shapes
+from torch2trt.runtime.outputs import Assemble, Results
+from torch2trt.runtime.session import Session
+from torch2trt.runtime.verification import Row, Verification, compare
+from torch2trt.tolerance import tolerance
+
+Tensors = dict[str, torch.Tensor]
+Interpret = Callable[[Program, str], Callable[[Tensors], Tensors]]
+"""A Program and the flavour to lower it for, to a function from inputs to outputs by name, both on the CPU."""
+
+_Self = TypeVar("_Self", bound="EngineModule")
+
+_CALLS_KEPT = 1024  # combinations of shapes whose checks are remembered
+_ARITHMETIC = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What was decided when a combination of shapes came for the first time."""
+
+    shapes: Shapes
+    assemble: Assemble
+
+
+class EngineModule(nn.Module):
+    """A compiled module: same signature, same result structure as the module it was made from.
+
+    It computes no gradients, has no parameters, and is fixed: its device once it has run, its dtypes always. In a
+    ``state_dict`` it is one uint8 tensor that holds the artifact, so modules that contain it save and load as usual.
+    Threads may share it.
+
+    Args:
+        artifact: the engine and how it is called.
+        program: what it was lowered from, or a function that restores it; for :meth:`reference` and ``save``.
+        interpret: runs a Program in the reference interpreter. A function of a module, since pickles name it.
+        truth: takes a call's arguments and returns its true result, float64 where it is floating point; for
+            :meth:`verify`. It stays behind when the module is pickled.
+        device: the CUDA device to run on; unset: the one that is current at the first call.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        program: Program | Callable[[], Program] | None = None,
+        interpret: Interpret | None = None,
+        truth: Callable[..., Any] | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.training = False
+        self._interpret = interpret
+        # Held in a tuple: an nn.Module as attribute would become a child and put its parameters in the state.
+        self._truth = (truth,)
+        self._set(artifact, program, Session(artifact, _with_index(device)))
+
+    @classmethod
+    def load(
+        cls: type[_Self],
+        source: StrPath | bytes,
+        *,
+        interpret: Interpret | None = None,
+        device: torch.device | str | None = None,
+    ) -> _Self:
+        """The module that :meth:`save` wrote. The engine is deserialised at the first call.
+
+        Raises:
+            ArtifactError: it is no artifact, truncated, corrupt, or of another format version.
+        """
+        loaded = artifacts.load(source)
+        return cls(loaded.artifact, program=_program_of(loaded), interpret=interpret, device=device)
+
+    def _set(self, artifact: Artifact, program: Program | Callable[[], Program] | None, session: Session) -> None:
+        self.artifact = artifact
+        self._program = program
+        self._session = session
+        self._reference: Callable[[Tensors], Tensors] | None = None
+        signature = artifact.signature
+        self._results = Results(signature)
+        self._positions = [i for i, leaf in enumerate(signature.inputs) if isinstance(leaf, TensorLeaf)]
+        self._orders: dict[tuple[Any, ...], list[int]] = {}
+        self._calls: dict[tuple[Any, ...], _Call] = {}
+
+    # -- calling ------------------------------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the engine on the current CUDA stream.
+
+        Tensors must have the dtypes and device of the engine, and shapes of its profile; strides are free.
+
+        Returns:
+            The module's result structure, with fresh tensors.
+
+        Raises:
+            InputStructureError, InputDtypeError, InputShapeError, InputDeviceError: what does not fit, and how.
+            NoGPUError, UnsupportedGPUError, ArtifactMismatchError: the engine cannot run on this machine.
+            EngineError: TensorRT failed.
+        """
+        if "torch._dynamo" in sys.modules:
+            return _outside_dynamo()(self, args, kwargs)
+        return self._run(args, kwargs)
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        order = self._orders.get((len(args), *kwargs))
+        if order is None:
+            leaves = self.artifact.signature.flatten(args, kwargs)
+            inputs = [leaves[position] for position in self._positions]
+            self._learn_order(args, kwargs)
+        else:
+            values = (*args, *kwargs.values())
+            leaves = inputs = [values[index] for index in order]
+        try:
+            call = self._calls[tuple([(value.shape, value.dtype, value.device) for value in inputs])]
+        except (KeyError, AttributeError):
+            call = self._first_call(args, kwargs)
+        if torch.is_grad_enabled() and any(value.requires_grad for value in inputs):
+            outputs = _Inference.apply(self._session, call.shapes, *inputs)
+        else:
+            outputs = self._session.run(inputs, call.shapes)
+        return call.assemble(outputs, leaves)
+
+    def _first_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
+        """Check a call whose shapes, dtypes and devices come for the first time."""
+        signature = self.artifact.signature
+        leaves = signature.flatten(args, kwargs)
+        inputs = [leaves[position] for position in self._positions]
+        dims = checks.check(signature, inputs)
+        engine = self._session.open()
+        checks.check_devices(signature, inputs, engine.device, engine.host_inputs)
+        call = _Call(tuple(tuple(value.shape) for value in inputs), self._results.at(dims))
+        if len(self._calls) >= _CALLS_KEPT:
+            self._calls.clear()
+        self._calls[tuple((value.shape, value.dtype, value.device) for value in inputs)] = call
+        return call
+
+    def _learn_order(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Remember where the inputs are in calls of this form, which spares flattening where all are plain tensors."""
+        values = (*args, *kwargs.values())
+        if len(self._positions) < len(self.artifact.signature.inputs) or not all(map(torch.is_tensor, values)):
+            return
+        # The same tensor may come twice, so marks take their places.
+        marks = [torch.empty(0) for _ in values]
+        leaves = self.artifact.signature.flatten(
+            tuple(marks[: len(args)]), dict(zip(kwargs, marks[len(args) :], strict=True))
+        )
+        places = {id(mark): index for index, mark in enumerate(marks)}
+        self._orders[(len(args), *kwargs)] = [places[id(leaf)] for leaf in leaves]
+
+    # -- checking -----------------------------------------------------------------------------------------------------
+
+    def reference(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the compiled network in the reference interpreter: slow, on the CPU, without a GPU.
+
+        Takes what the module takes, from any device, and returns its result structure with tensors on the CPU.
+
+        Raises:
+            ProgramMissingError: the artifact was saved without its Program.
+            InputStructureError, InputDtypeError, InputShapeError: as in a call.
+        """
+        signature = self.artifact.signature
+        leaves = signature.flatten(args, kwargs)
+        inputs = [leaves[position] for position in self._positions]
+        dims = checks.check(signature, inputs)
+        if self._reference is None:
+            self._reference = self._interpreter()
+        named = {leaf.name: value.detach().cpu() for leaf, value in zip(signature.tensor_inputs, inputs, strict=True)}
+        outputs = self._reference(named)
+        return self._results.at(dims)([outputs[name] for name in self._results.names], leaves)
+
+    def verify(self, *args: Any, **kwargs: Any) -> Verification:
+        """Compare with the truth: float64 eager with the original weights.
+
+        Runs the engine where there is a GPU, else the reference interpreter.
+
+        Raises:
+            ProgramMissingError: the original module is not at hand, as after loading.
+        """
+        (truth,) = self._truth
+        if truth is None:
+            raise ProgramMissingError(
+                "the module that it was compiled from is not at hand",
+                subject=self.artifact.name,
+                hint="call .verify() on what compile() returned, before saving it",
+            )
+        on_gpu = torch.cuda.is_available()
+        if on_gpu:
+            device = self._session.open().device
+            moved = pytree.tree_map_only(torch.Tensor, lambda value: value.to(device), (args, kwargs))
+            with torch.no_grad():
+                result = self(*moved[0], **moved[1])
+        else:
+            result = self.reference(*args, **kwargs)
+        allowed = tolerance(self.artifact.precision, reference=not on_gpu)
+        rows = self._compare(result, truth(*args, **kwargs), allowed)
+        return Verification(self.artifact.name, "engine" if on_gpu else "reference", self.artifact.precision, rows)
+
+    def _compare(self, result: Any, truth: Any, allowed: float) -> tuple[Row, ...]:
+        rows: dict[str, Row] = {}
+        pairs = zip(self.artifact.signature.outputs, pytree.tree_leaves(result), pytree.tree_leaves(truth), strict=True)
+        for position, (leaf, have, want) in enumerate(pairs):
+            match leaf:
+                case TensorLeaf(name=name):
+                    rows[name] = compare(name, have, want, allowed)
+                case SizeLeaf():
+                    name = f"result {position}"
+                    rows[name] = compare(name, torch.tensor(have), torch.tensor(want), 0.0)
+        return tuple(rows.values())
+
+    def _interpreter(self) -> Callable[[Tensors], Tensors]:
+        if self._interpret is None:
+            raise ProgramMissingError(
+                "was made without the reference interpreter",
+                subject=self.artifact.name,
+                hint="load it with torch2trt.load, or compile it with torch2trt.compile",
+            )
+        return self._interpret(self._restored_program(), self.artifact.flavour)
+
+    def _restored_program(self) -> Program:
+        if self._program is None:
+            raise ProgramMissingError(
+                "the artifact does not carry its Program",
+                subject=self.artifact.name,
+                hint="save it with .save(path, program=True)",
+            )
+        if not isinstance(self._program, Program):
+            self._program = self._program()
+        return self._program
+
+    # -- saving -------------------------------------------------------------------------------------------------------
+
+    def save(self, path: StrPath, program: bool = False) -> None:
+        """Write one file that :func:`torch2trt.load` reads.
+
+        Args:
+            program: write the Program too, with its weights, for :meth:`reference` and rebuilding.
+
+        Raises:
+            ArtifactWriteError: it could not be written whole; nothing is left behind.
+            ProgramMissingError: it has no Program to write.
+        """
+        artifacts.save(self.artifact, path, program=self._restored_program() if program else None)
+
+    def get_extra_state(self) -> torch.Tensor:
+        """The artifact, as bytes in a uint8 tensor."""
+        return torch.frombuffer(bytearray(artifacts.to_bytes(self.artifact)), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take the engine out of :meth:`get_extra_state`'s tensor.
+
+        Raises:
+            ArtifactError: it is none.
+            ArtifactMismatchError: it is called in another way than this module.
+        """
+        if not isinstance(state, torch.Tensor) or state.dtype != torch.uint8:
+            raise ArtifactError("its state is no tensor of bytes", subject=self.artifact.name)
+        new = artifacts.load(state.cpu().numpy().tobytes()).artifact
+        if new.signature.to_json() != self.artifact.signature.to_json():
+            raise ArtifactMismatchError(
+                f"the state holds {new.name!r}, {summary.signature(new)}; this is {summary.signature(self.artifact)}",
+                subject=self.artifact.name,
+            )
+        if new.plan != self.artifact.plan:
+            # What this module came from says nothing of the new engine.
+            self._truth = (None,)
+            self._set(new, None, Session(new, self._session.device))
+
+    def __getstate__(self) -> dict[str, Any]:
+        program = None if self._program is None else self._restored_program()
+        own = {name: value for name, value in self.__dict__.items() if name not in _RUNTIME_STATE}
+        return {**own, "_bytes": artifacts.to_bytes(self.artifact, program=program)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        own = dict(state)
+        loaded = artifacts.load(own.pop("_bytes"))
+        self.__dict__.update(own, _truth=(None,))
+        self._set(loaded.artifact, _program_of(loaded), Session(loaded.artifact))
+
+    def __deepcopy__(self: _Self, memo: dict[int, Any]) -> _Self:
+        # Nothing of an engine changes, so copies share it.
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(
+            {
+                name: value if name in _RUNTIME_STATE else copy.deepcopy(value, memo)
+                for name, value in self.__dict__.items()
+            }
+        )
+        return copied
+
+    # -- being a module -----------------------------------------------------------------------------------------------
+
+    def train(self: _Self, mode: bool = True) -> _Self:
+        """An engine has no modes: changes nothing."""
+        return self
+
+    def _apply(self: _Self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> _Self:
+        """Let ``.to()`` and its kin pass where they change nothing, and refuse them otherwise."""
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        device = self._session.device or torch.device("cuda", _current_device())
+        for dtype in self._dtypes():
+            # Fake tensors show where it would go without a GPU and without moving anything.
+            with FakeTensorMode():
+                moved = fn(torch.empty(0, dtype=dtype, device=device))
+            if moved.dtype != dtype:
+                raise FrozenModuleError(
+                    f"cannot become {dtype_to_json(moved.dtype)}: an engine's dtypes are fixed when it is built",
+                    subject=self.artifact.name,
+                    hint="compile again with another precision=, or with the module and inputs in that dtype",
+                )
+            if moved.device == device:
+                continue
+            if moved.device.type == "cuda" and self._session.device is None:
+                self._session = Session(self.artifact, moved.device)
+                device = moved.device
+                continue
+            raise FrozenModuleError(
+                f"cannot move from {device} to {moved.device}: an engine stays on its GPU",
+                subject=self.artifact.name,
+                hint="load or compile it again on that device" if moved.device.type == "cuda" else "",
+            )
+        return self
+
+    def _dtypes(self) -> list[torch.dtype]:
+        """The floating point dtypes that it takes, returns and computes in."""
+        signature = self.artifact.signature
+        found = [leaf.spec.dtype for leaf in (*signature.tensor_inputs, *signature.tensor_outputs)]
+        if self.artifact.settings.precision is not None:
+            found.append(_ARITHMETIC[self.artifact.settings.precision])
+        return list(dict.fromkeys(dtype for dtype in found if dtype.is_floating_point)) or [torch.float32]
+
+    # -- showing itself -----------------------------------------------------------------------------------------------
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What the compilation says of itself: nodes, layers, fused_blocks, build_s, engine_bytes and more."""
+        return {**self.artifact.report, "engine_bytes": len(self.artifact.plan)}
+
+    def extra_repr(self) -> str:
+        """Name, flavour, precision and signature on one line."""
+        return summary.line(self.artifact)
+
+    def _repr_html_(self) -> str:
+        return summary.html_table(self.artifact)
+
+
+@functools.cache
+def _outside_dynamo() -> Callable[[EngineModule, tuple[Any, ...], dict[str, Any]], Any]:
+    """A call at which Dynamo breaks its graph, and inside which it looks at nothing.
+
+    Made when Dynamo is there: importing it takes as long as importing torch.
+    """
+    return torch.compiler.disable(EngineModule._run)  # type: ignore[no-any-return]
+
+
+# Shared by copies, left out of pickles.
+_RUNTIME_STATE = frozenset(
+    ("artifact", "_program", "_truth", "_session", "_reference", "_results", "_positions", "_orders", "_calls")
+)
+
+
+class _Inference(torch.autograd.Function):
+    """A run whose inputs want gradients: the outputs say so too, and going backward says why there are none."""
+
+    @staticmethod
+    def forward(ctx: Any, session: Session, shapes: Shapes, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.name = session.artifact.name
+        outputs = session.run(inputs, shapes)
+        ctx.mark_non_differentiable(*(value for value in outputs if not value.is_floating_point()))
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise FrozenModuleError(
+            "an engine computes no gradients",
+            subject=ctx.name,
+            hint="train the original module, or call this one under torch.no_grad()",
+        )
+
+
+def _program_of(loaded: LoadedArtifact) -> Callable[[], Program] | None:
+    return loaded.program if loaded.has_program else None
+
+
+def _with_index(device: torch.device | str | None) -> torch.device | None:
+    if device is None:
+        return None
+    device = torch.device(device)
+    return device if device.index is not None else torch.device(device.type, _current_device())
+
+
+def _current_device() -> int:
+    return torch.cuda.current_device() if torch.cuda.is_available() else 0

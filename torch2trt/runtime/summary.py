@@ -1,0 +1,56 @@
+"""An artifact in words: the line that a module prints, and the table that a notebook shows."""
+
+from __future__ import annotations
+
+import html
+
+from torch2trt.graph.signature import TensorLeaf, dtype_to_json
+from torch2trt.runtime.artifact import Artifact
+
+
+def line(artifact: Artifact) -> str:
+    """Name, flavour, precision and signature."""
+    flavour = f"{artifact.flavour} {artifact.flavour_version}"
+    return f"{artifact.name}, {flavour}, {artifact.precision}, {signature(artifact)}"
+
+
+def signature(artifact: Artifact) -> str:
+    """Inputs and outputs, as ``(x: float32[batch×3]) → (y: float32[batch])``."""
+    return f"({_leaves(artifact.signature.tensor_inputs)}) → ({_leaves(artifact.signature.tensor_outputs)})"
+
+
+def table(artifact: Artifact) -> dict[str, str]:
+    """What there is to know, as texts by their titles."""
+    report, dims = artifact.report, artifact.signature.dims
+    rows = {
+        "flavour": f"{artifact.flavour} {artifact.flavour_version}",
+        "built for": artifact.gpu or "any GPU that the flavour serves",
+        "precision": artifact.precision,
+        "inputs": _leaves(artifact.signature.tensor_inputs),
+        "outputs": _leaves(artifact.signature.tensor_outputs),
+    }
+    if dims:
+        rows["profile"] = ", ".join(f"{name} {span.min}…{span.opt}…{span.max}" for name, span in dims.items())
+    if "nodes" in report and "layers" in report:
+        rows["nodes → layers"] = f"{report['nodes']} → {report['layers']}"
+    if "fused_blocks" in report:
+        rows["fused blocks"] = str(report["fused_blocks"])
+    if "build_s" in report:
+        rows["build time"] = f"{report['build_s']:.1f} s"
+    return {**rows, "engine size": f"{len(artifact.plan) / 1e6:.1f} MB"}
+
+
+def html_table(artifact: Artifact) -> str:
+    """The table as HTML, every text escaped."""
+    left = "style='text-align:left'"
+    rows = "".join(
+        f"<tr><th {left}>{html.escape(title)}</th><td {left}>{html.escape(text)}</td></tr>"
+        for title, text in table(artifact).items()
+    )
+    return f"<table><caption>{html.escape(artifact.name)}</caption>{rows}</table>"
+
+
+def _leaves(leaves: list[TensorLeaf]) -> str:
+    return ", ".join(
+        f"{leaf.name}: {dtype_to_json(leaf.spec.dtype)}[{'×'.join(map(str, leaf.spec.shape))}]" for leaf in leaves
+    )
