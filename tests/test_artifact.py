@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import enum
 import errno
 import hashlib
 import io
@@ -358,10 +357,6 @@ def test_every_part_of_the_signature_exchanged() -> None:
 # No code ------------------------------------------------------------------------------------------------------------
 
 
-class Key(enum.Enum):
-    FIRST = 1
-
-
 def planted(tmp_path: Path) -> str:
     """A module that leaves a trace when it is imported."""
     (tmp_path / "planted_module.py").write_text("raise SystemExit('code ran')")
@@ -379,7 +374,7 @@ def test_a_saved_default_factory_imports_nothing(tmp_path: Path, monkeypatch: py
             signature["out_spec"].replace('"builtins"', f'"{factory_module}"').replace('"list"', f'"{factory_name}"')
         )
         assert changed != signature["out_spec"]
-        with pytest.raises(ArtifactError, match="defaultdict"):
+        with pytest.raises(ArtifactError, match="name code to call"):
             load(with_manifest(data, signature=signature | {"out_spec": changed}))
     assert module not in sys.modules
 
@@ -392,16 +387,14 @@ def test_a_saved_enum_key_imports_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         signature = json.loads(archive.read("manifest.json"))["signature"]
     protocol, spec = json.loads(signature["out_spec"])
     spec["context"] = json.dumps([{"__enum__": True, "fqn": f"{module}:Key", "name": "FIRST"}, "b", "c", "d"])
-    with pytest.raises(ArtifactError, match="enum keys"):
+    with pytest.raises(ArtifactError, match="name an enum"):
         load(with_manifest(data, signature=signature | {"out_spec": json.dumps([protocol, spec])}))
     assert module not in sys.modules
 
 
 def test_what_cannot_be_loaded_is_not_saved(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="enum keys"):
-        save(make_artifact({Key.FIRST: 0, "b": 1, "c": 2, "d": 3}), tmp_path / "net.t2t")
-    with pytest.raises(ArtifactError, match="defaultdict"):
-        save(make_artifact(collections.defaultdict(Key, a=0, b=1, c=2, d=3)), tmp_path / "net.t2t")
+    with pytest.raises(ArtifactError, match="name code to call"):
+        save(make_artifact(collections.defaultdict(Small, a=0, b=1, c=2, d=3)), tmp_path / "net.t2t")
     assert not list(tmp_path.iterdir())
 
 
