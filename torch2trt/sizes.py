@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import sympy
 import torch
 
-Size = int | sympy.Expr
+Size: TypeAlias = int | sympy.Expr
 """A dimension: a plain int where it is known, otherwise an expression such as ``12*batch``."""
 
 Shape = tuple[Size, ...]
@@ -102,8 +102,10 @@ def _parse(text: str) -> sympy.Expr:
         ast.FloorDiv: functions.FloorDiv,
         ast.Mod: functions.Mod,
     }
-    names = ("FloorDiv", "Mod", "PythonMod", "IntTrueDiv", "FloatTrueDiv", "ToFloat")
-    names += ("CeilToInt", "FloorToInt", "RoundToInt", "TruncToInt")
+    names = (
+        *("FloorDiv", "Mod", "PythonMod", "IntTrueDiv", "FloatTrueDiv", "ToFloat"),
+        *("CeilToInt", "FloorToInt", "RoundToInt", "TruncToInt"),
+    )
     calls: dict[str, Any] = {"Max": sympy.Max, "Min": sympy.Min} | {
         name: getattr(functions, name) for name in names
     }

@@ -1,0 +1,48 @@
+"""A Program executed in float64: the truth to which engines are compared, without the original module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from torch2trt.graph.program import Program
+
+
+class _Exact(fx.Interpreter):
+    """Runs a graph with every float widened and the graph's own casts between floats left out."""
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        wide = {name: torch.float64 if _is_float(value) else value for name, value in kwargs.items()}
+        result = super().call_function(target, tuple(args), wide)
+        # Factories have a dtype of their own by default.
+        return pytree.tree_map_only(torch.Tensor, _widened, result)
+
+
+def run_exact(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The module's result on these arguments, computed on the CPU in float64 from the original weights.
+
+    Integers and booleans are computed as they are; floating-point results are float64.
+    """
+    signature = program.signature
+    leaves = signature.flatten(args, kwargs)
+    inputs = [_widened(leaf.detach().cpu()) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    sources = [_widened(program.weights.sources[name].detach().cpu()) for name in program.weights.inputs.values()]
+    with torch.no_grad():
+        computed = _Exact(program.weights.graph).run(*sources, enable_io_processing=False)
+        weights = dict(zip(program.weights.outputs, computed, strict=True))
+        arguments = [*inputs, *(weights[str(node.target)] for node in program.weight_placeholders)]
+        results = _Exact(program.graph).run(*arguments, enable_io_processing=False)
+    outputs = dict(zip(program.output_names, results, strict=True))
+    return signature.unflatten(outputs, leaves, program.sizes_of(inputs))
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, torch.dtype) and value.is_floating_point
+
+
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
