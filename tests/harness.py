@@ -33,7 +33,7 @@ class OpCase:
     """One row: an operator with arguments. Tensors among the arguments become engine inputs.
 
     Attributes:
-        dynamic: (min, max) by argument position and axis.
+        dynamic: (min, max), or a ``Dim`` where several are equal, by argument position and axis.
         weights: positions of tensor arguments that are the module's parameters instead of inputs.
         unsupported: part of the reason with which it must be refused.
         raises: number of the error that compiling it must raise.
@@ -45,7 +45,7 @@ class OpCase:
     function: Callable[..., Any]
     args: Sequence[Any]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    dynamic: Mapping[int, Mapping[int, tuple[int, int]]] = field(default_factory=dict)
+    dynamic: Mapping[int, Mapping[int, tuple[int, int] | Dim]] = field(default_factory=dict)
     weights: Sequence[int] = ()
     unsupported: str = ""
     raises: str = ""
@@ -97,8 +97,8 @@ def check_case(case: OpCase, settings: Settings | None = None) -> None:
         shapes = (
             tuple(
                 {
-                    axis: Dim(f"d{index}_{axis}", min=low, max=high)
-                    for axis, (low, high) in case.dynamic.get(module.owner[index], {}).items()
+                    axis: bounds if isinstance(bounds, Dim) else Dim(f"d{index}_{axis}", min=bounds[0], max=bounds[1])
+                    for axis, bounds in case.dynamic.get(module.owner[index], {}).items()
                 }
                 for index in module.inputs
             ),
@@ -124,7 +124,8 @@ def _at_other_sizes(case: OpCase, module: OpModule, inputs: tuple[torch.Tensor, 
         resized = []
         for index, tensor in zip(module.inputs, inputs, strict=True):
             for axis, bounds in case.dynamic.get(module.owner[index], {}).items():
-                indices = torch.arange(bounds[end]) % tensor.shape[axis]
+                size = (bounds.min, bounds.max)[end] if isinstance(bounds, Dim) else bounds[end]
+                indices = torch.arange(size) % tensor.shape[axis]
                 tensor = tensor.index_select(axis, indices)
             resized.append(tensor)
         others.append(tuple(resized))

@@ -1,0 +1,100 @@
+"""Rows of torch2trt/converters/attention.py."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.export import Dim
+
+from tests.cases import normal
+from tests.harness import OpCase
+
+B, H, L, S, D = 2, 4, 5, 7, 8
+
+
+def qkv(dtype: torch.dtype = torch.float32, size: int = D, heads: int = H) -> tuple[torch.Tensor, ...]:
+    shapes = ((B, H, L, size), (B, heads, S, size), (B, heads, S, size))
+    return tuple(normal(*shape, seed=seed, dtype=dtype) * 2 for seed, shape in enumerate(shapes))
+
+
+def attention(name: str, *tensors: torch.Tensor, **options: Any) -> OpCase:
+    """A row whose fourth tensor is the mask."""
+    row = {name: options.pop(name) for name in ("dynamic", "weights", "unsupported", "raises") if name in options}
+    return OpCase(f"attention-{name}", F.scaled_dot_product_attention, tensors, options, **row)
+
+
+BATCH, QUERIES, KEYS = Dim("batch", min=1, max=3), Dim("queries", min=2, max=9), Dim("keys", min=2, max=9)
+SIZE = Dim("size", min=2, max=9)
+DYNAMIC = {0: {0: BATCH, 2: QUERIES}, 1: {0: BATCH, 2: KEYS}, 2: {0: BATCH, 2: KEYS}}
+QKV = qkv()
+SELF = tuple(normal(B, H, L, D, seed=seed) for seed in range(3))
+# Every query sees a key here, and one sees none there.
+VISIBLE = normal(L, S) > -0.5
+BLIND = VISIBLE.clone()
+BLIND[2] = False
+
+
+def additive(mask: torch.Tensor, value: float = -math.inf) -> torch.Tensor:
+    return torch.zeros(mask.shape).masked_fill(~mask, value)
+
+
+MASKS = {
+    "bool": VISIBLE,
+    "bool-row-of-none": BLIND,
+    "bool-keys": torch.rand(B, 1, 1, S, generator=torch.Generator().manual_seed(1)) > 0.4,
+    "bool-full": torch.rand(B, H, L, S, generator=torch.Generator().manual_seed(2)) > 0.6,
+    "bool-heads": torch.rand(H, 1, S, generator=torch.Generator().manual_seed(3)) > 0.4,
+    "bool-queries": torch.tensor([True, False, True, True, False])[:, None],
+    "additive": normal(L, S),
+    "additive-infinite": additive(VISIBLE),
+    "additive-infinite-row": additive(BLIND),
+    "additive-lowest-row": additive(BLIND, torch.finfo(torch.float32).min),
+    "additive-bias": normal(1, H, L, S),
+    "additive-batch": additive(torch.rand(B, 1, L, S, generator=torch.Generator().manual_seed(4)) > 0.7),
+}
+
+CASES = [
+    attention("plain", *QKV),
+    attention("scale", *QKV, scale=0.3),
+    attention("odd-head-size", *qkv(size=5)),
+    attention("value-of-another-size", *QKV[:2], normal(B, H, S, 3)),
+    attention("causal", *SELF, is_causal=True),
+    attention("causal-more-keys", *QKV, is_causal=True),
+    attention("causal-more-queries", QKV[1], QKV[0], QKV[0], is_causal=True),
+    *(attention(f"mask-{name}", *QKV, mask) for name, mask in MASKS.items()),
+    *(attention(f"constant-mask-{name}", *QKV, mask, weights=(3,)) for name, mask in MASKS.items() if "row" in name),
+    attention("constant-mask", *QKV, VISIBLE, weights=(3,)),
+    attention("rank-3", *(tensor[0] for tensor in QKV), VISIBLE),
+    attention("rank-3-causal", *(tensor[0] for tensor in QKV), is_causal=True),
+    attention("rank-2", *(tensor[0, 0] for tensor in QKV)),
+    attention("rank-5", *(tensor[None] for tensor in QKV), MASKS["bool-keys"][None]),
+    attention("broadcast-keys", QKV[0], QKV[1][:1], QKV[2][:1]),
+    attention("grouped-queries", *qkv(heads=2), enable_gqa=True),
+    attention("grouped-queries-one-head", *qkv(heads=1), VISIBLE, enable_gqa=True),
+    attention("grouped-queries-equal", *QKV, enable_gqa=True),
+    attention("grouped-queries-dynamic", *qkv(heads=2), enable_gqa=True, is_causal=True, dynamic=DYNAMIC),
+    attention("dynamic", *QKV, dynamic=DYNAMIC),
+    attention("dynamic-causal", *QKV, is_causal=True, dynamic=DYNAMIC),
+    attention("dynamic-mask", *QKV, BLIND, dynamic={**DYNAMIC, 3: {0: QUERIES, 1: KEYS}}),
+    attention(
+        "dynamic-additive", *QKV, MASKS["additive-batch"], dynamic={**DYNAMIC, 3: {0: BATCH, 2: QUERIES, 3: KEYS}}
+    ),
+    attention("dynamic-keys", *QKV, MASKS["bool-keys"], dynamic={**DYNAMIC, 3: {0: BATCH, 3: KEYS}}),
+    attention("dynamic-head-size", *QKV, dynamic={0: {3: SIZE}, 1: {3: SIZE}}, unsupported="default scale"),
+    attention("dynamic-head-size-and-scale", *QKV, scale=0.5, dynamic={0: {3: SIZE}, 1: {3: SIZE}}),
+    attention("dropout", *QKV, dropout_p=0.1, raises="T2T106"),
+    *(
+        attention(f"{name}-{dtype}".replace("torch.", ""), *qkv(dtype, size), *mask, **options)
+        for dtype in (torch.float16, torch.bfloat16)
+        for name, size, mask, options in (
+            ("plain", 8, (), {}),
+            ("wide", 80, (), {}),
+            ("causal", 8, (), {"is_causal": True}),
+            ("mask", 8, (BLIND,), {}),
+            ("additive", 8, (additive(BLIND).to(dtype),), {}),
+        )
+    ),
+]
