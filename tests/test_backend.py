@@ -1,0 +1,264 @@
+"""torch.compile with our backend: against eager, through the reference interpreter here and engines on a GPU."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+import torch2trt
+from torch2trt import backend as backends
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Engines compute float32 with TF32 on a GPU.
+CLOSE = {"rtol": 1e-2, "atol": 1e-2} if DEVICE == "cuda" else {"rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    backends._say_once.cache_clear()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def builds(caplog: pytest.LogCaptureFixture) -> Any:
+    """How many engines were built so far."""
+    caplog.set_level(logging.INFO, "torch2trt.backend")
+    return lambda: sum("building an engine" in record.message for record in caplog.records)
+
+
+@pytest.fixture
+def warnings(caplog: pytest.LogCaptureFixture) -> Any:
+    """The backend's warnings so far that contain a text."""
+    return lambda text: [
+        record.message
+        for record in caplog.records
+        if record.name == "torch2trt.backend" and record.levelno == logging.WARNING and text in record.message
+    ]
+
+
+class Net(nn.Module):
+    """A convolution with batch norm, and results of every kind that a module may return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.norm.running_mean.uniform_(-1, 1)
+        self.register_buffer("scale", torch.rand(4, 1, 1))
+
+    def forward(self, x: torch.Tensor, factor: float = 1.0) -> dict[str, Any]:
+        y = F.relu(self.norm(self.conv(x))) * self.scale * factor
+        return {"y": y, "pair": (y.flatten(1), None), "x": x, "view": x.flatten(1), "size": x.shape[0] + 1}
+
+
+def linear() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).eval().to(DEVICE)
+
+
+def image(batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, 3, 8, 8, device=DEVICE)
+
+
+def rows(count: int) -> torch.Tensor:
+    return torch.randn(count, 6, device=DEVICE)
+
+
+def same(found: Any, wanted: Any) -> None:
+    have, structure = pytree.tree_flatten(found)
+    want, expected = pytree.tree_flatten(wanted)
+    assert structure == expected
+    for one, other in zip(have, want, strict=True):
+        if isinstance(other, torch.Tensor):
+            torch.testing.assert_close(one, other, **CLOSE)
+        else:
+            assert one == other
+
+
+@torch.no_grad()
+def test_results_of_every_kind(builds: Any) -> None:
+    net = Net().eval().to(DEVICE)
+    compiled = torch.compile(net, backend="torch2trt")
+    x = image()
+    found = compiled(x)
+    same(found, net(x))
+    assert found["x"] is x
+    assert found["view"].data_ptr() == x.data_ptr(), "a view of an argument is one"
+    same(compiled(x), net(x))
+    assert builds() == 1
+
+
+@torch.no_grad()
+def test_numbers_that_change_are_built_in(builds: Any) -> None:
+    net = Net().eval().to(DEVICE)
+    compiled = torch.compile(net, backend="torch2trt")
+    x = image()
+    for factor in (1.0, 2.0, 3.0, 2.0):
+        same(compiled(x, factor), net(x, factor))
+    assert builds() == 3
+
+
+def test_module_compile_with_options_in_inference_mode(warnings: Any) -> None:
+    module = linear()
+    x = rows(4)
+    with torch.inference_mode():
+        wanted = module(x)
+        module.compile(backend="torch2trt", options={"precision": "fp16", "optimization_level": 1})
+        found = module(x)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-2)
+    assert not torch.equal(found, wanted), "computed in float16"
+    if DEVICE == "cpu":
+        assert len(warnings("reference interpreter")) == 1
+
+
+@torch.no_grad()
+def test_declared_range_is_one_engine(builds: Any) -> None:
+    module = linear()
+    compiled = torch.compile(module, backend="torch2trt")
+    x = rows(4)
+    torch._dynamo.mark_dynamic(x, 0, min=2, max=64)
+    for inputs in (x, rows(2), rows(64)):
+        same(compiled(inputs), module(inputs))
+    assert builds() == 1
+
+
+@torch.no_grad()
+def test_sizes_without_a_range_have_an_engine_each(builds: Any) -> None:
+    module = linear()
+    compiled = torch.compile(module, backend="torch2trt", dynamic=True)
+    for count in (4, 7, 4):
+        inputs = rows(count)
+        same(compiled(inputs), module(inputs))
+    assert builds() == 2
+
+
+@torch.no_grad()
+def test_a_range_that_cannot_be_exported_becomes_sizes(builds: Any, warnings: Any) -> None:
+    def halves(x: torch.Tensor) -> torch.Tensor:
+        # Dynamo guards on what is seen here: fewer than 100 rows, and an even number of them.
+        if x.shape[0] < 100:
+            x = torch.relu(x)
+        return x.view(x.shape[0] // 2, 12) * 2
+
+    compiled = torch.compile(halves, backend="torch2trt", dynamic=True)
+    for count in (4, 6, 4):
+        x = rows(count)
+        same(compiled(x), halves(x))
+    assert builds() == 2
+    assert len(warnings("a range is impossible")) == 1
+
+
+@torch.no_grad()
+def test_more_sizes_than_the_limit_run_in_eager(builds: Any, warnings: Any) -> None:
+    module = linear()
+    compiled = torch.compile(module, backend="torch2trt", dynamic=True)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for count in (4, 7, 9, 11, 4):
+            inputs = rows(count)
+            same(compiled(inputs), module(inputs))
+    assert builds() == 2
+    assert len(warnings("recompile_limit")) == 1
+
+
+@torch.no_grad()
+def test_changed_weights(builds: Any) -> None:
+    module = linear()
+    compiled = torch.compile(module, backend="torch2trt")
+    x = rows(4)
+    same(compiled(x), module(x))
+    module[0].weight.mul_(2)
+    same(compiled(x), module(x))
+    module.load_state_dict(linear().state_dict())
+    same(compiled(x), module(x))
+    module.load_state_dict(linear().state_dict(), assign=True)
+    same(compiled(x), module(x))
+    module[0].bias.data = torch.ones(5, device=DEVICE)
+    same(compiled(x), module(x))
+    same(compiled(x), module(x))
+    assert builds() == 5
+
+
+@torch.no_grad()
+def test_modules_that_share_code_keep_their_own_weights() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(self.linear(x)) + x
+
+    blocks = nn.Sequential(*(Block() for _ in range(3))).eval().to(DEVICE)
+    x = rows(4)
+    wanted = blocks(x)
+    for block in blocks:
+        block.compile(backend="torch2trt")
+    same(blocks(x), wanted)
+    same(blocks(x), wanted)
+
+
+@torch.no_grad()
+def test_graph_breaks_leave_the_rest_in_torch(builds: Any) -> None:
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        view = torch.relu(x).flatten(), x.view(-1)
+        torch._dynamo.graph_break()
+        view[1].add_(1)
+        torch._dynamo.graph_break()
+        return torch.tanh(x) + view[0].view_as(x)
+
+    x, y = rows(4), rows(4)
+    y.copy_(x)
+    same(torch.compile(broken, backend="torch2trt")(x), broken(y))
+    assert torch.equal(x, y)
+
+
+def test_with_gradients_it_is_left_to_eager(builds: Any, warnings: Any) -> None:
+    module = linear()
+    compiled = torch.compile(module, backend="torch2trt")
+    for count in (4, 1):
+        compiled(rows(count)).sum().backward()
+    assert module[0].weight.grad is not None
+    assert len(warnings("gradients are enabled")) == 1
+    with torch.no_grad():
+        x = rows(4)
+        same(compiled(x), module(x))
+    assert builds() == 1
+
+
+@torch.no_grad()
+def test_errors_are_ours() -> None:
+    class Odd(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.special.i1(torch.special.i0(x))
+
+    compiled = torch.compile(Odd().to(DEVICE), backend="torch2trt")
+    for _ in range(2):
+        with pytest.raises(torch2trt.UnsupportedOpsError) as caught:
+            compiled(rows(6))
+        assert {node.op for node in caught.value.nodes} == {"aten.i0.default", "aten.special_i1.default"}
+        assert all("test_backend.py" in node.source for node in caught.value.nodes)
+    for options in ({"options": {"precison": "fp16"}}, {"mode": "max-autotune"}):
+        with pytest.raises(torch2trt.SettingError, match="unknown setting"):
+            torch.compile(linear(), backend="torch2trt", **options)(rows(2))
+
+
+@torch.no_grad()
+def test_a_graph_that_changes_its_inputs_is_refused() -> None:
+    def grow(x: torch.Tensor) -> torch.Tensor:
+        return x.add_(1).relu()
+
+    with pytest.raises(torch2trt.CaptureError):
+        torch.compile(grow, backend="torch2trt")(rows(2))
+
+
+def test_registered_by_entry_point() -> None:
+    assert "torch2trt" in torch._dynamo.list_backends()

@@ -1,0 +1,182 @@
+"""The backend of ``torch.compile``: ``torch.compile(model, backend="torch2trt", options={"precision": "fp16"})``.
+
+It is for inference, under ``torch.no_grad()`` or ``torch.inference_mode()``. What Dynamo captures becomes engines, with
+the weights inside; the first call builds them. Sizes that differ from call to call are a range of one engine where
+``torch._dynamo.mark_dynamic(x, 0, min=2, max=64)`` gives them one, and otherwise each size has an engine of its own.
+
+Results are fresh tensors, so of two results that are views of each other, each has memory of its own. Weights that are
+changed later lead to another engine, unless they are changed in place through ``.data``, which torch does not record:
+call ``torch._dynamo.reset()`` then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import operator
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any
+
+import torch
+from torch import fx
+
+from torch2trt import api
+from torch2trt.errors import DynamicShapeError
+from torch2trt.frontend.dynamo import Region
+from torch2trt.graph.program import Program
+from torch2trt.runtime.module import EngineModule
+from torch2trt.settings import Settings
+from torch2trt.trt import flavour as flavours
+
+log = logging.getLogger(__name__)
+
+_NAME = "torch2trt"
+
+Run = Callable[[Sequence[Any]], Sequence[Any]]
+"""A call's arguments to its results."""
+
+
+def backend(
+    graph: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: dict[str, Any] | None = None,
+    name: str | None = None,
+    **unknown: Any,
+) -> Callable[..., Any]:
+    """Compile one graph of Dynamo's.
+
+    Nothing is built before the first call, so that errors reach the caller as they are: what a backend raises Dynamo
+    wraps in an error of its own.
+
+    Args:
+        graph: torch functions, with the weights among its arguments.
+        example_inputs: not looked at.
+        options: fields of :class:`torch2trt.Settings`.
+        name: what to call the engines.
+    """
+    if torch.is_grad_enabled():
+        _say_once(
+            "gradients are enabled and engines have none: the graph is left to eager. Call the model under "
+            "torch.no_grad() or torch.inference_mode()"
+        )
+        return graph.forward
+    region = Region(graph, name)
+    if not region.computed or not region.inputs:
+        return graph.forward
+    return _CompiledRegion(region, {**(options or {}), **unknown})
+
+
+@dataclass
+class _Weights:
+    """The engines for one set of weights."""
+
+    tensors: list[torch.Tensor]
+    stamps: list[tuple[int, int]]
+    runs: dict[tuple[Any, ...], Run] = field(default_factory=dict)
+    """By the sizes and numbers that are built in."""
+
+    def holds(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether these are its weights, with whatever values."""
+        return all(map(operator.is_, self.tensors, tensors))
+
+
+class _CompiledRegion:
+    """What takes the place of a graph of Dynamo's: engines by weights and sizes, built when they are first needed.
+
+    Dynamo runs one compiled graph for several modules of a class, so each call's weights are looked at.
+    """
+
+    def __init__(self, region: Region, options: dict[str, Any]) -> None:
+        self._region = region
+        self._options = options
+        self._known: list[_Weights] = []
+        self._lock = threading.Lock()
+
+    def __call__(self, *args: Any) -> Sequence[Any]:
+        run = self._find(args)
+        if run is None:
+            with self._lock:
+                run = self._find(args) or self._add(args)
+        return run(args)
+
+    def _find(self, args: Sequence[Any]) -> Run | None:
+        tensors = [args[position] for position in self._region.weights]
+        for known in self._known:
+            if known.holds(tensors) and known.stamps == [_stamp(each) for each in tensors]:
+                return known.runs.get(self._region.constants(args))
+        return None
+
+    def _add(self, args: Sequence[Any]) -> Run:
+        region, graph = self._region, self._region.graph
+        tensors = [args[position] for position in region.weights]
+        stamps = [_stamp(each) for each in tensors]
+        known = next((each for each in self._known if each.holds(tensors)), None)
+        if known is None:
+            known = _Weights(tensors, stamps)
+            self._known.append(known)
+        elif known.stamps != stamps:
+            log.warning("%s: its weights have changed, so its engines are built again", region.name)
+            known.stamps, known.runs = stamps, {}
+        count = sum(len(each.runs) for each in self._known)
+        if count >= torch._dynamo.config.recompile_limit:
+            _say_once(
+                f"{region.name}: has {count} engines for different sizes or weights, as many as "
+                "torch._dynamo.config.recompile_limit: others are left to eager. One engine serves a range of sizes "
+                "where torch._dynamo.mark_dynamic(tensor, axis, min=..., max=...) declares it"
+            )
+            return lambda args: graph(*args)
+        engine = self._build(args)
+        known.runs[region.constants(args)] = run = self._runner(engine)
+        return run
+
+    def _runner(self, engine: EngineModule) -> Run:
+        region = self._region
+        call: Callable[..., Sequence[torch.Tensor]] = engine
+        if not torch.cuda.is_available():
+            _say_once("there is no GPU here: compiled graphs run in the reference interpreter, on the CPU, slowly")
+            call = engine.reference
+        return lambda args: region.merge(call(*[args[position] for position in region.inputs]), args)
+
+    def _build(self, args: Sequence[Any]) -> EngineModule:
+        settings = Settings.make(**self._options)
+        flavour = flavours.load(settings.flavour)
+        # Tensors made in inference mode cannot be traced in it.
+        with torch.inference_mode(False), torch.no_grad():
+            try:
+                program = self._capture(args)
+            except DynamicShapeError as error:
+                if not self._region.has_ranges:
+                    raise
+                log.warning("%s: one engine for each size, since a range is impossible: %s", self._region.name, error)
+                self._region.fix_sizes()
+                program = self._capture(args)
+            shapes = ", ".join(str(list(args[position].shape)) for position in self._region.inputs)
+            log.info("%s: building an engine for inputs of %s", self._region.name, shapes)
+            device = args[self._region.inputs[0]].device
+            with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+                engine = api.build(api.optimize(program, settings), flavour, settings)
+            return engine.to(device) if device.type == "cuda" else engine
+
+    def _capture(self, args: Sequence[Any]) -> Program:
+        module, inputs, dynamic = self._region.module(args)
+        return api.capture(module, inputs, dynamic_shapes=dynamic, name=self._region.name)
+
+
+def _stamp(tensor: torch.Tensor) -> tuple[int, int]:
+    """What changes when a tensor's values do."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    log.warning("%s", text)
+
+
+# Dynamo finds an installed package by its entry point, and registers it then; a source tree has none.
+if not entry_points(group="torch_dynamo_backends", name=_NAME):
+    torch._dynamo.register_backend(backend, name=_NAME)
