@@ -65,6 +65,14 @@ def simplify(expr: sympy.Expr) -> Size:
     return int(expr) if expr.is_number else expr
 
 
+def volume(shape: Iterable[Size]) -> Size:
+    """The number of elements of a shape."""
+    result: Size = 1
+    for size in shape:
+        result = result * size
+    return result
+
+
 def evaluate(size: Size, values: Mapping[str, int]) -> int:
     """The number that a size is where the named dimensions have these sizes."""
     if isinstance(size, int):
@@ -106,9 +114,7 @@ def _parse(text: str) -> sympy.Expr:
         *("FloorDiv", "Mod", "PythonMod", "IntTrueDiv", "FloatTrueDiv", "ToFloat"),
         *("CeilToInt", "FloorToInt", "RoundToInt", "TruncToInt"),
     )
-    calls: dict[str, Any] = {"Max": sympy.Max, "Min": sympy.Min} | {
-        name: getattr(functions, name) for name in names
-    }
+    calls: dict[str, Any] = {"Max": sympy.Max, "Min": sympy.Min} | {name: getattr(functions, name) for name in names}
 
     def walk(node: ast.AST) -> sympy.Expr:
         match node:
@@ -122,6 +128,10 @@ def _parse(text: str) -> sympy.Expr:
                 return symbol(name)
             case ast.UnaryOp(op=ast.USub(), operand=operand):
                 return -walk(operand)
+            case ast.BinOp(op=ast.Pow(), right=right) if not isinstance(
+                right, ast.Constant
+            ) or right.value not in range(9):
+                raise ValueError(f"not a size: {text!r}")  # sizes are polynomials; a tower of powers would never end
             case ast.BinOp(left=left, op=op, right=right) if type(op) in binary:
                 return binary[type(op)](walk(left), walk(right))
             case ast.Call(func=ast.Name(id=name), args=args) if name in calls:

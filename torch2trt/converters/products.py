@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from torch2trt.converters.activations import activate
 from torch2trt.converters.reasons import only_floats
 from torch2trt.converters.registry import converter
+from torch2trt.graph.ops import LINEAR_BLOCK
+from torch2trt.sizes import volume
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
 
@@ -17,6 +20,19 @@ def linear(net: Network, input: Tensor, weight: Tensor, bias: Tensor | None) -> 
     """linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor"""
     result = net.matmul(input, weight, transpose_second=weight.rank == 2)
     return result if bias is None else net.elementwise("SUM", result, bias)
+
+
+@converter(LINEAR_BLOCK, unsupported=only_floats)
+def linear_block(
+    net: Network, input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, alpha: float, beta: float
+) -> Tensor:
+    """linear_block(Tensor input, Tensor weight, Tensor? bias, str activation, float alpha, float beta) -> Tensor"""
+    # As one matrix: TensorRT 10.6 fuses the activation into a product of rank 2; with GELU after one of rank 3 its
+    # build hangs or crashes.
+    *leading, channels = input.shape
+    rows = input if input.rank <= 2 else net.reshape(input, (volume(leading), channels))
+    result = activate(net, linear(net, rows, weight, bias), activation, alpha, beta)
+    return net.reshape(result, (*leading, weight.shape[0]))
 
 
 @converter(aten.matmul.default, unsupported=only_floats)
@@ -62,3 +78,12 @@ def addmm(net: Network, input: Tensor, mat1: Tensor, mat2: Tensor, beta: float, 
 def baddbmm(net: Network, input: Tensor, batch1: Tensor, batch2: Tensor, beta: float, alpha: float) -> Tensor:
     """baddbmm(Tensor self, Tensor batch1, Tensor batch2, *, Scalar beta=1, Scalar alpha=1) -> Tensor"""
     return _plus(net, input, net.matmul(batch1, batch2), beta, alpha)
+
+
+def times_along(net: Network, input: Tensor, matrix: torch.Tensor, axis: int) -> Tensor:
+    """Every vector along one dimension, of ``size`` elements, times a constant matrix [size, wanted]."""
+    weights = net.constant(matrix.to(input.dtype))
+    if axis % input.rank == input.rank - 2:
+        return net.matmul(weights, input, transpose_first=True)
+    last = input.rank - 1
+    return net.transpose(net.matmul(net.transpose(input, axis, last), weights), axis, last)

@@ -50,8 +50,7 @@ def conv_block(
     result = torch.ops.aten.convolution(input, weight, bias, stride, padding, dilation, False, nothing, groups)
     if residual is not None:
         result = result + residual
-    result = ACTIVATIONS[activation](result, alpha, beta)
-    return result.clone() if activation == "none" and residual is None else result
+    return ACTIVATIONS[activation](result, alpha, beta)
 
 
 @conv_block.register_fake
@@ -74,5 +73,38 @@ def _(
     )
 
 
+@torch.library.custom_op("torch2trt::linear_block", mutates_args=())
+def linear_block(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    activation: str,
+    alpha: float,
+    beta: float,
+) -> torch.Tensor:
+    """``activation(input @ weight.T + bias)``.
+
+    Args:
+        input: [*, C].
+        weight: [K, C].
+        bias: [K].
+        activation: a key of :data:`ACTIVATIONS`.
+    """
+    return ACTIVATIONS[activation](torch.ops.aten.linear(input, weight, bias), alpha, beta)
+
+
+@linear_block.register_fake
+def _(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    activation: str,
+    alpha: float,
+    beta: float,
+) -> torch.Tensor:
+    return torch.ops.aten.linear(input, weight, bias)  # type: ignore[no-any-return]
+
+
 CONV_BLOCK = torch.ops.torch2trt.conv_block.default
-FUSED_BLOCKS = frozenset({CONV_BLOCK})
+LINEAR_BLOCK = torch.ops.torch2trt.linear_block.default
+FUSED_BLOCKS = frozenset({CONV_BLOCK, LINEAR_BLOCK})

@@ -42,3 +42,15 @@ def _mode_of(graph: fx.Graph) -> Any:
 def only_user(node: fx.Node) -> fx.Node | None:
     """The one node that uses this one, or None when there are none or several."""
     return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def replace_chain(first: fx.Node, last: fx.Node, replacement: fx.Node) -> None:
+    """Put a node in the place of a chain in which each is the only user of the one before."""
+    last.replace_all_uses_with(replacement)
+    nodes = [first]
+    while nodes[-1] is not last:
+        following = only_user(nodes[-1])
+        assert following is not None
+        nodes.append(following)
+    for node in reversed(nodes):
+        node.graph.erase_node(node)

@@ -9,6 +9,7 @@ from torch2trt.graph.contract import check
 from torch2trt.graph.program import Program
 from torch2trt.passes.fold_batch_norm import fold_batch_norm
 from torch2trt.passes.fuse_conv_blocks import fuse_conv_blocks
+from torch2trt.passes.fuse_linear_blocks import fuse_linear_blocks
 from torch2trt.passes.hoist_weights import hoist_weights
 from torch2trt.passes.merge_common_subexpressions import merge_common_subexpressions
 from torch2trt.passes.remove_dead_code import remove_dead_code
@@ -32,6 +33,7 @@ PASSES: tuple[Pass, ...] = (
     merge_common_subexpressions,
     hoist_weights,
     fuse_conv_blocks,
+    fuse_linear_blocks,
     remove_dead_code,
 )
 
