@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 
 import pytest
+import torch
 
 import tests.cases
 from tests.harness import OpCase, check_case
@@ -19,6 +20,9 @@ def _rows() -> list[OpCase]:
 
 
 ROWS = _rows()
+
+# Where there is a GPU, every row runs on it too.
+pytestmark = [pytest.mark.gpu] if torch.cuda.is_available() else []
 
 
 def test_names_are_unique() -> None:
