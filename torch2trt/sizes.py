@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import sympy
 import torch
+from torch.utils._sympy.functions import FloorDiv, ToFloat, TruncToInt
 
 Size: TypeAlias = int | sympy.Expr
 """A dimension: a plain int where it is known, otherwise an expression such as ``12*batch``."""
@@ -47,9 +48,11 @@ class TensorSpec:
 
 
 def to_size(value: Any) -> Size:
-    """An int or a ``torch.SymInt`` as :data:`Size`."""
+    """An int or a symbolic number of torch's as :data:`Size`."""
     if isinstance(value, torch.SymInt):
         return simplify(value.node.expr)
+    if isinstance(value, torch.SymFloat | torch.SymBool):
+        return value.node.expr  # no size, and never to be rounded to one
     if isinstance(value, sympy.Expr):
         return simplify(value)
     return int(value)
@@ -61,8 +64,19 @@ def to_shape(values: Iterable[Any]) -> Shape:
 
 
 def simplify(expr: sympy.Expr) -> Size:
-    """A constant expression as an int, any other as it is."""
-    return int(expr) if expr.is_number else expr
+    """A constant expression as an int, one without floating point where that says the same."""
+    if expr.is_number:
+        return int(expr)
+    return expr.replace(TruncToInt, _scaled)  # type: ignore[no-any-return]
+
+
+def _scaled(expr: sympy.Expr) -> sympy.Expr:
+    """``int(1.5 * size)`` as ``3 * size // 2``; factors that floating point only approximates stay as they are."""
+    factor, rest = expr.as_coeff_Mul()
+    numerator, denominator = float(factor).as_integer_ratio()
+    if isinstance(rest, ToFloat) and denominator <= 64:
+        return FloorDiv(numerator * rest.args[0], denominator)
+    return TruncToInt(expr)
 
 
 def volume(shape: Iterable[Size]) -> Size:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import detect_fake_mode
 from torch.utils import _pytree as pytree
 
@@ -30,7 +31,8 @@ def refresh(node: fx.Node) -> None:
     """Compute a call's fake value anew, after its arguments changed."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: arg.meta["val"])
     mode = detect_fake_mode(pytree.tree_leaves((args, kwargs))) or _mode_of(node.graph)
-    with mode:
+    # Composite operators written in C++ know no symbolic sizes, their counterparts in Python do.
+    with mode, enable_python_dispatcher():
         node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]
     node.meta.pop("tensor_meta", None)
 

@@ -9,6 +9,7 @@ import torch
 
 from torch2trt.sizes import Size
 from torch2trt.trt.arithmetic import Arithmetic, mask_of
+from torch2trt.trt.shaping import is_static
 from torch2trt.trt.tensor import Tensor
 
 
@@ -218,36 +219,41 @@ class Network(Arithmetic):
         layer.epsilon, layer.num_groups = eps, groups
         return self.output_of(layer, tensor.shape)
 
-    # -- resizing -----------------------------------------------------------------------------------------------------
+    # -- sampling -----------------------------------------------------------------------------------------------------
 
     def resize(
-        self,
-        tensor: Tensor,
-        shape: Sequence[Size],
-        *,
-        mode: str,
-        coordinates: str = "HALF_PIXEL",
-        scales: Sequence[float] | None = None,
-        cubic_coefficient: float = -0.75,
+        self, tensor: Tensor, shape: Sequence[Size], *, mode: str, coordinates: str, rounding: str = "FLOOR"
     ) -> Tensor:
-        """Interpolation to a shape.
+        """Interpolation to a shape, dimension by dimension; coordinates scale by the ratio of the sizes.
 
         Args:
             mode: NEAREST, LINEAR or CUBIC (an ``InterpolationMode``).
-            coordinates: a ``ResizeCoordinateTransformation``; ASYMMETRIC with NEAREST rounds down.
-            scales: scale factors to use in place of the sizes' ratios.
+            coordinates: a ``ResizeCoordinateTransformation``: ALIGN_CORNERS, ASYMMETRIC or HALF_PIXEL.
+            rounding: a ``ResizeRoundMode``, which says what is nearest.
         """
+        if tuple(shape) == tuple(tensor.shape):
+            return tensor
         layer = self.add("add_resize", tensor.itensor)
         layer.resize_mode = getattr(self.trt.InterpolationMode, mode)
         layer.coordinate_transformation = getattr(self.trt.ResizeCoordinateTransformation, coordinates)
         if mode == "NEAREST":
-            layer.nearest_rounding = self.trt.ResizeRoundMode.FLOOR
-        if mode == "CUBIC":
-            layer.cubic_coeff = cubic_coefficient
-        if scales is not None:
-            layer.scales = list(scales)
-        elif all(isinstance(size, int) for size in shape):
+            layer.nearest_rounding = getattr(self.trt.ResizeRoundMode, rounding)
+        if is_static(shape):
             layer.shape = tuple(shape)
         else:
             layer.set_input(1, self.cast(self.shape_tensor(shape), torch.int32).itensor)
         return self.output_of(layer, shape)
+
+    def grid_sample(self, tensor: Tensor, grid: Tensor, *, mode: str, outside: str, align_corners: bool) -> Tensor:
+        """Samples of [N, C, H, W] where a grid [N, H', W', 2] of coordinates from -1 to 1 says.
+
+        Args:
+            mode: NEAREST, LINEAR or CUBIC (an ``InterpolationMode``).
+            outside: FILL (with zeros), CLAMP or REFLECT (a ``SampleMode``).
+            align_corners: whether -1 and 1 are the centres of the outermost elements, not their outer edges.
+        """
+        layer = self.add("add_grid_sample", tensor.itensor, grid.itensor)
+        layer.interpolation_mode = getattr(self.trt.InterpolationMode, mode)
+        layer.sample_mode = getattr(self.trt.SampleMode, outside)
+        layer.align_corners = align_corners
+        return self.output_of(layer, (*tensor.shape[:2], *grid.shape[1:3]))
