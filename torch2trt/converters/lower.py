@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import torch
 from torch import fx
 
 from torch2trt.converters import registry
@@ -31,7 +32,9 @@ def unsupported_nodes(program: Program, flavour: Flavour) -> list[UnsupportedNod
 
 def unsupported_reason(program: Program, node: fx.Node, flavour: Flavour) -> str | None:
     """Why a call cannot be converted, or None."""
-    if program.is_size(node) or node.target is operator.getitem:
+    if program.is_size(node):
+        return _unsupported_number(program, node)
+    if node.target is operator.getitem:
         return None
     converter = registry.find(node.target)
     if converter is None:
@@ -48,6 +51,20 @@ def unsupported_reason(program: Program, node: fx.Node, flavour: Flavour) -> str
     if "flavour" in converter.unsupported.__code__.co_varnames[: converter.unsupported.__code__.co_argcount]:
         bound["flavour"] = flavour
     return converter.unsupported(**registry.arguments_for(converter.unsupported, bound))
+
+
+def _unsupported_number(program: Program, node: fx.Node) -> str | None:
+    """Why a tensor operator cannot take the number that a node yields, or None: integers made of sizes are fine."""
+    value = node.meta.get("val")
+    if all(program.is_size(user) for user in node.users if user.op == "call_function"):
+        return None
+    if isinstance(value, torch.SymFloat | torch.SymBool):
+        return "a number made of dynamic sizes, or taken from a tensor, that is no integer"
+    size = program.size(node)
+    names = set() if isinstance(size, int) else {symbol.name for symbol in size.free_symbols}
+    if names - program.signature.dims.keys():
+        return "a number taken from the values of a tensor"
+    return None
 
 
 def lower(program: Program, flavour: Flavour) -> Network:

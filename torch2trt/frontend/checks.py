@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,29 +22,37 @@ def check_module(module: nn.Module) -> None:
 
     Raises:
         TrainingModeError: a submodule is in training mode.
-        WeightError: a float64, complex or NaN parameter or buffer.
+        WeightError: a float64, complex or NaN parameter or buffer, or one without values.
     """
     for path, child in module.named_modules():
         if child.training and (path == "" or _differs_in_training(child)):
             raise TrainingModeError(
                 "is in training mode", subject=path or type(module).__name__, hint="call module.eval() first"
             )
-    for path, tensor in [*module.named_parameters(), *module.named_buffers()]:
+    for path, tensor in _held(module):
         if tensor.dtype == torch.float64 or tensor.is_complex():
             raise WeightError(f"is {tensor.dtype}, which TensorRT has not", subject=path, hint="call module.float()")
-        if tensor.is_floating_point() and tensor.device.type != "meta" and bool(torch.isnan(tensor).any()):
+        if tensor.device.type == "meta":
+            raise WeightError("is on the meta device, without values", subject=path, hint="load the weights first")
+        if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
             raise WeightError("holds NaN", subject=path, hint="no answer of this model would be a number")
+
+
+def _held(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
 
 
 def _differs_in_training(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd)
 
 
-def check_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def check_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Refuse example inputs that cannot become engine inputs.
 
     Raises:
-        ExampleInputError: args is no tuple, no tensor among them, float64 or complex ones, several devices.
+        ExampleInputError: args is no tuple, the module does not take them, no tensor among them, float64 or complex
+            ones, or not all on the module's device.
     """
     if not isinstance(args, tuple):
         raise ExampleInputError(
@@ -50,14 +60,32 @@ def check_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             subject="args",
             hint="for one tensor x, pass (x,)",
         )
-    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    signature = inspect.signature(module.forward)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        name = f"{type(module).__name__}.forward"
+        raise ExampleInputError(f"{name}: {error}", subject="args", hint=f"it takes {signature}") from None
+    tensors = {
+        f"{kind}{pytree.keystr(path)}": leaf
+        for kind, tree in (("args", args), ("kwargs", kwargs))
+        for path, leaf in pytree.tree_flatten_with_path(tree)[0]
+        if isinstance(leaf, torch.Tensor)
+    }
     if not tensors:
         raise ExampleInputError("no tensor among the example inputs", subject="args")
-    for position, tensor in enumerate(tensors):
+    for name, tensor in tensors.items():
         if tensor.dtype == torch.float64 or tensor.is_complex():
-            raise ExampleInputError(f"tensor {position} is {tensor.dtype}", subject="args", hint="pass float32")
-    if len(devices := {str(tensor.device) for tensor in tensors}) > 1:
-        raise ExampleInputError(f"tensors on several devices: {', '.join(sorted(devices))}", subject="args")
+            raise ExampleInputError(f"is {tensor.dtype}, which TensorRT has not", subject=name, hint="pass float32")
+    places = {tensor.device: name for name, tensor in tensors.items()}
+    places |= {tensor.device: f"the module's {name}" for name, tensor in _held(module)}
+    if len(places) > 1:
+        spelled = ", ".join(f"{name} on {device}" for device, name in places.items())
+        raise ExampleInputError(
+            f"the module and its inputs are on several devices: {spelled}",
+            subject="args",
+            hint="move all of them to the GPU that is to run the engine, with .to(device)",
+        )
 
 
 def refuse_state(exported: ExportedProgram) -> None:

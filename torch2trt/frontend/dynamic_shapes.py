@@ -1,21 +1,24 @@
-"""Dynamic dimensions: from the caller's ``Dim`` to named ranges, and what the trace assumed about them."""
+"""Dynamic dimensions: from the caller's ``Dim`` to axes of the example inputs, and to named ranges."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import sympy
 import torch
-from torch import fx, nn
-from torch.export import Dim, ExportedProgram
+from torch import nn
+from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.export.graph_signature import InputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
 from torch2trt.errors import DynamicShapeError
-from torch2trt.graph.program import Program, provenance
 from torch2trt.sizes import DimRange, symbol, to_shape
+
+Axes = list[dict[int, Any]]
+"""For each flattened leaf of the arguments, its dynamic axes with their ``Dim`` (or hint)."""
 
 
 def positional_parameters(module: nn.Module) -> tuple[str, ...]:
@@ -25,162 +28,158 @@ def positional_parameters(module: nn.Module) -> tuple[str, ...]:
     return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)
 
 
-def dynamic_axes(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
-) -> list[dict[int, Any]]:
-    """For each flattened leaf of the arguments, its dynamic axes with their ``Dim`` (or hint)."""
-    leaves = pytree.tree_leaves((args, kwargs))
+def dynamic_axes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> Axes:
+    """What ``dynamic_shapes`` says of each flattened leaf of the arguments.
+
+    Raises:
+        DynamicShapeError: an axis that a tensor has not, or whose size in the example is not within its ``Dim``.
+    """
+    if isinstance(dynamic_shapes, ShapesCollection):
+        dynamic_shapes = dynamic_shapes.dynamic_shapes(module, args, kwargs)
     if dynamic_shapes is None:
-        return [{} for _ in leaves]
-    # As torch.export counts them: what a parameter *args takes is one value.
-    values = {**inspect.signature(module.forward).bind_partial(*args).arguments, **kwargs}
+        return [{} for _ in pytree.tree_leaves((args, kwargs))]
+    # As torch.export counts them: what *args takes is one value, and **kwargs may go by its own name.
+    signature = inspect.signature(module.forward)
     if not isinstance(dynamic_shapes, Mapping):
-        dynamic_shapes = dict(zip(values, dynamic_shapes, strict=False))
+        dynamic_shapes = dict(zip(signature.bind(*args, **kwargs).arguments, dynamic_shapes, strict=False))
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD and isinstance(dynamic_shapes.get(name), Mapping):
+            dynamic_shapes = {**dynamic_shapes, **dynamic_shapes[name]}
+    values = {**signature.bind_partial(*args).arguments, **kwargs}
+    return [axes for name, value in values.items() for axes in _walk(name, value, dynamic_shapes.get(name))]
 
-    def walk(value: Any, shape: Any) -> Iterator[dict[int, Any]]:
-        if isinstance(value, torch.Tensor):
-            axes = shape.items() if isinstance(shape, Mapping) else enumerate(shape or ())
-            yield {axis: dim for axis, dim in axes if dim is not None and dim is not Dim.STATIC}
-        elif isinstance(value, Mapping):
-            for key, item in value.items():
-                yield from walk(item, (shape or {}).get(key))
-        elif isinstance(value, list | tuple):
-            for item, part in zip(value, shape or [None] * len(value), strict=True):
-                yield from walk(item, part)
-        else:
-            yield from ({} for _ in pytree.tree_leaves(value))
 
-    return [axes for name, value in values.items() for axes in walk(value, dynamic_shapes.get(name))]
+def _walk(path: str, value: Any, shape: Any) -> Iterator[dict[int, Any]]:
+    if isinstance(value, torch.Tensor):
+        axes = dict(shape.items() if isinstance(shape, Mapping) else enumerate(shape or ()))
+        yield {axis: dim for axis, dim in axes.items() if _is_dynamic(path, value, axis, dim)}
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _walk(f"{path}[{key!r}]", item, (shape or {}).get(key))
+    else:
+        items = pytree.tree_flatten(value, is_leaf=lambda item: item is not value)[0]
+        if len(items) == 1 and items[0] is value:
+            yield {}
+            return
+        parts = list(shape or [None] * len(items))
+        if len(parts) != len(items):
+            raise DynamicShapeError(
+                f"dynamic_shapes has {len(parts)} entries for it, the example {len(items)}", subject=path
+            )
+        for position, (item, part) in enumerate(zip(items, parts, strict=True)):
+            yield from _walk(f"{path}[{position}]", item, part)
+
+
+def _is_dynamic(path: str, value: torch.Tensor, axis: int, dim: Any) -> bool:
+    if dim is None or isinstance(dim, int) or dim == Dim.STATIC:
+        return False
+    if not 0 <= axis < value.dim():
+        raise DynamicShapeError(
+            f"axis {axis} is declared dynamic, the example has {value.dim()} dimension(s)", subject=path
+        )
+    size, (low, high) = int(value.shape[axis]), _bounds(dim)
+    root = _root_size(dim, size)
+    if root != int(root) or not low <= root <= high:
+        name = getattr(dim, "__name__", "Dim")
+        raise DynamicShapeError(
+            f"axis {axis} of the example is {size}, which is not within {name} of {_spell(low, high)}",
+            subject=path,
+            hint="the example's size is the one to tune for: take one in range",
+        )
+    return True
+
+
+def _spell(low: int, high: float) -> str:
+    return f"at least {low}" if high == math.inf else f"{low} to {high:.0f}"
+
+
+# A derived dimension such as 2*h + 1 is a linear function of its root.
+
+
+def _root(dim: Any) -> Any:
+    return getattr(dim, "root", dim)
+
+
+def _root_size(dim: Any, size: int) -> float:
+    """The root's size where a dimension has this one, a whole number where there is such."""
+    if _root(dim) is dim:
+        return size
+    offset = dim.fn(0)
+    return float(size - offset) / float(dim.fn(1) - offset)
+
+
+def _bounds(dim: Any) -> tuple[int, float]:
+    """The smallest and the largest size of a dimension's root."""
+    root = _root(dim)
+    low, high = getattr(root, "min", None), getattr(root, "max", None)
+    return int(low or 0), math.inf if high is None or high > 2**31 else int(high)
 
 
 def away_from_one(
-    args: tuple[Any, ...], kwargs: dict[str, Any], axes_of: list[dict[int, Any]]
+    args: tuple[Any, ...], kwargs: dict[str, Any], axes_of: Axes
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Example inputs whose dynamic dimensions are not 1, because tracing treats that size specially."""
+
+    def choose(size: int, low: int, high: float) -> int:
+        return max(2, low) if size == 1 and high >= 2 else size
+
+    return _resized(args, kwargs, axes_of, choose)
+
+
+def at_one(args: tuple[Any, ...], kwargs: dict[str, Any], axes_of: Axes) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs whose dynamic dimensions are 1 where they may be."""
+    return _resized(args, kwargs, axes_of, lambda size, low, high: 1 if low <= 1 else size)
+
+
+def _resized(
+    args: tuple[Any, ...], kwargs: dict[str, Any], axes_of: Axes, choose: Callable[[int, int, float], int]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with other sizes, chosen for the roots from their size and bounds; values repeat."""
     leaves, spec = pytree.tree_flatten((args, kwargs))
     for position, axes in enumerate(axes_of):
         for axis, dim in axes.items():
-            largest = getattr(dim, "max", None)
-            if leaves[position].shape[axis] == 1 and (largest is None or largest >= 2):
-                size = max(2, getattr(dim, "min", 0) or 0)
-                leaves[position] = leaves[position].repeat_interleave(size, dim=axis)
+            size = int(leaves[position].shape[axis])
+            root = choose(int(_root_size(dim, size)), *_bounds(dim))
+            wanted = root if _root(dim) is dim else int(dim.fn(root))
+            if wanted != size:
+                indices = torch.arange(wanted, device=leaves[position].device) % max(size, 1)
+                leaves[position] = leaves[position].index_select(axis, indices)
     return pytree.tree_unflatten(leaves, spec)  # type: ignore[no-any-return]
 
 
 def dimensions(
-    exported: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any], axes_of: list[dict[int, Any]]
+    exported: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any], axes_of: Axes
 ) -> tuple[dict[sympy.Symbol, sympy.Symbol], dict[str, DimRange]]:
-    """The user's names of the graph's symbols, and each name's range; opt is the size in the examples."""
+    """The user's names of the graph's symbols, and each name's range; opt is the size in the examples.
+
+    Sizes start at 1 unless the ``Dim`` has a larger min.
+
+    Raises:
+        DynamicShapeError: a dimension without an upper bound.
+    """
     names: dict[sympy.Symbol, sympy.Symbol] = {}
     dims: dict[str, DimRange] = {}
     leaves = pytree.tree_leaves((args, kwargs))
     nodes = {str(node.target): node for node in exported.graph.nodes if node.op == "placeholder"}
-    position = 0
-    for spec in exported.graph_signature.input_specs:
-        if spec.kind is not InputKind.USER_INPUT:
-            continue
-        value, axes = leaves[position], axes_of[position]
-        position += 1
+    users = [spec for spec in exported.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
+    for spec, value, axes in zip(users, leaves, axes_of, strict=True):
         if not isinstance(spec.arg, TensorArgument):
             continue
         for axis, size in enumerate(to_shape(nodes[spec.arg.name].meta["val"].shape)):
-            if isinstance(size, int) or not isinstance(size, sympy.Symbol) or size in names:
+            if isinstance(size, int):
                 continue
-            bounds = exported.range_constraints[size]
-            opt = int(value.shape[axis])
-            if not (bounds.upper.is_number and bounds.upper.is_finite) or int(bounds.upper) > 2**31:
-                raise DynamicShapeError(
-                    f"dimension {axis} of {spec.arg.name!r} has no upper bound",
-                    hint="give the Dim a max: TensorRT tunes for a range",
-                )
-            name = getattr(axes.get(axis), "__name__", None) or size.name
-            names[size] = symbol(name)
-            dims[name] = DimRange(int(bounds.lower), opt, int(bounds.upper))
-    return names, dims
-
-
-def drop_checks(exported: ExportedProgram) -> bool:
-    """Remove assertions that hold for every size in range from 2 on; returns whether one fails for 1.
-
-    Raises:
-        DynamicShapeError: one that does not.
-    """
-    graph = exported.graph_module.graph
-    ranges = exported.range_constraints
-    differs_at_one = False
-    for node in list(graph.nodes):
-        if node.target in (
-            torch.ops.aten._assert_tensor_metadata.default,
-            torch.ops.aten.sym_constrain_range.default,
-            torch.ops.aten.sym_constrain_range_for_size.default,
-        ):
-            graph.erase_node(node)
-        elif node.target is torch.ops.aten._assert_scalar.default:
-            condition = node.args[0]
-            value = condition.meta["val"] if isinstance(condition, fx.Node) else condition
-            if isinstance(value, torch.SymBool):
-                failing = _smallest_failing(value.node.expr, ranges)
-                if failing is not None and failing != "1":
+            for free in size.free_symbols - names.keys():
+                bounds, dim = exported.range_constraints[free], axes.get(axis)
+                if bounds.upper > 2**31:
                     raise DynamicShapeError(
-                        f"the module needs {value.node.expr}, which fails for {failing}",
-                        source=provenance(node)[1],
-                        hint="narrow the Dim, leave the dimension static, or declare what it is a multiple of",
+                        f"dimension {axis} of {spec.arg.name!r} has no upper bound",
+                        hint="give the Dim a max: TensorRT tunes for a range",
                     )
-                differs_at_one |= failing == "1"
-            graph.erase_node(node)
-    graph.eliminate_dead_code()
-    return differs_at_one
-
-
-def _smallest_failing(condition: sympy.Basic, ranges: Mapping[sympy.Symbol, Any]) -> str | None:
-    """A size in range at which a condition is false, 1 only where there is no other; None where it always holds."""
-    if condition == sympy.true:
-        return None
-    symbols = list(condition.free_symbols)
-    if len(symbols) != 1 or symbols[0] not in ranges:
-        return "some sizes"
-    low, high = int(ranges[symbols[0]].lower), ranges[symbols[0]].upper
-    # Far beyond any size at which a condition on shapes would first fail.
-    high = min(int(high), low + 4096) if high.is_number and high.is_finite else low + 4096
-    sizes = [*range(max(low, 2), high + 1), *range(low, min(2, high + 1))]
-    return next((str(size) for size in sizes if condition.subs({symbols[0]: size}) != sympy.true), None)
-
-
-def compare_at_one(
-    module: nn.Module,
-    program: Program,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    axes_of: list[dict[int, Any]],
-) -> None:
-    """Run module and Program where the dynamic dimensions are 1: the trace assumed that they are not.
-
-    Raises:
-        DynamicShapeError: they differ.
-    """
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    for position, axes in enumerate(axes_of):
-        for axis, dim in axes.items():
-            if (getattr(dim, "min", None) or 1) == 1:
-                leaves[position] = leaves[position].narrow(axis, 0, 1)
-    small_args, small_kwargs = pytree.tree_unflatten(leaves, spec)
-    with torch.no_grad():
-        wanted = pytree.tree_leaves(module(*small_args, **small_kwargs))
-        try:
-            found = pytree.tree_leaves(program(*small_args, **small_kwargs))
-            same = all(
-                _close(one, other) if isinstance(one, torch.Tensor) else one == other
-                for one, other in zip(found, wanted, strict=True)
-            )
-        except (RuntimeError, ValueError):
-            same = False
-    if not same:
-        raise DynamicShapeError(
-            "the module computes something else where a dynamic dimension is 1",
-            subject=program.name,
-            hint="declare the Dim with min=2, or compile that size on its own",
-        )
-
-
-def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True)
+                low = max(int(bounds.lower), 1)
+                if dim is not None and low == 2 and _bounds(dim)[0] <= 1:
+                    low = 1  # torch.export takes 2 for the roots of derived dimensions, whatever their min
+                name = getattr(_root(dim), "__name__", None) or free.name
+                solutions = sympy.solve(size - int(value.shape[axis]), free)
+                names[free] = symbol(name)
+                dims[name] = DimRange(low, int(solutions[0]), int(bounds.upper))
+    return names, dims

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -15,16 +16,17 @@ from torch.fx.experimental import _config as symbolic_config
 from torch.utils import _pytree as pytree
 
 from torch2trt.errors import CaptureError, DynamicShapeError
+from torch2trt.frontend.assumptions import check_shapes_at_one, compare_at_one, drop_checks
 from torch2trt.frontend.checks import check_inputs, check_module, refuse_random, refuse_state
 from torch2trt.frontend.dynamic_shapes import (
+    Axes,
+    at_one,
     away_from_one,
-    compare_at_one,
     dimensions,
-    drop_checks,
     dynamic_axes,
     positional_parameters,
 )
-from torch2trt.graph.program import Program
+from torch2trt.graph.program import Program, is_within_torch
 from torch2trt.graph.signature import ConstantLeaf, InputLeaf, Leaf, Signature, SizeLeaf, TensorLeaf
 from torch2trt.graph.weights import WeightsGraph
 
@@ -57,7 +59,7 @@ def capture(
     """
     kwargs = kwargs or {}
     check_module(module)
-    check_inputs(args, kwargs)
+    check_inputs(module, args, kwargs)
     axes_of = dynamic_axes(module, args, kwargs, dynamic_shapes)
     exported = _export(module, *away_from_one(args, kwargs, axes_of), dynamic_shapes)
     program, differs_at_one = _to_program(
@@ -69,8 +71,9 @@ def capture(
         name=name or type(module).__name__,
         parameters=positional_parameters(module),
     )
+    check_shapes_at_one(program)
     if differs_at_one:
-        compare_at_one(module, program, args, kwargs, axes_of)
+        compare_at_one(module, program, *at_one(args, kwargs, axes_of))
     return program
 
 
@@ -108,22 +111,37 @@ def _export_mode() -> Iterator[None]:
 
 def _capture_error(module: nn.Module, error: Exception) -> CaptureError | DynamicShapeError:
     text = str(error).strip()
-    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-    name = type(module).__name__
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
+    name, source = type(module).__name__, _users_line(error)
     if "Constraints violated" in text or "specialized" in text:
-        details = " ".join(line.strip() for line in text.splitlines()[1:6])
+        # The first line says that something is wrong, those that begin with a dash what it is.
+        reasons = [line.removeprefix("- ") for line in lines if line.startswith("- ")] or lines[:1]
         return DynamicShapeError(
-            f"{first} {details}",
+            " ".join(reasons),
             subject=name,
+            source=source,
             hint="narrow the Dim, leave the dimension static, or declare what it is a multiple of (2 * Dim('half'))",
         )
-    hint = "see the traceback above for the line"
+    hint = ""
     if "data-dependent" in text.lower() or "Could not guard" in text:
         hint = (
             "control flow or sizes that depend on the values of tensors cannot be captured: use torch.where or "
             "torch.cond, or compile the parts before and after it"
         )
-    return CaptureError(f"torch.export failed: {type(error).__name__}: {first}", subject=name, hint=hint)
+    return CaptureError(
+        f"torch.export failed: {type(error).__name__}: {lines[0]}", subject=name, source=source, hint=hint
+    )
+
+
+def _users_line(error: Exception) -> str:
+    """The last line outside torch and this package that an error came through."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not (is_within_torch(frame.filename) or frame.filename.startswith("<"))
+    ]
+    # The first is this file's own call.
+    return f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if len(frames) > 1 else ""
 
 
 def _to_program(
@@ -131,7 +149,7 @@ def _to_program(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     *,
-    axes_of: list[dict[int, Any]],
+    axes_of: Axes,
     keep: Keep,
     name: str,
     parameters: tuple[str, ...],
@@ -143,10 +161,10 @@ def _to_program(
     captured = sum(node.op == "call_function" for node in exported.graph.nodes)
     exported = _decompose(exported, keep)
     graph = exported.graph_module
-    differs_at_one = drop_checks(exported)
+    dim_names, dims = dimensions(exported, args, kwargs, axes_of)
+    differs_at_one = drop_checks(exported, dim_names, dims)
     refuse_state(exported)
     refuse_random(graph)
-    dim_names, dims = dimensions(exported, args, kwargs, axes_of)
     placeholders = {str(node.target): node for node in graph.graph.nodes if node.op == "placeholder"}
     sources: dict[str, torch.Tensor] = {}
     weights: dict[str, fx.Node] = {}
@@ -189,16 +207,19 @@ def _to_program(
 
 
 def _decompose(exported: ExportedProgram, keep: Keep) -> ExportedProgram:
+    tried: set[Any] = set()
     with _export_mode():
         exported = exported.run_decompositions({})
-        present = {node.target for node in exported.graph.nodes if node.op == "call_function"}
-        refused = {target for target in present if isinstance(target, torch._ops.OpOverload) and not keep(target)}
-        if refused:
+        while True:
+            present = {node.target for node in exported.graph.nodes if node.op == "call_function"}
+            refused = {target for target in present if isinstance(target, torch._ops.OpOverload) and not keep(target)}
+            if refused <= tried:
+                return exported
             table = torch.export.default_decompositions()
-            wanted = {target: table[target] for target in refused if target in table}
+            wanted = {target: table[target] for target in refused - tried if target in table}
+            tried |= refused
             if wanted:
                 exported = exported.run_decompositions(wanted)
-    return exported
 
 
 def _order_placeholders(program: Program, weights: dict[str, fx.Node]) -> None:

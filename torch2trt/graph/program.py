@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -134,15 +135,19 @@ def sizes_of(signature: Signature, inputs: list[torch.Tensor]) -> dict[str, int]
     return found
 
 
+def is_within_torch(path: str) -> bool:
+    """Whether a source file is torch's own."""
+    return "/torch/" in "/" + path.replace("\\", "/")
+
+
 def provenance(node: fx.Node) -> tuple[str, str]:
     """The module path and the user's source line that a node comes from, empty where unknown."""
     stack = node.meta.get("nn_module_stack") or {}
     module = next((path for path, _ in reversed(list(stack.values())) if path), "")
     trace = node.meta.get("stack_trace") or ""
-    frames = [line.strip() for line in trace.splitlines() if line.strip().startswith("File ")]
-    if not frames:
-        return module, ""
-    # Frames of torch itself only say how an operator was reached; the last one outside it is the user's.
-    own = [frame for frame in frames if "/torch/" not in frame.replace("\\", "/")] or frames
-    path, line, function = own[-1].removeprefix("File ").split(", ", 2)
-    return module, f"{path.strip(chr(34))}:{line.removeprefix('line ')} in {function.removeprefix('in ')}"
+    frames = re.findall(r'^\s*File "(.+)", line (\d+), in (.+)$', trace, re.MULTILINE)
+    # Frames of torch itself only say how an operator was reached; the last one outside it is the user's. A layer of
+    # torch.nn that is compiled on its own has no other than those.
+    own = [frame for frame in frames if not is_within_torch(frame[0])]
+    own = own or [frame for frame in frames if "/torch/nn/" in frame[0].replace("\\", "/")]
+    return module, "{}:{} in {}".format(*own[-1]) if own else ""

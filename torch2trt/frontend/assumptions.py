@@ -1,0 +1,160 @@
+"""What a trace assumed about dynamic dimensions: kept where it holds for every size, refused where it does not."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import sympy
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from torch2trt.errors import CaptureError, DynamicShapeError
+from torch2trt.graph.program import Program, provenance
+from torch2trt.sizes import DimRange, TensorSpec
+
+_AT_ONE = "the module fails, or computes something else, where a dynamic dimension is 1"
+_AT_ONE_HINT = "declare the Dim with min=2, or compile that size on its own"
+# Far beyond any size at which a condition on shapes would first fail.
+_SIZES_TRIED = 1024
+
+
+def drop_checks(
+    exported: ExportedProgram, names: Mapping[sympy.Symbol, sympy.Symbol], dims: Mapping[str, DimRange]
+) -> bool:
+    """Remove assertions that hold for every size in range from 2 on; returns whether one fails for 1.
+
+    Args:
+        names, dims: of the graph's symbols, see :func:`torch2trt.frontend.dynamic_shapes.dimensions`.
+
+    Raises:
+        DynamicShapeError: one that does not hold.
+        CaptureError: one on the values of tensors.
+    """
+    graph = exported.graph_module.graph
+    spans = dict(dims)
+    for item, bounds in exported.range_constraints.items():
+        if isinstance(item, sympy.Symbol) and item not in names:
+            # A number taken from a tensor, or a count such as nonzero's.
+            low, high = int(max(bounds.lower, -(2**31))), int(min(bounds.upper, 2**31))
+            spans[item.name] = DimRange(low, low, high)
+    differs_at_one = False
+    for node in list(graph.nodes):
+        if node.target in (
+            torch.ops.aten._assert_tensor_metadata.default,
+            torch.ops.aten.sym_constrain_range.default,
+            torch.ops.aten.sym_constrain_range_for_size.default,
+        ):
+            graph.erase_node(node)
+        elif node.target is torch.ops.aten._assert_scalar.default:
+            condition = node.args[0]
+            value = condition.meta["val"] if isinstance(condition, fx.Node) else condition
+            if isinstance(value, torch.SymBool):
+                named = value.node.expr.subs(names)
+                failing = _failing(named, spans)
+                if failing is not None and not failing.keys() <= dims.keys():
+                    raise CaptureError(
+                        f"the module needs {named}, which depends on the values of tensors",
+                        source=provenance(node)[1],
+                        hint="compile the parts before and after it",
+                    )
+                if failing is not None and 1 not in failing.values():
+                    sizes = " and ".join(f"{name} = {size}" for name, size in failing.items())
+                    raise DynamicShapeError(
+                        f"the module needs {named}, which fails for {sizes}",
+                        source=provenance(node)[1],
+                        hint="narrow the Dim, leave the dimension static, or declare what it is a multiple of",
+                    )
+                differs_at_one |= failing is not None
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    return differs_at_one
+
+
+def _failing(condition: sympy.Basic, spans: Mapping[str, DimRange]) -> dict[str, int] | None:
+    """Sizes in range for which a condition is false, None where there are none; 1 is among them only where it must."""
+    if condition == sympy.true:
+        return None
+    symbols = sorted(condition.free_symbols, key=str)
+    tried = [_sizes(spans[item.name], _SIZES_TRIED ** (1 / len(symbols))) for item in symbols]
+    combinations = sorted(itertools.product(*tried), key=lambda sizes: 1 in sizes)
+    for sizes in combinations:
+        if condition.subs(dict(zip(symbols, sizes, strict=True))) != sympy.true:
+            return {item.name: size for item, size in zip(symbols, sizes, strict=True)}
+    return None
+
+
+def _sizes(span: DimRange, count: float) -> list[int]:
+    """So many sizes of a range: the smallest, and its ends."""
+    return sorted({*range(span.min, min(span.max, span.min + int(count)) + 1), span.opt, span.max})
+
+
+def check_shapes_at_one(program: Program) -> None:
+    """Follow the shapes where the dynamic dimensions are 1: an operator such as squeeze drops those.
+
+    Raises:
+        DynamicShapeError: a result has another shape than the graph says.
+    """
+    dims = program.signature.dims
+    sizes = {name: 1 if span.min == 1 else span.opt for name, span in dims.items()}
+    if 1 not in (span.min for span in dims.values()):
+        return
+    values: dict[fx.Node, Any] = {}
+    with FakeTensorMode(), torch.no_grad():
+        for node in program.nodes:
+            if node.op == "placeholder":
+                spec = program.spec(node)
+                values[node] = torch.empty(spec.at(sizes), dtype=spec.dtype, device=node.meta["val"].device)
+            elif node.op == "call_function" and all(source in values for source in node.all_input_nodes):
+                args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+                try:
+                    values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+                    same = _same_shapes(values[node], _expected(program, node), sizes)
+                except (DataDependentOutputException, DynamicOutputShapeException):
+                    continue
+                except (RuntimeError, ValueError):
+                    same = False
+                if not same:
+                    raise DynamicShapeError(
+                        _AT_ONE, subject=program.name, source=provenance(node)[1], hint=_AT_ONE_HINT
+                    )
+
+
+def _expected(program: Program, node: fx.Node) -> Any:
+    return None if program.is_size(node) else program.result(node)
+
+
+def _same_shapes(found: Any, expected: Any, sizes: Mapping[str, int]) -> bool:
+    if isinstance(found, list | tuple):
+        return all(_same_shapes(one, other, sizes) for one, other in zip(found, expected, strict=True))
+    if isinstance(found, torch.Tensor) and isinstance(expected, TensorSpec):
+        return tuple(found.shape) == expected.at(sizes)
+    return True
+
+
+def compare_at_one(module: nn.Module, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Run module and Program with inputs whose dynamic dimensions are 1: the trace assumed that they are not.
+
+    Raises:
+        DynamicShapeError: they differ.
+    """
+    with torch.no_grad():
+        try:
+            wanted = pytree.tree_leaves(module(*args, **kwargs))
+            found = pytree.tree_leaves(program(*args, **kwargs))
+            same = all(
+                _close(one, other) if isinstance(one, torch.Tensor) else one == other
+                for one, other in zip(found, wanted, strict=True)
+            )
+        except (RuntimeError, ValueError, IndexError):
+            same = False
+    if not same:
+        raise DynamicShapeError(_AT_ONE, subject=program.name, hint=_AT_ONE_HINT)
+
+
+def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True)
