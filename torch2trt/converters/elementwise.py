@@ -1,14 +1,16 @@
-"""Elementwise arithmetic, comparisons and logic."""
+"""Elementwise arithmetic and functions."""
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from torch2trt.converters.registry import converter
-from torch2trt.trt.arithmetic import Operand, value_of
+from torch2trt.trt.arithmetic import Operand
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
 
@@ -21,36 +23,57 @@ def to_copy(net: Network, input: Tensor, dtype: torch.dtype | None, **_: Any) ->
     return input if dtype is None else net.cast(input, dtype)
 
 
-def _scaled(net: Network, operand: Operand, factor: float) -> Operand:
-    return operand if factor == 1 else net.binary("PROD", operand, factor)
+@converter(aten.type_as.default)
+def type_as(net: Network, input: Tensor, other: Tensor) -> Tensor:
+    """type_as(Tensor self, Tensor other) -> Tensor"""
+    return net.cast(input, other.dtype)
+
+
+# -- arithmetic of two tensors -----------------------------------------------------------------------------------------
+
+
+def _binary(operation: str) -> Callable[..., Tensor]:
+    def binary(net: Network, input: Operand, other: Operand) -> Tensor:
+        return net.binary(operation, input, other)
+
+    return binary
+
+
+for _operation, _targets in {
+    "PROD": (aten.mul.Tensor, aten.mul.Scalar),
+    "MAX": (aten.maximum.default, aten.max.other),
+    "MIN": (aten.minimum.default, aten.min.other),
+}.items():
+    converter(*_targets)(_binary(_operation))
+
+
+def _times(net: Network, tensor: Tensor, factor: Operand) -> Tensor:
+    """A product in the tensor's dtype."""
+    return tensor if factor == 1 else net.elementwise("PROD", tensor, net.tensor(factor, tensor.dtype))
 
 
 @converter(aten.add.Tensor, aten.add.Scalar)
 def add(net: Network, input: Tensor, other: Operand, alpha: float) -> Tensor:
     """add.Tensor(Tensor self, Tensor other, *, Scalar alpha=1) -> Tensor"""
-    return net.binary("SUM", input, _scaled(net, other, alpha))
+    first, second = net.promote(input, other)
+    return net.elementwise("SUM", first, _times(net, second, alpha))
 
 
 @converter(aten.sub.Tensor, aten.sub.Scalar)
-def sub(net: Network, input: Tensor, other: Operand, alpha: float) -> Tensor:
+def sub(net: Network, input: Operand, other: Operand, alpha: float) -> Tensor:
     """sub.Tensor(Tensor self, Tensor other, *, Scalar alpha=1) -> Tensor"""
-    return net.binary("SUB", input, _scaled(net, other, alpha))
+    first, second = net.promote(input, other)
+    return net.elementwise("SUB", first, _times(net, second, alpha))
 
 
 @converter(aten.rsub.Tensor, aten.rsub.Scalar)
 def rsub(net: Network, input: Tensor, other: Operand, alpha: float) -> Tensor:
     """rsub.Tensor(Tensor self, Tensor other, *, Scalar alpha=1) -> Tensor"""
-    return net.binary("SUB", other, _scaled(net, input, alpha))
-
-
-@converter(aten.mul.Tensor, aten.mul.Scalar)
-def mul(net: Network, input: Tensor, other: Operand) -> Tensor:
-    """mul.Tensor(Tensor self, Tensor other) -> Tensor"""
-    return net.binary("PROD", input, other)
+    return sub(net, other, input, alpha)
 
 
 @converter(aten.div.Tensor, aten.div.Scalar)
-def div(net: Network, input: Tensor, other: Operand) -> Tensor:
+def div(net: Network, input: Operand, other: Operand) -> Tensor:
     """div.Tensor(Tensor self, Tensor other) -> Tensor"""
     dtype = net.promoted_dtype(input, other)
     if not dtype.is_floating_point:
@@ -58,114 +81,67 @@ def div(net: Network, input: Tensor, other: Operand) -> Tensor:
     return net.elementwise("DIV", net.tensor(input, dtype), net.tensor(other, dtype))
 
 
-@converter(aten.maximum.default)
-def maximum(net: Network, input: Tensor, other: Operand) -> Tensor:
-    """maximum(Tensor self, Tensor other) -> Tensor"""
-    return net.binary("MAX", input, other)
-
-
-@converter(aten.minimum.default)
-def minimum(net: Network, input: Tensor, other: Operand) -> Tensor:
-    """minimum(Tensor self, Tensor other) -> Tensor"""
-    return net.binary("MIN", input, other)
-
-
 @converter(aten.pow.Tensor_Scalar)
 def pow_scalar(net: Network, input: Tensor, exponent: float) -> Tensor:
     """pow.Tensor_Scalar(Tensor self, Scalar exponent) -> Tensor"""
-    if exponent == 2:
-        return net.elementwise("PROD", input, input)
-    if exponent == 1:
-        return input
-    if input.dtype.is_floating_point:
+    base = net.tensor(input, net.promoted_dtype(input, exponent))
+    if exponent in (1, 2, 3):
+        return functools.reduce(lambda one, other: net.elementwise("PROD", one, other), [base] * int(exponent))
+    if base.dtype.is_floating_point:
         if exponent == 0.5:
-            return net.unary("SQRT", input)
+            return net.unary("SQRT", base)
         if exponent == -0.5:
-            return net.unary("RECIP", net.unary("SQRT", input))
+            return net.unary("RECIP", net.unary("SQRT", base))
         if exponent == -1:
-            return net.unary("RECIP", input)
-        if exponent == 3:
-            return net.elementwise("PROD", net.elementwise("PROD", input, input), input)
-    return net.binary("POW", input, exponent)
+            return net.unary("RECIP", base)
+    return net.binary("POW", base, exponent)
 
 
-@converter(aten.pow.Tensor_Tensor)
-def pow_tensor(net: Network, input: Tensor, exponent: Tensor) -> Tensor:
+@converter(aten.pow.Tensor_Tensor, aten.pow.Scalar)
+def pow(net: Network, input: Operand, exponent: Operand) -> Tensor:
     """pow.Tensor_Tensor(Tensor self, Tensor exponent) -> Tensor"""
     return net.binary("POW", input, exponent)
 
 
-@converter(aten.pow.Scalar)
-def pow_base(net: Network, input: Operand, exponent: Tensor) -> Tensor:
-    """pow.Scalar(Scalar self, Tensor exponent) -> Tensor"""
-    return net.binary("POW", input, exponent)
+@converter(aten.square.default)
+def square(net: Network, input: Tensor) -> Tensor:
+    """square(Tensor self) -> Tensor"""
+    return pow_scalar(net, input, 2)
 
 
-# -- comparisons and logic ---------------------------------------------------------------------------------------------
+@converter(aten.addcmul.default)
+def addcmul(net: Network, input: Tensor, tensor1: Tensor, tensor2: Tensor, value: float) -> Tensor:
+    """addcmul(Tensor self, Tensor tensor1, Tensor tensor2, *, Scalar value=1) -> Tensor"""
+    input, tensor1, tensor2 = net.promote(input, tensor1, tensor2)
+    return net.elementwise("SUM", input, net.elementwise("PROD", _times(net, tensor1, value), tensor2))
 
 
-def _compare(net: Network, operation: str, first: Operand, second: Operand, *, negated: bool = False) -> Tensor:
-    result = net.binary(operation, first, second)
-    return net.unary("NOT", result) if negated else result
+@converter(aten.addcdiv.default)
+def addcdiv(net: Network, input: Tensor, tensor1: Tensor, tensor2: Tensor, value: float) -> Tensor:
+    """addcdiv(Tensor self, Tensor tensor1, Tensor tensor2, *, Scalar value=1) -> Tensor"""
+    input, tensor1, tensor2 = net.promote(input, tensor1, tensor2)
+    return net.elementwise("SUM", input, net.elementwise("DIV", _times(net, tensor1, value), tensor2))
 
 
-def _comparison(operation: str, *, negated: bool) -> Callable[..., Tensor]:
-    def compare(net: Network, input: Tensor, other: Operand) -> Tensor:
-        return _compare(net, operation, input, other, negated=negated)
-
-    return compare
-
-
-for _name, _operation, _negated in (
-    ("eq", "EQUAL", False),
-    ("ne", "EQUAL", True),
-    ("gt", "GREATER", False),
-    ("lt", "LESS", False),
-    ("ge", "LESS", True),
-    ("le", "GREATER", True),
-):
-    _packet = getattr(aten, _name)
-    converter(_packet.Tensor, _packet.Scalar)(_comparison(_operation, negated=_negated))
+@converter(aten.lerp.Scalar, aten.lerp.Tensor)
+def lerp(net: Network, input: Tensor, end: Tensor, weight: Operand) -> Tensor:
+    """lerp.Tensor(Tensor self, Tensor end, Tensor weight) -> Tensor"""
+    return net.elementwise("SUM", input, _times(net, net.elementwise("SUB", end, input), weight))
 
 
-def _logic(operation: str) -> Callable[..., Tensor]:
-    def logic(net: Network, input: Tensor, other: Operand) -> Tensor:
-        return net.elementwise(operation, net.tensor(input, torch.bool), net.tensor(other, torch.bool))
-
-    return logic
-
-
-for _name, _operation in (("logical_and", "AND"), ("logical_or", "OR"), ("logical_xor", "XOR")):
-    converter(getattr(aten, _name).default)(_logic(_operation))
-
-
-@converter(aten.logical_not.default)
-def logical_not(net: Network, input: Tensor) -> Tensor:
-    """logical_not(Tensor self) -> Tensor"""
-    return net.unary("NOT", input)
-
-
-def _not_bool(input: Any, **_: Any) -> str | None:
-    return None if input.dtype == torch.bool else f"TensorRT has no bitwise arithmetic on {input.dtype}"
-
-
-for _name, _operation in (("bitwise_and", "AND"), ("bitwise_or", "OR"), ("bitwise_xor", "XOR")):
-    converter(getattr(aten, _name).Tensor, getattr(aten, _name).Scalar, unsupported=_not_bool)(_logic(_operation))
-converter(aten.bitwise_not.default, unsupported=_not_bool)(logical_not)
-
-
-@converter(aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar)
-def where(net: Network, condition: Tensor, input: Operand, other: Operand) -> Tensor:
-    """where.self(Tensor condition, Tensor self, Tensor other) -> Tensor"""
-    return net.select(net.cast(condition, torch.bool), *net.promote(input, other))
-
-
-@converter(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
-def masked_fill(net: Network, input: Tensor, mask: Tensor, value: Operand) -> Tensor:
-    """masked_fill.Scalar(Tensor self, Tensor mask, Scalar value) -> Tensor"""
-    number = value_of(value)
-    filling = net.tensor(value if number is None else number, input.dtype)
-    return net.select(net.cast(mask, torch.bool), filling, input)
+@converter(aten.atan2.default)
+def atan2(net: Network, input: Tensor, other: Tensor) -> Tensor:
+    """atan2(Tensor self, Tensor other) -> Tensor"""
+    dtype = net.promoted_dtype(input, other)
+    y, x = (net.tensor(operand, dtype if dtype.is_floating_point else torch.float32) for operand in (input, other))
+    zero, half_turn = net.tensor(0.0, y.dtype), net.tensor(math.pi, y.dtype)
+    angle = net.unary("ATAN", net.elementwise("DIV", y, x))
+    below = net.elementwise("LESS", y, zero)
+    turn = net.select(below, net.unary("NEG", half_turn), half_turn)
+    angle = net.select(net.elementwise("LESS", x, zero), net.elementwise("SUM", angle, turn), angle)
+    # 0 / 0 is no number, and the angle of the origin is 0.
+    origin = net.elementwise("AND", net.elementwise("EQUAL", x, zero), net.elementwise("EQUAL", y, zero))
+    return net.select(origin, zero, angle)
 
 
 # -- functions of one tensor -------------------------------------------------------------------------------------------
@@ -178,20 +154,24 @@ def _unary(operation: str) -> Callable[..., Tensor]:
     return unary
 
 
-for _name, _operation in (
-    *(
-        ("exp", "EXP"),
-        ("log", "LOG"),
-        ("sqrt", "SQRT"),
-        ("reciprocal", "RECIP"),
-        ("abs", "ABS"),
-        ("neg", "NEG"),
-    ),
-    *(("sin", "SIN"), ("cos", "COS"), ("tan", "TAN"), ("sinh", "SINH"), ("cosh", "COSH")),
-    *(("asin", "ASIN"), ("acos", "ACOS"), ("atan", "ATAN"), ("asinh", "ASINH"), ("acosh", "ACOSH")),
-    *(("atanh", "ATANH"), ("erf", "ERF"), ("sign", "SIGN"), ("sgn", "SIGN")),
+for _name in (
+    *("exp", "log", "sqrt", "erf", "sin", "cos", "tan", "sinh", "cosh"),
+    *("asin", "acos", "atan", "asinh", "acosh", "atanh"),
 ):
-    converter(getattr(aten, _name).default)(_unary(_operation))
+    converter(getattr(aten, _name).default)(_unary(_name.upper()))
+converter(aten.reciprocal.default)(_unary("RECIP"))
+
+
+def _of_same_type(operation: str) -> Callable[..., Tensor]:
+    def unary(net: Network, input: Tensor) -> Tensor:
+        return net.cast(net.unary(operation, input), input.dtype)
+
+    return unary
+
+
+converter(aten.abs.default)(_of_same_type("ABS"))
+converter(aten.neg.default)(_of_same_type("NEG"))
+converter(aten.sign.default, aten.sgn.default)(_of_same_type("SIGN"))
 
 
 def _rounding(operation: str) -> Callable[..., Tensor]:
@@ -201,8 +181,33 @@ def _rounding(operation: str) -> Callable[..., Tensor]:
     return rounding
 
 
-for _name, _operation in (("floor", "FLOOR"), ("ceil", "CEIL"), ("round", "ROUND")):
-    converter(getattr(aten, _name).default)(_rounding(_operation))
+for _name in ("floor", "ceil", "round"):
+    converter(getattr(aten, _name).default)(_rounding(_name.upper()))
+
+
+@converter(aten.round.decimals)
+def round_decimals(net: Network, input: Tensor, decimals: int) -> Tensor:
+    """round.decimals(Tensor self, *, int decimals) -> Tensor"""
+    if not input.dtype.is_floating_point:
+        return input
+    factor = net.tensor(10.0 ** abs(decimals), input.dtype)
+    there, back = ("PROD", "DIV") if decimals > 0 else ("DIV", "PROD")
+    return net.elementwise(back, net.unary("ROUND", net.elementwise(there, input, factor)), factor)
+
+
+@converter(aten.trunc.default)
+def trunc(net: Network, input: Tensor) -> Tensor:
+    """trunc(Tensor self) -> Tensor"""
+    if not input.dtype.is_floating_point:
+        return input
+    negative = net.elementwise("LESS", input, net.tensor(0.0, input.dtype))
+    return net.select(negative, net.unary("CEIL", input), net.unary("FLOOR", input))
+
+
+@converter(aten.frac.default)
+def frac(net: Network, input: Tensor) -> Tensor:
+    """frac(Tensor self) -> Tensor"""
+    return net.elementwise("SUB", input, trunc(net, input))
 
 
 @converter(aten.rsqrt.default)
@@ -211,7 +216,50 @@ def rsqrt(net: Network, input: Tensor) -> Tensor:
     return net.unary("RECIP", net.unary("SQRT", input))
 
 
-@converter(aten.square.default)
-def square(net: Network, input: Tensor) -> Tensor:
-    """square(Tensor self) -> Tensor"""
-    return net.elementwise("PROD", input, input)
+def _logarithm(base: float) -> Callable[..., Tensor]:
+    def logarithm(net: Network, input: Tensor) -> Tensor:
+        return net.binary("PROD", net.unary("LOG", input), 1 / math.log(base))
+
+    return logarithm
+
+
+converter(aten.log2.default)(_logarithm(2))
+converter(aten.log10.default)(_logarithm(10))
+
+
+def _as_float(net: Network, tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype.is_floating_point else net.cast(tensor, torch.float32)
+
+
+@converter(aten.log1p.default)
+def log1p(net: Network, input: Tensor) -> Tensor:
+    """log1p(Tensor self) -> Tensor"""
+    # Near 0 the sum 1 + x drops most of x: there it is 2 artanh(x / (x + 2)).
+    input = _as_float(net, input)
+    one, two = (net.tensor(number, input.dtype) for number in (1.0, 2.0))
+    ratio = net.elementwise("DIV", input, net.elementwise("SUM", input, two))
+    near = net.elementwise("PROD", net.unary("ATANH", ratio), two)
+    far = net.unary("LOG", net.elementwise("SUM", input, one))
+    return net.select(net.elementwise("LESS", input, one), near, far)
+
+
+@converter(aten.expm1.default)
+def expm1(net: Network, input: Tensor) -> Tensor:
+    """expm1(Tensor self) -> Tensor"""
+    # The difference exp(x) - 1 drops most of a small x; tanh(x / 2) (exp(x) + 1) is the same number.
+    input = _as_float(net, input)
+    half, one = (net.tensor(number, input.dtype) for number in (0.5, 1.0))
+    slope = net.activation("TANH", net.elementwise("PROD", input, half))
+    return net.elementwise("PROD", slope, net.elementwise("SUM", net.unary("EXP", input), one))
+
+
+@converter(aten.exp2.default)
+def exp2(net: Network, input: Tensor) -> Tensor:
+    """exp2(Tensor self) -> Tensor"""
+    return net.binary("POW", 2.0, _as_float(net, input))
+
+
+@converter(aten.erfc.default)
+def erfc(net: Network, input: Tensor) -> Tensor:
+    """erfc(Tensor self) -> Tensor"""
+    return net.binary("SUB", 1.0, net.unary("ERF", input))

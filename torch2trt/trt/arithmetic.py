@@ -6,22 +6,24 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import sympy
 import torch
 
-from torch2trt.sizes import Size
+from torch2trt.sizes import Size, volume
 from torch2trt.trt.core import FLOAT_DTYPES
 from torch2trt.trt.dims import broadcast
 from torch2trt.trt.shaping import Shaping
 from torch2trt.trt.tensor import Tensor
 
-Operand = Tensor | int | float | bool
+Operand = Tensor | Size | float | bool
 
 _COMPARISONS = ("EQUAL", "GREATER", "LESS")
 _LOGICAL = ("AND", "OR", "XOR")
+_NARROW = (torch.bool, torch.int8, torch.uint8)
 _FOR_BOOL = (*_LOGICAL, "EQUAL")
 _FLOAT_UNARY = (
     *("EXP", "LOG", "SQRT", "RECIP", "SIN", "COS", "TAN", "SINH", "COSH", "ASIN", "ACOS", "ATAN"),
-    *("ASINH", "ACOSH", "ATANH", "ERF", "CEIL", "FLOOR", "ROUND"),
+    *("ASINH", "ACOSH", "ATANH", "ERF", "CEIL", "FLOOR", "ROUND", "ISINF", "ISNAN"),
 )
 
 
@@ -34,17 +36,34 @@ class Arithmetic(Shaping):
         """The tensor in another dtype; floats become integers by truncation, as in torch."""
         if tensor.dtype == dtype:
             return tensor
-        if tensor.value is not None and tensor.value.numel() <= 1024:
+        if tensor.value is not None and (tensor.value.numel() <= 1024 or tensor.dtype == torch.uint8):
             return self.constant(tensor.value.to(dtype))
+        if dtype == torch.uint8:
+            # A byte is cast from and to floats only, and what it cannot hold wraps around.
+            if tensor.dtype != torch.bool:
+                tensor = self._modulo(self.cast(tensor, torch.int32), 256)
+            return Tensor(self, None, tensor.shape, dtype, floats=self.cast(tensor, torch.float16))
+        if tensor.floats is not None:
+            return self.cast(tensor.floats, dtype)
+        if tensor.dtype == torch.uint8 and dtype not in (torch.float32, torch.float16):
+            return self.cast(self.cast(tensor, torch.float16), dtype)
         layer = self.add("add_cast", tensor.itensor, self.dtype(dtype))
         return self.output_of(layer, tensor.shape)
 
+    def _modulo(self, tensor: Tensor, divisor: int) -> Tensor:
+        """What remains of integers after division by a positive number, not negative."""
+        number = self.constant(torch.tensor(divisor, dtype=tensor.dtype))
+        quotient = self.elementwise("FLOOR_DIV", tensor, number)
+        return self.elementwise("SUB", tensor, self.elementwise("PROD", quotient, number))
+
     def tensor(self, operand: Operand, dtype: torch.dtype | None = None) -> Tensor:
-        """An operand as a tensor: Python numbers become 0-d constants.
+        """An operand as a tensor: Python numbers become 0-d constants, symbolic sizes are computed.
 
         Args:
             dtype: cast to it; unset: the tensor's own, or torch's default for the number.
         """
+        if isinstance(operand, sympy.Expr):
+            operand = self.reshape(self.dims.tensor(operand), ())
         if not isinstance(operand, Tensor):
             return self.constant(torch.tensor(operand, dtype=dtype))
         return operand if dtype is None else self.cast(operand, dtype)
@@ -53,6 +72,8 @@ class Arithmetic(Shaping):
         """The dtype that torch's type promotion gives these operands."""
 
         def example(operand: Operand) -> Any:
+            if isinstance(operand, sympy.Expr):
+                return 0
             if not isinstance(operand, Tensor):
                 return operand
             return torch.empty((1,) * min(operand.rank, 1), dtype=operand.dtype, device="meta")
@@ -77,7 +98,7 @@ class Arithmetic(Shaping):
             raise self.error(f"{operation} takes one dtype, got {first.dtype} and {second.dtype}")
         shape = broadcast(first.shape, second.shape)
         dtype = first.dtype
-        if dtype in (torch.bool, torch.int8, torch.uint8) and not (dtype == torch.bool and operation in _FOR_BOOL):
+        if dtype in _NARROW and not (dtype == torch.bool and operation in _FOR_BOOL):
             # Only the logical operations and EQUAL take BOOL, and 8-bit arithmetic is for quantized values.
             wide = self.elementwise(operation, self.cast(first, torch.int32), self.cast(second, torch.int32))
             return wide if operation in _COMPARISONS else self.cast(wide, dtype)
@@ -90,12 +111,12 @@ class Arithmetic(Shaping):
         return self.elementwise(operation, *self.promote(first, second))
 
     def unary(self, operation: str, tensor: Tensor) -> Tensor:
-        """A ``UnaryOperation``; those that only floats have see integers as float32."""
+        """A ``UnaryOperation``; those that only floats have see integers as float32, narrow ones as int32."""
         if operation == "NOT":
             tensor = self.cast(tensor, torch.bool)
         elif operation in _FLOAT_UNARY and tensor.dtype not in FLOAT_DTYPES:
             tensor = self.cast(tensor, torch.float32)
-        elif tensor.dtype == torch.bool:
+        elif tensor.dtype in _NARROW:
             tensor = self.cast(tensor, torch.int32)
         scalar = tensor.rank == 0
         layer = self.add(
@@ -160,13 +181,16 @@ class Arithmetic(Shaping):
     # -- reductions ---------------------------------------------------------------------------------------------------
 
     def reduce(self, operation: str, tensor: Tensor, axes: Sequence[int], keep_dims: bool) -> Tensor:
-        """A ``ReduceOperation`` over dimensions; no axes means all of them."""
+        """A ``ReduceOperation`` over dimensions; no axes means all of them.
+
+        Narrow integers are reduced, and may overflow, as int32; of booleans MAX is any and MIN is all.
+        """
         if tensor.rank == 0:
             return tensor
         axes = sorted({axis % tensor.rank for axis in axes} or range(tensor.rank))
-        if tensor.dtype == torch.bool:
-            # MAX and MIN of 0 and 1 are any and all.
-            return self.cast(self.reduce(operation, self.cast(tensor, torch.int32), axes, keep_dims), torch.bool)
+        if tensor.dtype in _NARROW:
+            wide = self.reduce(operation, self.cast(tensor, torch.int32), axes, keep_dims)
+            return self.cast(wide, tensor.dtype)
         layer = self.add(
             "add_reduce",
             tensor.itensor,
@@ -179,37 +203,59 @@ class Arithmetic(Shaping):
 
     def softmax(self, tensor: Tensor, axis: int) -> Tensor:
         """Softmax along a dimension."""
-        if tensor.rank == 0:
-            return self.reshape(self.softmax(self.reshape(tensor, (1,)), 0), ())
+        if tensor.rank < 2:
+            # TensorRT wants two dimensions.
+            return self.reshape(self.softmax(self.to_rank(tensor, 2), -1), tensor.shape)
         layer = self.add("add_softmax", tensor.itensor)
         layer.axes = 1 << (axis % tensor.rank)
         return self.output_of(layer, tensor.shape)
 
-    def top_k(self, tensor: Tensor, count: int, axis: int, *, largest: bool) -> tuple[Tensor, Tensor]:
+    def top_k(self, tensor: Tensor, count: Size, axis: int, *, largest: bool) -> tuple[Tensor, Tensor]:
         """The largest or smallest elements along a dimension, in order, and their INT32 indices."""
         axis %= tensor.rank
-        single = tensor.rank == 1
-        source = self.unsqueeze(tensor, 0) if single else tensor
-        axis += int(single)
+        if tensor.dtype in _NARROW:
+            values, indices = self.top_k(self.cast(tensor, torch.int32), count, axis, largest=largest)
+            return self.cast(values, tensor.dtype), indices
+        if tensor.rank == 1:
+            values, indices = self.top_k(self.unsqueeze(tensor, 0), count, 1, largest=largest)
+            return self.squeeze(values, 0), self.squeeze(indices, 0)
+        if axis < tensor.rank - 4:
+            # TensorRT looks along one of the last four dimensions.
+            values, indices = self.top_k(self.transpose(tensor, axis, -1), count, -1, largest=largest)
+            return self.transpose(values, axis, -1), self.transpose(indices, axis, -1)
         operation = self.trt.TopKOperation.MAX if largest else self.trt.TopKOperation.MIN
-        layer = self.add("add_topk", source.itensor, operation, count, 1 << axis)
-        shape = [*source.shape[:axis], count, *source.shape[axis + 1 :]]
+        layer = self.add("add_topk", tensor.itensor, operation, count if isinstance(count, int) else 1, 1 << axis)
+        if not isinstance(count, int):
+            layer.set_input(1, self.cast(self.tensor(count), torch.int32).itensor)
+        shape = [*tensor.shape[:axis], count, *tensor.shape[axis + 1 :]]
         values, indices = (self.output_of(layer, shape, index) for index in (0, 1))
-        return (self.squeeze(values, 0), self.squeeze(indices, 0)) if single else (values, indices)
+        return values, indices
 
     def cumulative_sum(self, tensor: Tensor, axis: int) -> Tensor:
-        """Running sums along a dimension."""
-        if not self.flavour.has("cumulative"):
-            raise self.error(f"{self.flavour.name} {self.flavour.version_text} has no cumulative layer")
-        layer = self.add(
-            "add_cumulative",
-            tensor.itensor,
-            self.constant(torch.tensor(axis % tensor.rank, dtype=torch.int32)).itensor,
-            self.trt.CumulativeOperation.SUM,
-            False,
-            False,
-        )
-        return self.output_of(layer, tensor.shape)
+        """Running sums along a dimension, of int32, int64 or float."""
+        axis %= tensor.rank
+        if axis != tensor.rank - 1:
+            return self.transpose(self.cumulative_sum(self.transpose(tensor, axis, -1), -1), axis, -1)
+        count = tensor.shape[-1]
+        if self.flavour.has("cumulative"):
+            # Networks with layers along several axes give wrong sums in TensorRT 11 (NVIDIA/TensorRT issue 4551):
+            # here they all go along the second of two.
+            flat = self.reshape(tensor, (volume(tensor.shape[:-1]), count))
+            along = self.constant(torch.tensor(1, dtype=torch.int32)).itensor
+            layer = self.add("add_cumulative", flat.itensor, along, self.trt.CumulativeOperation.SUM, False, False)
+            return self.reshape(self.output_of(layer, flat.shape), tensor.shape)
+        before = self.triangle(count, count, 0, upper=True)
+        if tensor.dtype in FLOAT_DTYPES:
+            return self.matmul(tensor, self.cast(before, tensor.dtype))
+        terms = self.elementwise("PROD", self.unsqueeze(tensor, -1), self.cast(before, tensor.dtype))
+        return self.reduce("SUM", terms, [-2], keep_dims=False)
+
+    def triangle(self, rows: Size, columns: Size, diagonal: int, *, upper: bool) -> Tensor:
+        """A BOOL matrix, True on a diagonal (0 is the main one, positive ones lie above) and above or below it."""
+        row = self.iota(diagonal, 1, rows, torch.int64)
+        column = self.iota(0, 1, columns, torch.int64)
+        beyond = self.elementwise("LESS" if upper else "GREATER", self.unsqueeze(column, 0), self.unsqueeze(row, 1))
+        return self.unary("NOT", beyond)
 
 
 def mask_of(axes: Sequence[int]) -> int:
@@ -218,10 +264,3 @@ def mask_of(axes: Sequence[int]) -> int:
     for axis in axes:
         mask |= 1 << axis
     return mask
-
-
-def value_of(operand: Operand) -> Any:
-    """The number behind an operand known at build time, else None."""
-    if not isinstance(operand, Tensor):
-        return operand
-    return operand.value.item() if operand.value is not None and operand.value.numel() == 1 else None

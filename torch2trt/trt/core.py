@@ -166,9 +166,16 @@ class NetworkCore:
             with self.scope(label):
                 return self.add_constant_layer(value)
         value = value.cpu().contiguous()
+        if value.dtype == torch.uint8:
+            # TensorRT has no UINT8 constants, but casts to that type.
+            return self.add_cast_layer(self.add_constant_layer(value.half()), torch.uint8)
         layer = self.add("add_constant", tuple(value.shape), self.weights(value))
         self.constants[layer.name] = value
         return layer.get_output(0)
+
+    def add_cast_layer(self, itensor: Any, dtype: torch.dtype) -> Any:
+        """An ``ITensor`` in another dtype."""
+        return self.add("add_cast", itensor, self.dtype(dtype)).get_output(0)
 
     def weights(self, value: torch.Tensor) -> Any:
         """``trt.Weights`` that point into a contiguous CPU tensor; the caller keeps it alive through ``constants``."""
@@ -176,6 +183,10 @@ class NetworkCore:
 
     def elementwise(self, operation: str, first: Tensor, second: Tensor) -> Tensor:
         """Defined with the arithmetic; shape arithmetic needs it here."""
+        raise NotImplementedError
+
+    def cast(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """Defined with the arithmetic; bytes need it to be moved."""
         raise NotImplementedError
 
     def size_of(self, tensor: Tensor, axis: int) -> Tensor:

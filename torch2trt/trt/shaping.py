@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
+from torch.utils import _pytree as pytree
 
-from torch2trt.sizes import Size
+from torch2trt.sizes import Size, volume
 from torch2trt.trt.core import NetworkCore
 from torch2trt.trt.dims import broadcast
 from torch2trt.trt.tensor import Tensor
+
+Method = TypeVar("Method", bound=Callable[..., Tensor])
 
 
 def is_static(shape: Sequence[Size]) -> bool:
     """Whether every size is a plain int."""
     return all(isinstance(size, int) for size in shape)
+
+
+def bytes_as_half(method: Method) -> Method:
+    """Let a layer move bytes: TensorRT only casts them, and FP16 holds all of their values."""
+
+    @functools.wraps(method)
+    def wrapped(net: NetworkCore, *args: Any, **kwargs: Any) -> Tensor:
+        def is_bytes(value: Any) -> bool:
+            return isinstance(value, Tensor) and value.dtype == torch.uint8
+
+        if any(map(is_bytes, pytree.tree_leaves((args, kwargs)))):
+            args, kwargs = pytree.tree_map_only(is_bytes, lambda value: net.cast(value, torch.float16), (args, kwargs))
+            moved = method(net, *args, **kwargs)
+            return Tensor(net, None, moved.shape, torch.uint8, floats=moved)
+        return method(net, *args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
 
 
 class Shaping(NetworkCore):
@@ -24,6 +46,8 @@ class Shaping(NetworkCore):
 
     def size_of(self, tensor: Tensor, axis: int) -> Tensor:
         """One dimension of a tensor as an INT64 tensor of shape [1]."""
+        if tensor.dtype == torch.uint8:
+            tensor = self.cast(tensor, torch.float16)
         layer = self.add("add_shape", tensor.itensor)
         shape = self.output_of(layer, (tensor.rank,))
         return self.slice(shape, [axis % tensor.rank], [1], [1])
@@ -48,6 +72,7 @@ class Shaping(NetworkCore):
 
     # -- shuffles -----------------------------------------------------------------------------------------------------
 
+    @bytes_as_half
     def reshape(self, tensor: Tensor, shape: Sequence[Size]) -> Tensor:
         """The same elements, in order, in another shape."""
         shape = tuple(shape)
@@ -55,8 +80,6 @@ class Shaping(NetworkCore):
             return tensor
         if tensor.value is not None and is_static(shape):
             return Tensor(self, None, shape, tensor.dtype, tensor.value.reshape(shape), tensor.label)
-        if tensor.dtype == torch.uint8:
-            raise self.error("TensorRT reshapes no uint8 tensors: cast it first")
         layer = self.add("add_shuffle", tensor.itensor)
         dynamic = [axis for axis, size in enumerate(shape) if not isinstance(size, int)]
         copied = [axis for axis in dynamic if axis < tensor.rank and tensor.shape[axis] == shape[axis]]
@@ -77,13 +100,16 @@ class Shaping(NetworkCore):
             layer.set_input(1, self.shape_tensor(shape).itensor)
         return self.output_of(layer, shape)
 
+    def flatten(self, tensor: Tensor) -> Tensor:
+        """All elements in one dimension."""
+        return self.reshape(tensor, (volume(tensor.shape),))
+
+    @bytes_as_half
     def permute(self, tensor: Tensor, axes: Sequence[int]) -> Tensor:
         """Dimensions in another order."""
         axes = [axis % tensor.rank for axis in axes]
         if axes == list(range(tensor.rank)):
             return tensor
-        if tensor.dtype == torch.uint8:
-            raise self.error("TensorRT permutes no uint8 tensors: cast it first")
         layer = self.add("add_shuffle", tensor.itensor)
         layer.first_transpose = self.trt.Permutation(axes)
         return self.output_of(layer, [tensor.shape[axis] for axis in axes])
@@ -110,15 +136,33 @@ class Shaping(NetworkCore):
 
     # -- slices -------------------------------------------------------------------------------------------------------
 
-    def slice(self, tensor: Tensor, start: Sequence[Size], sizes: Sequence[Size], stride: Sequence[int]) -> Tensor:
-        """``tensor[start : start + sizes * stride : stride]`` in every dimension; stride 0 repeats, negative flips."""
+    @bytes_as_half
+    def slice(
+        self,
+        tensor: Tensor,
+        start: Sequence[Size],
+        sizes: Sequence[Size],
+        stride: Sequence[int],
+        *,
+        mode: str = "STRICT_BOUNDS",
+        fill: Tensor | None = None,
+    ) -> Tensor:
+        """``tensor[start : start + sizes * stride : stride]`` in every dimension; stride 0 repeats, negative flips.
+
+        Args:
+            mode: a ``SampleMode``, which says what is read from outside the tensor.
+            fill: what FILL reads there, a scalar of the tensor's dtype.
+        """
         sizes = tuple(sizes)
         fixed = [[size if isinstance(size, int) else 0 for size in values] for values in (start, sizes)]
         layer = self.add("add_slice", tensor.itensor, *fixed, list(stride))
+        layer.mode = getattr(self.trt.SampleMode, mode)
         if not is_static(start):
             layer.set_input(1, self.shape_tensor(start).itensor)
         if not is_static(sizes):
             layer.set_input(2, self.shape_tensor(sizes).itensor)
+        if fill is not None:
+            layer.set_input(4, fill.itensor)
         return self.output_of(layer, sizes)
 
     def narrow(self, tensor: Tensor, axis: int, start: Size, size: Size, step: int = 1) -> Tensor:
@@ -150,8 +194,8 @@ class Shaping(NetworkCore):
     def pad(
         self,
         tensor: Tensor,
-        before: Sequence[int],
-        after: Sequence[int],
+        before: Sequence[Size],
+        after: Sequence[Size],
         *,
         mode: str = "FILL",
         value: float = 0,
@@ -162,18 +206,14 @@ class Shaping(NetworkCore):
             before, after: elements to add in each dimension.
             mode: a ``SampleMode``: FILL with ``value``, CLAMP to the edge, REFLECT, WRAP.
         """
+        start = [-low for low in before]
         sizes = [size + low + high for size, low, high in zip(tensor.shape, before, after, strict=True)]
-        fixed = [size if isinstance(size, int) else 0 for size in sizes]
-        layer = self.add("add_slice", tensor.itensor, [-low for low in before], fixed, [1] * tensor.rank)
-        layer.mode = getattr(self.trt.SampleMode, mode)
-        if not is_static(sizes):
-            layer.set_input(2, self.shape_tensor(sizes).itensor)
-        if mode == "FILL":
-            layer.set_input(4, self.constant(torch.tensor(value, dtype=tensor.dtype)).itensor)
-        return self.output_of(layer, sizes)
+        fill = self.constant(torch.tensor(value, dtype=tensor.dtype)) if mode == "FILL" else None
+        return self.slice(tensor, start, sizes, [1] * tensor.rank, mode=mode, fill=fill)
 
     # -- joins and look-ups -------------------------------------------------------------------------------------------
 
+    @bytes_as_half
     def concat(self, tensors: Sequence[Tensor], axis: int) -> Tensor:
         """Tensors joined along a dimension."""
         if len(tensors) == 1:
@@ -185,18 +225,21 @@ class Shaping(NetworkCore):
         shape[axis] = sum((tensor.shape[axis] for tensor in tensors), 0)
         return self.output_of(layer, shape)
 
+    @bytes_as_half
     def gather(self, tensor: Tensor, indices: Tensor, axis: int) -> Tensor:
         """Whole slices along a dimension: the indices' shape takes the dimension's place."""
         axis %= tensor.rank
         layer = self.add("add_gather", tensor.itensor, indices.itensor, axis)
         return self.output_of(layer, (*tensor.shape[:axis], *indices.shape, *tensor.shape[axis + 1 :]))
 
+    @bytes_as_half
     def gather_elements(self, tensor: Tensor, indices: Tensor, axis: int) -> Tensor:
         """One element per index, as ``torch.gather``."""
         layer = self.add("add_gather_v2", tensor.itensor, indices.itensor, self.trt.GatherMode.ELEMENT)
         layer.axis = axis % tensor.rank
         return self.output_of(layer, indices.shape)
 
+    @bytes_as_half
     def gather_nd(self, tensor: Tensor, indices: Tensor) -> Tensor:
         """Slices at index tuples: the last dimension of ``indices`` addresses the leading ones of ``tensor``."""
         layer = self.add("add_gather_v2", tensor.itensor, indices.itensor, self.trt.GatherMode.ND)
@@ -204,17 +247,20 @@ class Shaping(NetworkCore):
         assert isinstance(depth, int)
         return self.output_of(layer, (*indices.shape[:-1], *tensor.shape[depth:]))
 
+    @bytes_as_half
     def scatter_elements(self, tensor: Tensor, indices: Tensor, updates: Tensor, axis: int) -> Tensor:
         """One element written per index, as ``torch.scatter``."""
         layer = self.add("add_scatter", tensor.itensor, indices.itensor, updates.itensor, self.trt.ScatterMode.ELEMENT)
         layer.axis = axis % tensor.rank
         return self.output_of(layer, tensor.shape)
 
+    @bytes_as_half
     def scatter_nd(self, tensor: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
         """Slices written at index tuples, as :meth:`gather_nd` reads them."""
         layer = self.add("add_scatter", tensor.itensor, indices.itensor, updates.itensor, self.trt.ScatterMode.ND)
         return self.output_of(layer, tensor.shape)
 
+    @bytes_as_half
     def select(self, condition: Tensor, then: Tensor, otherwise: Tensor) -> Tensor:
         """``then`` where the condition holds, else ``otherwise``; all three broadcast."""
         shape = broadcast(condition.shape, then.shape, otherwise.shape)

@@ -16,10 +16,10 @@ class Tensor:
     """Shape (sizes may be symbolic), dtype, and the TensorRT tensor behind them.
 
     A constant knows its value, and enters the network only when a layer needs it as an input: a convolution's kernel
-    never does.
+    never does. UINT8 exists at the borders of an engine only: inside, bytes are the floats they were made from.
     """
 
-    __slots__ = ("_itensor", "dtype", "label", "net", "shape", "value")
+    __slots__ = ("_itensor", "dtype", "floats", "label", "net", "shape", "value")
 
     def __init__(
         self,
@@ -29,6 +29,7 @@ class Tensor:
         dtype: torch.dtype,
         value: torch.Tensor | None = None,
         label: str = "",
+        floats: Tensor | None = None,
     ) -> None:
         self.net = net
         self._itensor = itensor
@@ -37,10 +38,14 @@ class Tensor:
         self.value = value
         self.label = label
         """The weight's name, for a constant that is one."""
+        self.floats = floats
+        """The same numbers as float32 or float16, for bytes that no layer has made yet."""
 
     @property
     def itensor(self) -> Any:
-        """The ``ITensor``; a constant becomes a layer here, once."""
+        """The ``ITensor``; a constant, and bytes made from floats, become a layer here, once."""
+        if self._itensor is None and self.floats is not None:
+            self._itensor = self.net.add_cast_layer(self.floats.itensor, self.dtype)
         if self._itensor is None:
             assert self.value is not None
             self._itensor = self.net.add_constant_layer(self.value, self.label)

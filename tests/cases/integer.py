@@ -1,0 +1,63 @@
+"""Rows of torch2trt/converters/integer.py."""
+
+from __future__ import annotations
+
+import torch
+
+from tests.cases import normal, together
+from tests.harness import OpCase
+
+A = torch.tensor([7, -7, 7, -7, 0, 6, -6, 13, -1])
+B = torch.tensor([2, 2, -2, -2, 3, -3, 3, 5, 5])
+X, Y = normal(2, 3, 4) * 5, normal(2, 3, 4, seed=1)
+# Multiples, whose quotients are whole numbers or round to one.
+WHOLE = torch.tensor([3.0, -3.0, 4.5, -4.5, 2999999.75, -2999999.75])
+BYTES = torch.arange(245, 256, dtype=torch.uint8)
+FLAGS, OTHER_FLAGS = X > 0, Y > 0
+DIVISIONS = together(
+    torch.floor_divide,
+    lambda a, b: torch.div(a, b, rounding_mode="floor"),
+    lambda a, b: torch.div(a, b, rounding_mode="trunc"),
+    torch.remainder,
+    torch.fmod,
+)
+
+DIVISION = [
+    OpCase("division-int", DIVISIONS, (A, B)),
+    OpCase("division-int32-int64", DIVISIONS, (A.to(torch.int32), B)),
+    OpCase("division-int-number", DIVISIONS, (A, 3)),
+    OpCase("division-int-negative-number", DIVISIONS, (A, -3)),
+    OpCase("division-int-float-number", DIVISIONS, (A, 2.5)),
+    OpCase("division-bytes", DIVISIONS, (BYTES, 7)),
+    OpCase("division-float", DIVISIONS, (X, Y)),
+    OpCase("division-float-number", DIVISIONS, (X, 0.7)),
+    OpCase("division-float-negative-number", DIVISIONS, (X, -0.7)),
+    OpCase("division-whole", DIVISIONS, (WHOLE, 0.75)),
+    OpCase("division-whole-negative", DIVISIONS, (WHOLE, torch.tensor(-1.5))),
+    OpCase("division-half", DIVISIONS, (X.half(), 0.75)),
+    OpCase("division-float-int", DIVISIONS, (X, torch.arange(1, 5))),
+    OpCase("division-dynamic", DIVISIONS, (X, torch.arange(1, 5)), dynamic={0: {0: (1, 5)}}),
+    OpCase("division-not-rounded", lambda a, b: torch.div(a, b, rounding_mode=None), (A, B)),
+    OpCase("remainder-of-number", torch.remainder, (17, B)),
+    OpCase("floor_divide-size", lambda x: x // x.shape[0], (A,), dynamic={0: {0: (1, 9)}}),
+]
+
+BITS = [
+    OpCase("shifts", together(lambda a: a << 3, lambda a: a >> 1, lambda a: a.bitwise_left_shift(2)), (A,)),
+    OpCase("shifts-tensor", together(torch.bitwise_left_shift, torch.bitwise_right_shift), (A, B.abs())),
+    OpCase("shifts-int32", together(lambda a: a << 3, lambda a: a >> 1), (A.to(torch.int32),)),
+    OpCase("low-bits", together(lambda a: a & 3, lambda a: a & 1, lambda a: a.bitwise_and(15)), (A,)),
+    OpCase("low-bit-of-bool", lambda a: a & 1, (FLAGS,)),
+    OpCase("bits-refused", torch.bitwise_and, (A, B), unsupported="bitwise arithmetic on torch.int64"),
+    OpCase("or-refused", lambda a: a | 4, (A,), unsupported="bitwise arithmetic on torch.int64"),
+    OpCase("bits-not", torch.bitwise_not, (A,)),
+    OpCase(
+        "bits-bool",
+        together(
+            torch.bitwise_and, torch.bitwise_or, torch.bitwise_xor, lambda a, b: a & ~b, lambda a, b: a ^ True
+        ),
+        (FLAGS, OTHER_FLAGS[:1]),
+    ),
+]
+
+CASES = [*DIVISION, *BITS]

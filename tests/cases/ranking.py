@@ -1,0 +1,59 @@
+"""Rows of torch2trt/converters/ranking.py."""
+
+from __future__ import annotations
+
+import torch
+
+from tests.cases import normal, together
+from tests.harness import OpCase
+
+X = normal(2, 3, 5)
+# No two equal: which of them comes first is nobody's promise.
+INTS = torch.randperm(30, generator=torch.Generator().manual_seed(0)).reshape(2, 3, 5) - 9
+SCALAR = torch.tensor(3.0)
+BATCH, BOTH = {0: {0: (1, 4)}}, {0: {0: (1, 4), 2: (3, 5)}}
+
+ARGUMENTS = together(
+    torch.argmax,
+    torch.argmin,
+    lambda x: x.argmax(keepdim=True),
+    lambda x: x.argmax(-1),
+    lambda x: x.argmin(1, keepdim=True),
+    lambda x: x.max(0),
+    lambda x: x.min(-1, keepdim=True),
+    lambda x: x.max(2).values,
+    lambda x: x.min(1).indices,
+)
+RANKS = together(
+    lambda x: x.topk(2),
+    lambda x: x.topk(2, 1, largest=False),
+    lambda x: x.sort(1),
+    lambda x: x.sort(descending=True),
+    lambda x: x.sort(dim=0, stable=True),
+    lambda x: x.argsort(),
+    lambda x: x.argsort(1, descending=True),
+    lambda x: x.msort(),
+)
+
+CASES = [
+    OpCase("arguments", ARGUMENTS, (X,)),
+    OpCase("arguments-int64", ARGUMENTS, (INTS,)),
+    OpCase("arguments-int32", ARGUMENTS, (INTS.to(torch.int32),)),
+    OpCase("arguments-half", ARGUMENTS, (INTS.half(),)),
+    OpCase("arguments-bfloat16", ARGUMENTS, (INTS.bfloat16(),)),
+    OpCase("arguments-dynamic", ARGUMENTS, (X,), dynamic=BOTH),
+    OpCase("arguments-bytes", ARGUMENTS, ((INTS + 9).to(torch.uint8),)),
+    OpCase("arguments-scalar", together(torch.argmax, lambda x: x.argmin(0), lambda x: x.max(0)), (SCALAR,)),
+    OpCase("argmax-vector", torch.argmax, (X[0, 0],)),
+    OpCase("max-outer-of-six", lambda x: x.max(1), (normal(2, 3, 2, 2, 2, 2),)),
+    OpCase("ranks", RANKS, (X,)),
+    OpCase("ranks-int64", RANKS, (INTS,)),
+    OpCase("ranks-half", RANKS, (INTS.half(),)),
+    OpCase("ranks-dynamic-batch", lambda x: (x.topk(2), x.sort(1), x.argsort(-1)), (X,), dynamic=BATCH),
+    OpCase("topk-scalar", lambda x: x.topk(1), (SCALAR,)),
+    OpCase("topk-of-dynamic", lambda x: x.topk(3), (X,), dynamic=BOTH),
+    OpCase("topk-dynamic-count", lambda x: x.topk(x.shape[2] - 2), (X,), dynamic=BOTH),
+    OpCase("topk-too-many", lambda x: x.topk(4000), (normal(2, 4001),), unsupported="3840 at most"),
+    OpCase("sort-too-many", torch.sort, (normal(4001),), unsupported="3840 elements at most"),
+    OpCase("sort-dynamic", torch.sort, (X,), dynamic=BOTH, unsupported="dynamic dimension"),
+]
