@@ -67,7 +67,7 @@ def simplify(expr: sympy.Expr) -> Size:
     """A constant expression as an int, one without floating point where that says the same."""
     if expr.is_number:
         return int(expr)
-    return expr.replace(TruncToInt, _scaled)  # type: ignore[no-any-return]
+    return expr.replace(TruncToInt, _scaled)
 
 
 def _scaled(expr: sympy.Expr) -> sympy.Expr:

@@ -1,200 +1,227 @@
-"""Pooling."""
+"""Pooling: by windows of one size, and by as many windows as the result has elements."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from torch2trt.converters.products import times_along
+from torch2trt.converters.reasons import only_floats
 from torch2trt.converters.registry import converter
 from torch2trt.sizes import Size, TensorSpec
-from torch2trt.trt.core import FLOAT_DTYPES
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
 
 aten = torch.ops.aten
 
-
-def _full(values: int | Sequence[int], spatial: int) -> list[int]:
-    values = [values] if isinstance(values, int) else list(values)
-    return values * spatial if len(values) == 1 else values
+Pooled = tuple[Tensor, None]
 
 
-def _padding_after(
-    sizes: Sequence[Size],
-    window: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    ceil_mode: bool,
-) -> list[int] | None:
-    """The padding at the end of each dimension with which rounding down yields torch's size; None where unknown.
+def _no_indices(used: set[int]) -> str | None:
+    return "TensorRT's pooling does not tell where the largest elements were" if 1 in used else None
 
-    In ceil mode torch adds the window that hangs over the end, unless it would start in the padding.
-    """
-    if not ceil_mode:
-        return list(padding)
-    after: list[int] = []
-    for size, extent, step, before in zip(sizes, window, stride, padding, strict=True):
-        if not isinstance(size, int):
+
+# -- windows of one size -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """Windows over the last dimensions."""
+
+    extent: list[int]
+    stride: list[int]
+    padding: list[int]
+    ceil_mode: bool
+
+    @classmethod
+    def of(cls, spatial: int, arguments: dict[str, Any]) -> _Windows:
+        """The windows that an operator's arguments describe; one number stands for all dimensions."""
+
+        def full(values: int | Sequence[int]) -> list[int]:
+            values = [values] if isinstance(values, int) else list(values)
+            return values * spatial if len(values) == 1 else values
+
+        extent = full(arguments["kernel_size"])
+        return cls(extent, full(arguments["stride"] or extent), full(arguments["padding"]), arguments["ceil_mode"])
+
+    def padding_after(self, sizes: Sequence[Size]) -> list[int]:
+        """The padding at the end of each dimension with which rounding down yields torch's size.
+
+        In ceil mode torch adds the window that hangs over the end, unless it would start in the padding.
+        """
+        if not self.ceil_mode or not all(isinstance(size, int) for size in sizes):
+            return self.padding
+        after: list[int] = []
+        for size, extent, stride, before in zip(sizes, self.extent, self.stride, self.padding, strict=True):
+            count = -(-(size + 2 * before - extent) // stride) + 1
+            if (count - 1) * stride >= size + before:
+                count -= 1
+            after.append(max(0, (count - 1) * stride + extent - size - before))
+        return after
+
+    def none_starts_in_padding(self) -> bool:
+        """Whether that holds for all sizes, so that TensorRT's way to round up is torch's."""
+        return all(
+            stride <= extent - padding
+            for extent, stride, padding in zip(self.extent, self.stride, self.padding, strict=True)
+        )
+
+    def pool(self, net: Network, kind: str, input: Tensor, *, count_include_pad: bool = False) -> Tensor:
+        """MAX or AVERAGE of the windows; padding may count, as may what is beyond it."""
+        sizes = input.shape[-len(self.extent) :]
+        return net.pooling(
+            kind,
+            input,
+            window=self.extent,
+            stride=self.stride,
+            padding=self.padding,
+            padding_after=self.padding_after(sizes),
+            round_up=self.ceil_mode and not all(isinstance(size, int) for size in sizes),
+            count_include_pad=count_include_pad,
+        )
+
+    def overhang(self, sizes: Sequence[Size]) -> torch.Tensor | None:
+        """Sizes of the windows relative to those without what is beyond the padding; None where there is no such."""
+        after = self.padding_after(sizes)
+        if all(more <= padding for more, padding in zip(after, self.padding, strict=True)):
             return None
-        count = -(-(size + 2 * before - extent) // step) + 1
-        if (count - 1) * step >= size + before:
-            count -= 1
-        after.append(max(0, (count - 1) * step + extent - size - before))
-    return after
+        ratios: list[torch.Tensor] = []
+        for size, extent, stride, before, behind in zip(
+            sizes, self.extent, self.stride, self.padding, after, strict=True
+        ):
+            assert isinstance(size, int)
+            starts = torch.arange(0, size + before + behind - extent + 1, stride)
+            ratios.append(extent / (starts + extent).clamp(max=size + 2 * before).sub(starts))
+        return functools.reduce(lambda rows, columns: rows[..., None] * columns, ratios)
 
 
-def _pool_unsupported(spatial: int) -> Any:
-    def unsupported(input: TensorSpec, kernel_size: Sequence[int], ceil_mode: bool, **arguments: Any) -> str | None:
-        window = _full(kernel_size, spatial)
-        stride = _full(arguments["stride"] or window, spatial)
-        padding = _full(arguments["padding"], spatial)
-        if input.dtype not in FLOAT_DTYPES:
-            return f"TensorRT pools floating-point tensors only (got {input.dtype})"
-        if any(amount != 1 for amount in _full(arguments.get("dilation", 1), spatial)):
-            return f"TensorRT has no dilated pooling (dilation {arguments['dilation']})"
-        if arguments.get("divisor_override") is not None and arguments["divisor_override"] <= 0:
-            return "divisor_override must be positive"
-        after = _padding_after(input.shape[-spatial:], window, stride, padding, ceil_mode)
-        if after is None:
-            return "ceil_mode over a dynamic size"
-        if ceil_mode and arguments.get("count_include_pad") and any(after) and after != padding:
-            return "ceil_mode with a window over the end, whose padding counts only in part"
-        return None
+def _max_pool(spatial: int, *, indices: bool) -> Callable[..., Tensor | Pooled]:
+    def max_pool(net: Network, input: Tensor, **arguments: Any) -> Tensor | Pooled:
+        """max_pool2d(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, ...) -> Tensor"""
+        values = _Windows.of(spatial, arguments).pool(net, "MAX", input)
+        return (values, None) if indices else values
+
+    return max_pool
+
+
+def _max_pool_unsupported(spatial: int) -> Callable[..., str | None]:
+    def unsupported(input: TensorSpec, dilation: int | Sequence[int], used: set[int], **arguments: Any) -> str | None:
+        if any(step != 1 for step in ([dilation] if isinstance(dilation, int) else dilation)):
+            return f"TensorRT has no dilated pooling (dilation {dilation})"
+        windows = _Windows.of(spatial, arguments)
+        static = all(isinstance(size, int) for size in input.shape[-spatial:])
+        if windows.ceil_mode and not static and not windows.none_starts_in_padding():
+            return "ceil_mode over a dynamic size, where a window may start in the padding"
+        return _no_indices(used) or only_floats(input=input)
 
     return unsupported
 
 
-def _max_pool(
-    net: Network,
-    input: Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    ceil_mode: bool,
-    spatial: int,
-) -> Tensor:
-    window = _full(kernel_size, spatial)
-    stride, padding = _full(stride or window, spatial), _full(padding, spatial)
-    after = _padding_after(input.shape[-spatial:], window, stride, padding, ceil_mode)
-    return net.pooling("MAX", input, window=window, stride=stride, padding=padding, padding_after=after)
+def _avg_pool(spatial: int) -> Callable[..., Tensor]:
+    def avg_pool(
+        net: Network, input: Tensor, count_include_pad: bool, divisor_override: int | None = None, **arguments: Any
+    ) -> Tensor:
+        """avg_pool2d(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, ...) -> Tensor"""
+        windows = _Windows.of(spatial, arguments)
+        if divisor_override is not None:
+            sums = windows.pool(net, "AVERAGE", input, count_include_pad=True)
+            return net.binary("PROD", sums, math.prod(windows.extent) / divisor_override)
+        count_include_pad &= any(windows.padding)
+        result = windows.pool(net, "AVERAGE", input, count_include_pad=count_include_pad)
+        overhang = windows.overhang(input.shape[-spatial:]) if count_include_pad else None
+        if overhang is None:
+            return result
+        # TensorRT counts all padding, torch not what ceil mode adds.
+        return net.elementwise("PROD", result, net.constant(overhang.to(result.dtype)))
+
+    return avg_pool
 
 
-@converter(aten.max_pool1d.default, unsupported=_pool_unsupported(1))
-def max_pool1d(net: Network, input: Tensor, **arguments: Any) -> Tensor:
-    """max_pool1d(Tensor self, int[1] kernel_size, int[1] stride=[], int[1] padding=0, ...) -> Tensor"""
-    return _max_pool(net, input, spatial=1, **arguments)
+def _avg_pool_unsupported(spatial: int) -> Callable[..., str | None]:
+    def unsupported(input: TensorSpec, ceil_mode: bool, **_: Any) -> str | None:
+        if ceil_mode and not all(isinstance(size, int) for size in input.shape[-spatial:]):
+            return "averages in ceil_mode over a dynamic size"
+        return only_floats(input=input)
+
+    return unsupported
 
 
-@converter(aten.max_pool2d.default, unsupported=_pool_unsupported(2))
-def max_pool2d(net: Network, input: Tensor, **arguments: Any) -> Tensor:
-    """max_pool2d(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, ...) -> Tensor"""
-    return _max_pool(net, input, spatial=2, **arguments)
-
-
-@converter(aten.max_pool3d.default, unsupported=_pool_unsupported(3))
-def max_pool3d(net: Network, input: Tensor, **arguments: Any) -> Tensor:
-    """max_pool3d(Tensor self, int[3] kernel_size, int[3] stride=[], int[3] padding=0, ...) -> Tensor"""
-    return _max_pool(net, input, spatial=3, **arguments)
-
-
-def _avg_pool(
-    net: Network,
-    input: Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    ceil_mode: bool,
-    count_include_pad: bool,
-    spatial: int,
-    divisor_override: int | None = None,
-) -> Tensor:
-    window = _full(kernel_size, spatial)
-    stride, padding = _full(stride or window, spatial), _full(padding, spatial)
-    after = _padding_after(input.shape[-spatial:], window, stride, padding, ceil_mode)
-    result = net.pooling(
-        "AVERAGE",
-        input,
-        window=window,
-        stride=stride,
-        padding=padding,
-        padding_after=after,
-        count_include_pad=count_include_pad or divisor_override is not None,
+for _spatial in (1, 2, 3):
+    _plain, _with_indices, _average = (
+        getattr(aten, name.format(_spatial)).default
+        for name in ("max_pool{}d", "max_pool{}d_with_indices", "avg_pool{}d")
     )
-    if divisor_override is None:
-        return result
-    return net.binary("PROD", result, float(torch.tensor(window).prod()) / divisor_override)
+    converter(_plain, unsupported=_max_pool_unsupported(_spatial))(_max_pool(_spatial, indices=False))
+    converter(_with_indices, unsupported=_max_pool_unsupported(_spatial))(_max_pool(_spatial, indices=True))
+    converter(_average, unsupported=_avg_pool_unsupported(_spatial))(_avg_pool(_spatial))
 
 
-@converter(aten.avg_pool1d.default, unsupported=_pool_unsupported(1))
-def avg_pool1d(net: Network, input: Tensor, **arguments: Any) -> Tensor:
-    """avg_pool1d(Tensor self, int[1] kernel_size, int[1] stride=[], int[1] padding=0, ...) -> Tensor"""
-    return _avg_pool(net, input, spatial=1, **arguments)
+# -- windows by their number -------------------------------------------------------------------------------------------
 
 
-@converter(aten.avg_pool2d.default, unsupported=_pool_unsupported(2))
-def avg_pool2d(net: Network, input: Tensor, **arguments: Any) -> Tensor:
-    """avg_pool2d(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, ...) -> Tensor"""
-    return _avg_pool(net, input, spatial=2, **arguments)
+def _bounds(size: int, wanted: int) -> list[tuple[int, int]]:
+    """Where each window starts and stops; they may overlap, and be of two sizes."""
+    return [(index * size // wanted, -(-(index + 1) * size // wanted)) for index in range(wanted)]
 
 
-@converter(aten.avg_pool3d.default, unsupported=_pool_unsupported(3))
-def avg_pool3d(net: Network, input: Tensor, **arguments: Any) -> Tensor:
-    """avg_pool3d(Tensor self, int[3] kernel_size, int[3] stride=[], int[3] padding=0, ...) -> Tensor"""
-    return _avg_pool(net, input, spatial=3, **arguments)
+def _average_along(net: Network, input: Tensor, axis: int, bounds: Sequence[tuple[int, int]]) -> Tensor:
+    weights = torch.zeros(int(input.shape[axis]), len(bounds))
+    for column, (start, stop) in enumerate(bounds):
+        weights[start:stop, column] = 1 / (stop - start)
+    return times_along(net, input, weights, axis)
 
 
-def _adaptive_unsupported(spatial: int) -> Any:
-    def unsupported(input: TensorSpec, output_size: Sequence[int]) -> str | None:
-        for size, wanted in zip(input.shape[-spatial:], output_size, strict=True):
-            if wanted != 1 and not isinstance(size, int):
-                return f"adaptive pooling of a dynamic size to {wanted}"
-        return None
-
-    return unsupported
-
-
-def _adaptive_avg_pool(net: Network, input: Tensor, output_size: Sequence[int], spatial: int) -> Tensor:
-    sizes, axes = input.shape[-spatial:], range(input.rank - spatial, input.rank)
-    if all(wanted == 1 for wanted in output_size):
-        return net.reduce("AVG", input, list(axes), keep_dims=True)
-    if all(isinstance(size, int) and size % wanted == 0 for size, wanted in zip(sizes, output_size, strict=True)):
-        window = [int(size) // wanted for size, wanted in zip(sizes, output_size, strict=True)]
-        return net.pooling("AVERAGE", input, window=window, stride=window, padding=[0] * spatial)
-    # Windows of unequal sizes are a matrix product along each dimension.
-    result = input
-    for axis, size, wanted in zip(axes, sizes, output_size, strict=True):
-        if size != wanted:
-            weights = net.constant(_averaging(int(size), wanted).to(input.dtype))
-            moved = net.transpose(result, axis, -1)
-            result = net.transpose(net.matmul(moved, weights), axis, -1)
-    return result
+def _largest_along(net: Network, input: Tensor, axis: int, bounds: Sequence[tuple[int, int]]) -> Tensor:
+    # Windows of one size: the last element of the shorter ones is there twice.
+    extent = max(stop - start for start, stop in bounds)
+    places = [min(start + offset, stop - 1) for start, stop in bounds for offset in range(extent)]
+    gathered = net.gather(input, net.constant(torch.tensor(places, dtype=torch.int32)), axis)
+    apart = net.reshape(gathered, (*input.shape[:axis], len(bounds), extent, *input.shape[axis + 1 :]))
+    return net.reduce("MAX", apart, [axis + 1], keep_dims=False)
 
 
-def _averaging(size: int, wanted: int) -> torch.Tensor:
-    """[size, wanted]: column i averages the window that adaptive pooling assigns to output i."""
-    matrix = torch.zeros(size, wanted)
-    for index in range(wanted):
-        start, stop = index * size // wanted, -(-(index + 1) * size // wanted)
-        matrix[start:stop, index] = 1 / (stop - start)
-    return matrix
+def _adaptive(
+    net: Network, input: Tensor, output_size: Sequence[Size], kind: str, reduction: str, along: Callable[..., Tensor]
+) -> Tensor:
+    sizes, axes = input.shape[-len(output_size) :], range(input.rank - len(output_size), input.rank)
+    changed = [pair for pair in zip(axes, sizes, output_size, strict=True) if pair[1] != pair[2]]
+    if all(isinstance(size, int) and size % wanted == 0 and wanted != 1 for _, size, wanted in changed):
+        window = [int(size) // int(wanted) for size, wanted in zip(sizes, output_size, strict=True)]
+        return net.pooling(kind, input, window=window, stride=window, padding=[0] * len(window)) if changed else input
+    if whole := [axis for axis, _, wanted in changed if wanted == 1]:
+        input = net.reduce(reduction, input, whole, keep_dims=True)
+    for axis, size, wanted in changed:
+        if wanted != 1:
+            input = along(net, input, axis, _bounds(int(size), int(wanted)))
+    return input
 
 
-@converter(aten.adaptive_avg_pool1d.default, unsupported=_adaptive_unsupported(1))
-def adaptive_avg_pool1d(net: Network, input: Tensor, output_size: Sequence[int]) -> Tensor:
-    """adaptive_avg_pool1d(Tensor self, int[1] output_size) -> Tensor"""
-    return _adaptive_avg_pool(net, input, output_size, 1)
+def _adaptive_unsupported(input: TensorSpec, output_size: Sequence[Size], used: set[int]) -> str | None:
+    for size, wanted in zip(input.shape[-len(output_size) :], output_size, strict=True):
+        if wanted not in (1, size) and not (isinstance(size, int) and isinstance(wanted, int)):
+            return f"adaptive pooling of a dynamic size, {size}, to {wanted}"
+    return _no_indices(used) or only_floats(input=input)
 
 
-@converter(aten.adaptive_avg_pool2d.default, aten._adaptive_avg_pool2d.default, unsupported=_adaptive_unsupported(2))
-def adaptive_avg_pool2d(net: Network, input: Tensor, output_size: Sequence[int]) -> Tensor:
+@converter(
+    *(aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default),
+    *(aten._adaptive_avg_pool2d.default, aten._adaptive_avg_pool3d.default),
+    unsupported=_adaptive_unsupported,
+)
+def adaptive_avg_pool(net: Network, input: Tensor, output_size: Sequence[Size]) -> Tensor:
     """adaptive_avg_pool2d(Tensor self, SymInt[2] output_size) -> Tensor"""
-    return _adaptive_avg_pool(net, input, output_size, 2)
+    return _adaptive(net, input, output_size, "AVERAGE", "AVG", _average_along)
 
 
-@converter(aten.adaptive_avg_pool3d.default, aten._adaptive_avg_pool3d.default, unsupported=_adaptive_unsupported(3))
-def adaptive_avg_pool3d(net: Network, input: Tensor, output_size: Sequence[int]) -> Tensor:
-    """adaptive_avg_pool3d(Tensor self, SymInt[3] output_size) -> Tensor"""
-    return _adaptive_avg_pool(net, input, output_size, 3)
+@converter(
+    *(aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default),
+    unsupported=_adaptive_unsupported,
+)
+def adaptive_max_pool(net: Network, input: Tensor, output_size: Sequence[Size]) -> Pooled:
+    """adaptive_max_pool2d(Tensor self, int[2] output_size) -> (Tensor, Tensor)"""
+    return _adaptive(net, input, output_size, "MAX", "MAX", _largest_along), None

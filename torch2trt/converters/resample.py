@@ -160,7 +160,7 @@ def _grid_unsupported(input: TensorSpec, grid: TensorSpec, **_: Any) -> str | No
 def grid_sampler(
     net: Network, input: Tensor, grid: Tensor, interpolation_mode: int, padding_mode: int, align_corners: bool
 ) -> Tensor:
-    """grid_sampler(Tensor input, Tensor grid, int interpolation_mode, int padding_mode, bool align_corners) -> Tensor"""
+    """grid_sampler(Tensor input, Tensor grid, int interpolation_mode, int padding_mode, ...) -> Tensor"""
     # 16 bits are too few for coordinates in the layer's own arithmetic.
     result = net.grid_sample(
         net.cast(input, torch.float32),

@@ -154,43 +154,46 @@ class Network(Arithmetic):
         stride: Sequence[int],
         padding: Sequence[int],
         padding_after: Sequence[int] | None = None,
+        round_up: bool = False,
         count_include_pad: bool = True,
     ) -> Tensor:
-        """MAX or AVERAGE pooling over 1 to 3 spatial dimensions of [N, C, *spatial] or [C, *spatial]."""
+        """MAX or AVERAGE pooling over 1 to 3 spatial dimensions of [N, C, *spatial] or [C, *spatial].
+
+        Args:
+            padding: before (and, unless ``padding_after`` says otherwise, after) each spatial dimension.
+            round_up: add the window that hangs over the end.
+        """
         spatial = len(window)
         after = padding if padding_after is None else padding_after
-        if tensor.rank == spatial + 1:
-            batched = self.unsqueeze(tensor, 0)
+        added = [0] * (tensor.rank == spatial + 1) + [2] * (spatial == 1)
+        if added:
+            # TensorRT wants a batch, and two or three spatial dimensions.
+            for axis in added:
+                tensor = self.unsqueeze(tensor, axis)
+            more = int(spatial == 1)
             result = self.pooling(
                 kind,
-                batched,
-                window=window,
-                stride=stride,
-                padding=padding,
-                padding_after=after,
+                tensor,
+                window=[*[1] * more, *window],
+                stride=[*[1] * more, *stride],
+                padding=[*[0] * more, *padding],
+                padding_after=[*[0] * more, *after],
+                round_up=round_up,
                 count_include_pad=count_include_pad,
             )
-            return self.squeeze(result, 0)
-        if spatial == 1:
-            result = self.pooling(
-                kind,
-                self.unsqueeze(tensor, 2),
-                window=(1, *window),
-                stride=(1, *stride),
-                padding=(0, *padding),
-                padding_after=(0, *after),
-                count_include_pad=count_include_pad,
-            )
-            return self.squeeze(result, 2)
+            for axis in reversed(added):
+                result = self.squeeze(result, axis)
+            return result
         layer = self.add("add_pooling_nd", tensor.itensor, getattr(self.trt.PoolingType, kind), tuple(window))
         layer.stride_nd, layer.pre_padding, layer.post_padding = tuple(stride), tuple(padding), tuple(after)
         layer.average_count_excludes_padding = not count_include_pad
-        sizes: list[Size] = []
-        for axis, size in enumerate(tensor.shape[2:]):
-            if not isinstance(size, int):
-                return self.output_of(layer)
-            sizes.append((size + padding[axis] + after[axis] - window[axis]) // stride[axis] + 1)
-        return self.output_of(layer, (*tensor.shape[:2], *sizes))
+        if round_up:
+            layer.padding_mode = self.trt.PaddingMode.EXPLICIT_ROUND_UP
+        if not is_static(tensor.shape[2:]):
+            return self.output_of(layer)
+        free = [size + padding[axis] + after[axis] - window[axis] for axis, size in enumerate(tensor.shape[2:])]
+        steps = [-(-size // step) if round_up else size // step for size, step in zip(free, stride, strict=True)]
+        return self.output_of(layer, (*tensor.shape[:2], *(count + 1 for count in steps)))
 
     # -- normalisation ------------------------------------------------------------------------------------------------
 
