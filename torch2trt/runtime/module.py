@@ -57,6 +57,8 @@ class EngineModule(nn.Module):
         interpret: runs a Program in the reference interpreter. A function of a module, since pickles name it.
         truth: takes a call's arguments and returns its true result, float64 where it is floating point; for
             :meth:`verify`. It stays behind when the module is pickled.
+        reference: runs the network in the reference interpreter, from inputs to outputs by name, both on the CPU; for
+            an engine that was lowered from no Program. It stays behind too.
         device: the CUDA device to run on; unset: the one that is current at the first call.
     """
 
@@ -67,6 +69,7 @@ class EngineModule(nn.Module):
         program: Program | Callable[[], Program] | None = None,
         interpret: Interpret | None = None,
         truth: Callable[..., Any] | None = None,
+        reference: Callable[[Tensors], Tensors] | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
@@ -75,6 +78,7 @@ class EngineModule(nn.Module):
         # Held in a tuple: an nn.Module as attribute would become a child and put its parameters in the state.
         self._truth = (truth,)
         self._set(artifact, program, Session(artifact, _with_index(device)))
+        self._reference = reference
 
     @classmethod
     def load(

@@ -1,0 +1,189 @@
+"""ONNX models to engines: ``torch2trt.onnx.compile("model.onnx")``."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from torch2trt.engine import builder
+from torch2trt.errors import SettingError
+from torch2trt.frontend import onnx as frontend
+from torch2trt.frontend.onnx import OnnxModel, Shapes
+from torch2trt.graph.signature import Signature, TensorLeaf
+from torch2trt.reference.interpreter import Interpreter
+from torch2trt.runtime.artifact import Artifact, gpu_here
+from torch2trt.runtime.module import EngineModule, Tensors
+from torch2trt.settings import Settings
+from torch2trt.sizes import Size, TensorSpec, symbol
+from torch2trt.tolerance import effective_precision
+from torch2trt.trt import flavour as flavours
+from torch2trt.trt.dtypes import torch_dtypes
+from torch2trt.trt.flavour import Flavour
+from torch2trt.trt.parser import ParsedNetwork
+
+__all__ = ["compile"]
+
+
+def compile(model: Any, *, shapes: Shapes | None = None, name: str | None = None, **settings: Any) -> EngineModule:
+    """Compile an ONNX model into an engine.
+
+    The module takes tensors in the order of the model's inputs, or by their names, and returns its output: a tensor
+    where there is one, otherwise a tuple in the model's order.
+
+    Args:
+        model: a path, a ``ModelProto``, its bytes, or what ``torch.onnx.export`` returned. It is not changed. One
+            with external weights is passed by its path.
+        shapes: the sizes of inputs that are dynamic in the model, by input name: one shape makes the input static,
+            three are the smallest, the usual and the largest, ``{"x": ((1, 3, 8, 8), (8, 3, 8, 8), (32, 3, 8, 8))}``.
+            Dimensions that the model calls by one name need be given once.
+        name: what to call it; unset: the file's or the graph's name.
+        settings: fields of :class:`torch2trt.Settings`. The model's dtypes are its own: ``precision`` only says
+            whether float32 may use TF32.
+
+    Raises:
+        MissingPackageError: the packages that handle ONNX models are not installed.
+        CaptureError: it is no ONNX model, or has inputs that no engine takes.
+        DynamicShapeError: shapes that do not fit the model, or a dynamic dimension without any.
+        UnsupportedOpsError: lists every node that TensorRT's parser refuses.
+        Torch2TRTError: numbered; the class says what is wrong.
+    """
+    chosen = Settings.make(**settings)
+    flavour = flavours.load(chosen.flavour)
+    start = time.perf_counter()
+    source = frontend.read(model, shapes, name=name)
+    chosen = _with_precision(chosen, source)
+    sanitized = time.perf_counter()
+    network = ParsedNetwork(flavour, source.data, source.path)
+    signature = _signature(source, network, flavour)
+    parsed = time.perf_counter()
+    plan = builder.build(network, signature, chosen, name=source.name)
+    artifact = Artifact(
+        name=source.name,
+        plan=plan,
+        signature=signature,
+        settings=chosen,
+        flavour=flavour.name,
+        flavour_version=flavour.version_text,
+        gpu=gpu_here(),
+        report={
+            "nodes": source.nodes,
+            "layers": network.definition.num_layers,
+            "fused_blocks": 0,
+            "capture_s": sanitized - start,
+            "lower_s": parsed - sanitized,
+            "build_s": time.perf_counter() - parsed,
+            "engine_bytes": len(plan),
+        },
+    )
+    return EngineModule(artifact, reference=_Reference(source, flavour), truth=_truth(model, signature))
+
+
+def _with_precision(settings: Settings, model: OnnxModel) -> Settings:
+    """The settings, with the precision that the model has.
+
+    Raises:
+        SettingError: settings that ask for something else.
+    """
+    own = effective_precision(None, model.dtypes)
+    if settings.precision not in (None, own) and {settings.precision, own} != {"fp32", "tf32"}:
+        raise SettingError(
+            f"is {settings.precision!r}, but the model computes in {own}",
+            subject="precision",
+            hint="an ONNX model has its dtypes inside: export it from a module in that precision (module.half())",
+        )
+    for item in ("build_in_subprocess", "build_timeout"):
+        if getattr(settings, item):
+            raise SettingError("is for modules; an ONNX model is built in this process", subject=item)
+    return dataclasses.replace(settings, precision=settings.precision or own)
+
+
+def _signature(model: OnnxModel, network: ParsedNetwork, flavour: Flavour) -> Signature:
+    """How the engine is called: the model's inputs and outputs, with the dtypes that the network has."""
+    dtypes = torch_dtypes(flavour)
+    outputs: list[TensorLeaf] = []
+    for index in range(network.definition.num_outputs):
+        tensor = network.definition.get_output(index)
+        declared = model.outputs[tensor.name]
+        sizes: list[Size] = []
+        for axis, size in enumerate(tensor.shape):
+            known = declared[axis] if axis < len(declared) else None
+            sizes.append(size if size >= 0 else symbol(f"_{index}_{axis}") if known is None else known)
+        outputs.append(TensorLeaf(tensor.name, TensorSpec(tuple(sizes), dtypes[tensor.dtype])))
+    order = list(model.outputs)
+    outputs.sort(key=lambda leaf: order.index(leaf.name))
+    return Signature(
+        inputs=model.inputs,
+        outputs=tuple(outputs),
+        in_spec=pytree.tree_structure(((0,) * len(model.inputs), {})),
+        out_spec=pytree.tree_structure(0 if len(outputs) == 1 else (0,) * len(outputs)),
+        dims=model.dims,
+        parameters=tuple(leaf.name for leaf in model.inputs),
+    )
+
+
+class _Reference:
+    """Runs the network in the reference interpreter; it is parsed again when that is first asked for."""
+
+    def __init__(self, model: OnnxModel, flavour: Flavour) -> None:
+        self._model = model
+        self._flavour = flavour
+        self._parsed: tuple[ParsedNetwork, Interpreter] | None = None
+
+    def __call__(self, inputs: Tensors) -> Tensors:
+        if self._parsed is None:
+            network = ParsedNetwork(self._flavour, self._model.data, self._model.path)
+            self._parsed = network, Interpreter(self._flavour, network.definition)
+        return self._parsed[1].run(inputs)
+
+
+def _truth(model: Any, signature: Signature) -> Callable[..., Any]:
+    """A function from a call's arguments to what the model itself gives, outside TensorRT."""
+    names = [leaf.name for leaf in signature.tensor_outputs]
+
+    def truth(*args: Any, **kwargs: Any) -> Any:
+        tensors = signature.flatten(args, kwargs)
+        inputs = {leaf.name: _to_numpy(value) for leaf, value in zip(signature.tensor_inputs, tensors, strict=True)}
+        outputs = _evaluate(model, names, inputs)
+        return pytree.tree_unflatten([_from_numpy(value) for value in outputs], signature.out_spec)
+
+    return truth
+
+
+def _evaluate(model: Any, names: list[str], inputs: dict[str, Any]) -> list[Any]:
+    proto, path = frontend.load(model)
+    if importlib.util.find_spec("onnxruntime") is not None:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(
+            os.fspath(path) if path else proto.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+        return list(session.run(names, inputs))
+    import onnx.reference
+
+    evaluator = onnx.reference.ReferenceEvaluator(os.fspath(path) if path else proto)
+    return list(evaluator.run(names, inputs))
+
+
+def _to_numpy(tensor: torch.Tensor) -> Any:
+    tensor = tensor.detach().cpu()
+    if tensor.dtype is not torch.bfloat16:
+        return tensor.numpy()
+    import ml_dtypes
+
+    return tensor.float().numpy().astype(ml_dtypes.bfloat16)
+
+
+def _from_numpy(array: Any) -> torch.Tensor:
+    import numpy
+
+    value = numpy.asarray(array)
+    if value.dtype.kind in "biu":
+        return torch.from_numpy(value.copy())
+    return torch.from_numpy(value.astype(numpy.float64))
