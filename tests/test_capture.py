@@ -1,0 +1,488 @@
+"""Capture: what becomes of a module's calling convention, weights and dynamic dimensions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.export import Dim, ShapesCollection
+from torch.utils import _pytree as pytree
+
+from torch2trt.errors import CaptureError, DynamicShapeError, RandomOpError
+from torch2trt.frontend.export import capture
+from torch2trt.graph.contract import check
+from torch2trt.graph.program import Program
+from torch2trt.graph.signature import ConstantLeaf, InputLeaf, SizeLeaf, TensorLeaf
+from torch2trt.sizes import DimRange
+
+aten = torch.ops.aten
+
+
+@dataclass
+class Pair:
+    first: torch.Tensor
+    second: torch.Tensor | None = None
+
+
+pytree.register_dataclass(Pair)
+
+
+class Function(nn.Module):
+    """A function as a module in evaluation mode, so that its parameters keep their names."""
+
+    def __new__(cls, function: Callable[..., Any]) -> Function:
+        named = type(function.__name__, (cls,), {"forward": staticmethod(function)})
+        return super().__new__(named)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.eval()
+
+
+def captured(module: nn.Module, *args: Any, dynamic_shapes: Any = None, **kwargs: Any) -> Program:
+    """Capture, and compare Program and module on the example."""
+    program = capture(module, args, kwargs, dynamic_shapes=dynamic_shapes)
+    check(program, "capture")
+    same(program, module, *args, **kwargs)
+    return program
+
+
+def same(program: Program, module: nn.Module, *args: Any, **kwargs: Any) -> None:
+    with torch.no_grad():
+        wanted = module(*args, **kwargs)
+    found = program(*args, **kwargs)
+    assert pytree.tree_structure(found) == pytree.tree_structure(wanted)
+    for one, other in zip(pytree.tree_leaves(found), pytree.tree_leaves(wanted), strict=True):
+        if isinstance(other, torch.Tensor):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+        else:
+            assert type(one) is type(other)
+            assert one == other
+
+
+def kinds(program: Program) -> list[type]:
+    return [type(leaf) for leaf in program.signature.outputs]
+
+
+def targets(program: Program) -> list[Any]:
+    return [node.target for node in program.calls]
+
+
+X = torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
+Y = torch.randn(2, 3, generator=torch.Generator().manual_seed(2))
+BATCH = Dim("batch", min=1, max=8)
+
+
+# Arguments and results ------------------------------------------------------------------------------------------------
+
+
+def nested(pair: Pair, items: list[Any], table: dict[str, Any], none: Any = None, flag: bool = True) -> Any:
+    total = pair.first + items[0] * items[1][0]
+    return {"pair": Pair(total, pair.second), "rest": [table["y"] - 1, None, 3], "flag": flag, "text": "text"}
+
+
+def test_nested_arguments_and_results() -> None:
+    module = Function(nested)
+    program = captured(module, Pair(X, Y), [X, (Y,)], {"y": Y, "x": X}, flag=False)
+    assert kinds(program) == [TensorLeaf, InputLeaf, TensorLeaf, *[ConstantLeaf] * 4]
+    same(program, module, Pair(Y, X), [Y, (X,)], {"y": X, "x": Y}, flag=False)
+
+
+def test_a_missing_field_of_a_dataclass() -> None:
+    program = captured(Function(nested), Pair(X), [X, (Y,)], {"y": Y, "x": X}, None)
+    assert [type(leaf) for leaf in program.signature.inputs] == [TensorLeaf] * 5 + [ConstantLeaf]
+
+
+def test_python_scalars_are_constants() -> None:
+    def scaled(x: torch.Tensor, count: int, factor: float, flag: bool, mode: str) -> torch.Tensor:
+        return x * count + factor if flag and mode == "plus" else x
+
+    program = captured(Function(scaled), X, 3, 0.5, True, "plus")
+    assert targets(program) == [aten.mul.Tensor, aten.add.Tensor]
+    assert len(program.input_placeholders) == 1
+
+
+def test_keyword_only_and_variable_arguments() -> None:
+    def summed(*tensors: torch.Tensor, scale: torch.Tensor, **more: torch.Tensor) -> torch.Tensor:
+        return (tensors[0] - tensors[1]) * scale + more["shift"]
+
+    program = captured(Function(summed), X, Y, scale=X, shift=Y)
+    assert len(program.input_placeholders) == 4
+    same(program, Function(summed), Y, X, scale=Y, shift=X)
+
+
+def test_results_that_are_inputs_duplicates_constants_and_sizes() -> None:
+    def several(x: torch.Tensor) -> Any:
+        twice = x * 2
+        return x, twice, (twice, x), x.shape[0], x.shape[1], 7, x.shape[0] * 3
+
+    module = Function(several)
+    program = captured(module, X, dynamic_shapes={"x": {0: BATCH}})
+    assert kinds(program) == [
+        InputLeaf, TensorLeaf, TensorLeaf, InputLeaf, SizeLeaf, ConstantLeaf, ConstantLeaf, SizeLeaf
+    ]  # fmt: skip
+    assert program.output_names == ["output0"]
+    same(program, module, torch.ones(5, 3))
+
+
+def test_a_module_that_only_hands_its_input_on() -> None:
+    program = captured(nn.Identity().eval(), X)
+    assert kinds(program) == [InputLeaf]
+    assert program.calls == []
+
+
+def test_views_of_inputs_are_results_of_their_own() -> None:
+    def views(x: torch.Tensor) -> Any:
+        return x.view(-1), x[0], x.t(), x.detach()
+
+    assert kinds(captured(Function(views), X)) == [TensorLeaf] * 4
+
+
+def test_constants_made_inside() -> None:
+    def made(x: torch.Tensor) -> Any:
+        return x + torch.tensor([1.0, 2.0, 3.0]), torch.arange(3), torch.ones(2, 2)
+
+    assert kinds(captured(Function(made), X)) == [TensorLeaf] * 3
+
+
+def test_inputs_that_nothing_reads() -> None:
+    def first(x: torch.Tensor, unused: torch.Tensor) -> torch.Tensor:
+        return x + 1
+
+    program = captured(Function(first), X, Y)
+    assert [node.target for node in program.input_placeholders] == ["x", "unused"]
+
+
+def test_writing_in_place_becomes_functional() -> None:
+    def written(x: torch.Tensor) -> torch.Tensor:
+        y = x * 2
+        y[:, 1] = 5
+        y.add_(1)
+        return y
+
+    captured(Function(written), X)
+
+
+def test_the_inputs_stay_as_they_are() -> None:
+    before = X.clone()
+    captured(Function(lambda x: (x * 2).add_(1)), X)
+    assert torch.equal(X, before)
+
+
+# Weights --------------------------------------------------------------------------------------------------------------
+
+
+class Tied(nn.Module):
+    """An embedding that is the output layer too, a layer that nothing uses, and tensors held in three ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(10, 4)
+        self.head = nn.Linear(4, 10, bias=False)
+        self.head.weight = self.embed.weight
+        self.unused = nn.Linear(3, 3)
+        self.register_buffer("shift", torch.randn(10))
+        self.register_buffer("scale", torch.randn(10), persistent=False)
+        self.plain = torch.randn(10)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embed(ids)) * self.scale + self.shift + self.plain
+
+
+def test_weights_by_name_tied_and_unused() -> None:
+    program = captured(Tied().eval(), torch.tensor([[1, 7], [0, 9]]))
+    names = set(program.weights.inputs.values())
+    assert {"shift", "scale", "plain"} <= names
+    assert not any("unused" in name for name in names)
+    assert len(names) - len({"shift", "scale", "plain"}) == 1, "tied weights are one"
+    assert len(program.weight_placeholders) == len(names)
+
+
+def test_weights_are_not_copied() -> None:
+    module = nn.Linear(3, 4).eval()
+    program = captured(module, X)
+    assert program.weights.sources["weight"].data_ptr() == module.weight.data_ptr()
+
+
+def test_weights_as_results() -> None:
+    class Held(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3))
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.weight, x + self.weight
+
+    program = captured(Held().eval(), X)
+    assert kinds(program) == [TensorLeaf] * 2
+
+
+def test_the_module_stays_as_it_was() -> None:
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    captured(module, X)
+    after = module.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+# Operators ------------------------------------------------------------------------------------------------------------
+
+
+def test_operators_that_are_kept_stay_whole() -> None:
+    def attention(q: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(F.scaled_dot_product_attention(q, q, q), (4,))
+
+    q = torch.randn(1, 2, 3, 4)
+    kept = targets(captured(Function(attention), q))
+    assert kept == [aten.scaled_dot_product_attention.default, aten.layer_norm.default]
+
+
+def test_only_what_is_not_kept_is_decomposed() -> None:
+    def both(x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(F.silu(x), (3,))
+
+    program = capture(Function(both), (X,), keep=lambda target: target is not aten.silu.default)
+    assert aten.silu.default not in targets(program)
+    assert aten.layer_norm.default in targets(program)
+    torch.testing.assert_close(program(X), both(X))
+
+
+def test_decomposition_goes_as_deep_as_it_must() -> None:
+    refused = {aten.mish.default, aten.softplus.default}
+    program = capture(Function(lambda x: F.mish(x)), (X,), keep=lambda target: target not in refused)
+    assert not refused & set(targets(program))
+    torch.testing.assert_close(program(X), F.mish(X))
+
+
+def test_the_fast_path_of_transformer_layers_is_not_taken() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    program = capture(layer, (torch.randn(2, 3, 8),))
+    assert aten.scaled_dot_product_attention.default in targets(program)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_autocast_is_inlined() -> None:
+    def halved(x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return x @ x.t()
+
+    program = captured(Function(halved), X)
+    assert program.signature.tensor_outputs[0].spec.dtype == torch.bfloat16
+
+
+def test_dropout_in_evaluation_and_attention_without_it_draw_nothing() -> None:
+    def quiet(q: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(F.dropout(q, 0.5, training=False), q, q, dropout_p=0.0)
+
+    captured(Function(quiet), torch.randn(1, 2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        torch.rand_like,
+        torch.bernoulli,
+        lambda x: F.dropout(x, 0.5, training=True),
+        lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5),
+    ],
+    ids=["rand_like", "bernoulli", "dropout", "attention"],
+)
+def test_random_operators_are_refused(function: Callable[..., Any]) -> None:
+    class Random(nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return function(x * x)
+
+    with pytest.raises(RandomOpError, match="aten") as info:
+        capture(Random().eval(), (torch.rand(1, 2, 2, 3),))
+    assert __file__ in info.value.source
+
+
+def test_state_that_changes_is_refused() -> None:
+    class Counter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("count", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.count += 1
+            return x * self.count
+
+    with pytest.raises(CaptureError, match="'count'"):
+        capture(Counter().eval(), (X,))
+    with pytest.raises(CaptureError, match="'x'"):
+        capture(Function(lambda x: x.add_(1)), (X.clone(),))
+
+
+# Dynamic dimensions ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+@pytest.mark.parametrize(
+    "form", [{"input": {0: BATCH}}, ({0: BATCH},), {"input": (BATCH, None)}, [[BATCH, Dim.STATIC]]]
+)
+def test_a_dynamic_batch_in_each_form(size: int, form: Any) -> None:
+    module = nn.Linear(3, 4).eval()
+    program = captured(module, torch.randn(size, 3), dynamic_shapes=form)
+    assert program.signature.dims == {"batch": DimRange(1, size, 8)}
+    for other in (1, 2, 5, 8):
+        same(program, module, torch.randn(other, 3))
+
+
+def test_the_example_keeps_its_size_of_one() -> None:
+    seen: list[int] = []
+
+    def watched(x: torch.Tensor) -> torch.Tensor:
+        seen.append(int(x.shape[0]) if isinstance(x.shape[0], int) else 0)
+        return x.flatten(1).sum(1)
+
+    program = capture(Function(watched), (torch.randn(1, 3, 2),), dynamic_shapes={"x": {0: BATCH}})
+    assert program.signature.dims["batch"].opt == 1
+    assert 1 not in seen, "tracing must not see the size 1"
+    same(program, Function(lambda x: x.flatten(1).sum(1)), torch.randn(1, 3, 2))
+
+
+def test_dynamic_dimensions_of_nested_keyword_and_variable_arguments() -> None:
+    def deep(pair: Pair, *more: torch.Tensor, table: dict[str, list[torch.Tensor]], **rest: Any) -> torch.Tensor:
+        return pair.first + more[0] + table["a"][0] + rest["last"]
+
+    axis = {0: BATCH}
+    shapes = {"pair": [axis], "more": (axis,), "table": {"a": [axis]}, "rest": {"last": axis}}
+    module = Function(deep)
+    program = captured(module, Pair(X), X, table={"a": [Y]}, last=Y, dynamic_shapes=shapes)
+    assert program.signature.dims == {"batch": DimRange(1, 2, 8)}
+    z = torch.randn(1, 3)
+    same(program, module, Pair(z), z, table={"a": [z]}, last=z)
+
+
+def test_shapes_collection() -> None:
+    shapes = ShapesCollection()
+    shapes[X] = {0: BATCH}
+    assert captured(Function(lambda x: x + 1), X, dynamic_shapes=shapes).signature.dims == {"batch": DimRange(1, 2, 8)}
+
+
+def test_hints_without_a_name() -> None:
+    program = captured(Function(lambda x: x + 1), X, dynamic_shapes={"x": {0: Dim.DYNAMIC(min=1, max=4)}})
+    assert list(program.signature.dims.values()) == [DimRange(1, 2, 4)]
+
+
+def test_two_dimensions() -> None:
+    def tokens(x: torch.Tensor) -> torch.Tensor:
+        return x.transpose(0, 1).reshape(x.shape[0] * x.shape[1], -1)
+
+    module = Function(tokens)
+    shapes = {"x": {0: BATCH, 1: Dim("length", min=2, max=16)}}
+    program = captured(module, torch.randn(2, 5, 4), dynamic_shapes=shapes)
+    assert program.signature.dims == {"batch": DimRange(1, 2, 8), "length": DimRange(2, 5, 16)}
+    assert str(program.signature.tensor_outputs[0].spec.shape[0]) == "batch*length"
+    same(program, module, torch.randn(1, 16, 4))
+
+
+def test_multiples() -> None:
+    def halves(x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(x.shape[0] // 2, 2, x.shape[1])
+
+    module = Function(halves)
+    half = Dim("half", min=1, max=4)
+    for size in (2, 4, 8):
+        program = captured(module, torch.randn(size, 3), dynamic_shapes={"x": {0: 2 * half}})
+        assert program.signature.dims == {"half": DimRange(1, size // 2, 4)}
+        assert str(program.signature.tensor_inputs[0].spec.shape[0]) == "2*half"
+        for other in (2, 6, 8):
+            same(program, module, torch.randn(other, 3))
+
+
+def test_a_dimension_and_its_multiple() -> None:
+    module = Function(lambda x, y: x[::2] + y)
+    half = Dim("half", min=1, max=4)
+    program = captured(
+        module, torch.randn(2, 3), torch.randn(1, 3), dynamic_shapes={"x": {0: 2 * half}, "y": {0: half}}
+    )
+    assert program.signature.dims == {"half": DimRange(1, 1, 4)}
+    same(program, module, torch.randn(8, 3), torch.randn(4, 3))
+
+
+def test_sizes_start_at_one() -> None:
+    program = captured(Function(lambda x: x + 1), X, dynamic_shapes={"x": {0: Dim("batch", max=8)}})
+    assert program.signature.dims == {"batch": DimRange(1, 2, 8)}
+
+
+def refused(module: nn.Module, dim: Any, example: torch.Tensor = X, axis: int = 0) -> DynamicShapeError:
+    with pytest.raises(DynamicShapeError) as info:
+        capture(module, (example,), dynamic_shapes=({axis: dim},))
+    assert info.value.code == "T2T105"
+    return info.value
+
+
+def branch(x: torch.Tensor) -> torch.Tensor:
+    return x * 2 if x.shape[0] == 1 else x * 3
+
+
+@pytest.mark.parametrize(
+    "function", [branch, torch.squeeze, lambda x: x.squeeze(0) + 1], ids=["branch", "squeeze", "dim"]
+)
+def test_modules_that_compute_something_else_at_one(function: Callable[..., Any]) -> None:
+    module = Function(lambda x: function(x))
+    error = refused(module, BATCH)
+    assert "is 1" in error.reason
+    assert "min=2" in error.hint
+    captured(module, X, dynamic_shapes=({0: Dim("batch", min=2, max=8)},))
+    captured(module, X[:1])
+
+
+def test_modules_that_fail_at_one() -> None:
+    def needs_two(x: torch.Tensor) -> torch.Tensor:
+        torch._check(x.shape[0] >= 2)
+        return x + 1
+
+    assert "is 1" in refused(Function(needs_two), BATCH).reason
+
+
+def test_sizes_that_must_be_multiples() -> None:
+    error = refused(Function(lambda x: x.reshape(x.shape[0] // 2, 2, 3)), BATCH)
+    assert "batch = 3" in error.reason
+
+
+def test_conditions_on_two_dimensions() -> None:
+    def small(x: torch.Tensor) -> torch.Tensor:
+        torch._check(x.shape[0] * x.shape[1] <= 12)
+        return x + 1
+
+    with pytest.raises(DynamicShapeError, match=r"rows = \d+ and|and rows = \d+"):
+        capture(Function(small), (X,), dynamic_shapes=({0: Dim("rows", max=8), 1: Dim("columns", max=3)},))
+    shapes = ({0: Dim("rows", max=4), 1: Dim("columns", max=3)},)
+    assert len(captured(Function(small), X, dynamic_shapes=shapes).signature.dims) == 2
+
+
+def test_sizes_that_python_turns_into_numbers() -> None:
+    error = refused(Function(lambda x: x / math.sqrt(x.shape[0])), BATCH)
+    assert "batch" in error.reason
+
+
+def test_dimensions_without_a_maximum() -> None:
+    assert "upper bound" in refused(Function(lambda x: x + 1), Dim("batch")).reason
+    assert "upper bound" in refused(Function(lambda x: x + 1), Dim.AUTO).reason
+
+
+def test_examples_outside_their_range() -> None:
+    module = Function(lambda x: x + 1)
+    assert "3 to 6" in refused(module, Dim("batch", min=3, max=6)).reason
+    assert "is 1" in refused(module, Dim("batch", min=2, max=6), X[:1]).reason
+    assert "2*half" in refused(module, 2 * Dim("half", max=4), torch.randn(5, 3)).reason
+
+
+def test_axes_that_are_not_there() -> None:
+    assert "axis 2" in refused(Function(lambda x: x + 1), BATCH, axis=2).reason
+
+
+def test_other_structures_than_the_arguments() -> None:
+    with pytest.raises(DynamicShapeError, match="2 entries"):
+        capture(Function(lambda x: x[0] + 1), ([X],), dynamic_shapes=([{0: BATCH}, {0: BATCH}],))
+    with pytest.raises(CaptureError, match="dynamic_shapes"):
+        capture(Function(lambda x: x + 1), (X,), dynamic_shapes={"y": {0: BATCH}})
