@@ -8,25 +8,21 @@ from typing import Any
 import torch
 
 from torch2trt.converters.activations import activate
+from torch2trt.converters.reasons import only_floats
 from torch2trt.converters.registry import converter
 from torch2trt.graph.ops import CONV_BLOCK
 from torch2trt.sizes import TensorSpec
-from torch2trt.trt.core import FLOAT_DTYPES
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
 
 aten = torch.ops.aten
 
 
-def _unsupported(input: TensorSpec, weight: TensorSpec, **arguments: Any) -> str | None:
-    if input.dtype not in FLOAT_DTYPES:
-        return f"TensorRT convolves floating-point tensors only (got {input.dtype})"
-    if not all(isinstance(size, int) for size in (input.shape[1 if input.rank == weight.rank else 0], *weight.shape)):
+def _unsupported(input: TensorSpec, weight: TensorSpec, **_: Any) -> str | None:
+    channels = input.shape[1 - weight.rank]
+    if not all(isinstance(size, int) for size in (channels, *weight.shape)):
         return "the channels and the window must have fixed sizes"
-    extra, padding = arguments.get("output_padding", ()), arguments["padding"]
-    if arguments.get("transposed") and any(more > less for more, less in zip(extra, padding, strict=True)):
-        return f"TensorRT deconvolution cannot pad beyond its padding (output_padding {extra}, padding {padding})"
-    return None
+    return only_floats(input=input, weight=weight)
 
 
 @converter(aten.convolution.default, unsupported=_unsupported)

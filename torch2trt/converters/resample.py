@@ -12,7 +12,6 @@ import torch
 from torch2trt.converters.products import times_along
 from torch2trt.converters.reasons import only_floats
 from torch2trt.converters.registry import converter
-from torch2trt.converters.shapes import result_shape
 from torch2trt.sizes import Size, TensorSpec
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
@@ -99,7 +98,7 @@ def _interpolation(method: _Method) -> tuple[Callable[..., Tensor], Callable[...
         axes, shape = _axes(input, arguments), list(input.shape)
         by_layer = [axis for axis in axes if axis.suits_layer(method, any(flags))]
         for axis in by_layer:
-            shape[axis.axis] = result_shape(net)[axis.axis]
+            shape[axis.axis] = net.result.shape[axis.axis]
         coordinates = "ALIGN_CORNERS" if any(flags) else method.coordinates
         if by_layer:
             input = net.resize(input, shape, mode=method.mode, coordinates=coordinates, rounding=method.rounding)
@@ -179,22 +178,22 @@ def grid_sampler(
 def pixel_shuffle(net: Network, input: Tensor, upscale_factor: int) -> Tensor:
     """pixel_shuffle(Tensor self, int upscale_factor) -> Tensor"""
     *outer, _, height, width = input.shape
-    channels = result_shape(net)[-3]
+    channels = net.result.shape[-3]
     rank = len(outer)
     apart = net.reshape(input, (*outer, channels, upscale_factor, upscale_factor, height, width))
     moved = net.permute(apart, [*range(rank), *(rank + axis for axis in (0, 3, 1, 4, 2))])
-    return net.reshape(moved, result_shape(net))
+    return net.reshape(moved, net.result.shape)
 
 
 @converter(aten.pixel_unshuffle.default)
 def pixel_unshuffle(net: Network, input: Tensor, downscale_factor: int) -> Tensor:
     """pixel_unshuffle(Tensor self, int downscale_factor) -> Tensor"""
     *outer, channels, _, _ = input.shape
-    *_, height, width = result_shape(net)
+    *_, height, width = net.result.shape
     rank = len(outer)
     apart = net.reshape(input, (*outer, channels, height, downscale_factor, width, downscale_factor))
     moved = net.permute(apart, [*range(rank), *(rank + axis for axis in (0, 2, 4, 1, 3))])
-    return net.reshape(moved, result_shape(net))
+    return net.reshape(moved, net.result.shape)
 
 
 @converter(aten.channel_shuffle.default)

@@ -15,7 +15,6 @@ aten = torch.ops.aten
 
 
 def _in_result_dtype(net: Network, tensor: Tensor) -> Tensor:
-    assert net.result is not None
     return net.cast(tensor, net.result.dtype)
 
 
@@ -44,7 +43,6 @@ def log_softmax(net: Network, input: Tensor, dim: int, **_: Any) -> Tensor:
 @converter(aten.logsumexp.default)
 def logsumexp(net: Network, input: Tensor, dim: Sequence[int], keepdim: bool) -> Tensor:
     """logsumexp(Tensor self, int[1] dim, bool keepdim=False) -> Tensor"""
-    assert net.result is not None
     wide = _wide(net, input)
     # The largest element, but never an infinity: infinity less infinity is no number.
     finite = net.activation("CLIP", net.reduce("MAX", wide, dim, keep_dims=True), *_RANGE)

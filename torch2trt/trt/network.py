@@ -76,7 +76,12 @@ class Network(Arithmetic):
             )
             return self.cast(result, torch.bfloat16)
         extra = output_padding or (0,) * len(padding)
-        after = [size - more for size, more in zip(padding, extra, strict=True)]
+        # What is wanted beyond the padding comes from zeros behind the input.
+        zeros = [max(0, -(-(e - p) // s)) for e, p, s in zip(extra, padding, stride, strict=True)]
+        if any(zeros):
+            outer = [0] * (tensor.rank - len(zeros))
+            tensor = self.pad(tensor, [0] * tensor.rank, [*outer, *zeros])
+        after = [p - e + z * s for p, e, z, s in zip(padding, extra, zeros, stride, strict=True)]
         return self._convolution("add_deconvolution_nd", tensor, weight, bias, stride, padding, after, dilation, groups)
 
     def _convolution(
