@@ -53,9 +53,7 @@ BITS = [
     OpCase("bits-not", torch.bitwise_not, (A,)),
     OpCase(
         "bits-bool",
-        together(
-            torch.bitwise_and, torch.bitwise_or, torch.bitwise_xor, lambda a, b: a & ~b, lambda a, b: a ^ True
-        ),
+        together(torch.bitwise_and, torch.bitwise_or, torch.bitwise_xor, lambda a, b: a & ~b, lambda a, b: a ^ True),
         (FLAGS, OTHER_FLAGS[:1]),
     ),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from typing import Any
 
@@ -48,8 +49,9 @@ def unsupported_reason(program: Program, node: fx.Node, flavour: Flavour) -> str
             return f"TensorRT tensors have at most 8 dimensions, this has {spec.rank}"
     if converter.unsupported is None:
         return None
-    if "flavour" in converter.unsupported.__code__.co_varnames[: converter.unsupported.__code__.co_argcount]:
-        bound["flavour"] = flavour
+    used = {user.args[1] for user in node.users if user.target is operator.getitem}
+    named = inspect.signature(converter.unsupported).parameters
+    bound |= {name: value for name, value in (("flavour", flavour), ("used", used)) if name in named}
     return converter.unsupported(**registry.arguments_for(converter.unsupported, bound))
 
 
@@ -103,7 +105,7 @@ def _lower_node(net: Network, program: Program, node: fx.Node, values: dict[fx.N
     module, source = provenance(node)
     result = program.result(node)
     with net.scope(node.name, module=module, source=source):
-        net.result = result if isinstance(result, TensorSpec) else None
+        net.results = result if isinstance(result, list) else [result]
         try:
             produced = converter.function(net, **registry.arguments_for(converter.function, arguments))
         except NetworkError:

@@ -33,11 +33,6 @@ def _accumulated(net: Network, tensor: Tensor, dtype: torch.dtype | None) -> Ten
     return net.cast(tensor, torch.int64)
 
 
-def _result_dtype(net: Network) -> torch.dtype:
-    assert net.result is not None
-    return net.result.dtype
-
-
 # -- sums --------------------------------------------------------------------------------------------------------------
 
 
@@ -50,7 +45,7 @@ def _reduction(operation: str) -> Callable[..., Tensor]:
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         result = net.reduce(operation, _accumulated(net, input, dtype), _axes(dim), keepdim)
-        return net.cast(result, _result_dtype(net))
+        return net.cast(result, net.result.dtype)
 
     return reduce
 
@@ -66,7 +61,7 @@ def cumsum(net: Network, input: Tensor, dim: int, dtype: torch.dtype | None) -> 
     sums = _accumulated(net, input, dtype)
     if sums.rank:
         sums = net.cumulative_sum(sums, dim)
-    return net.cast(sums, _result_dtype(net))
+    return net.cast(sums, net.result.dtype)
 
 
 @converter(aten.count_nonzero.default, aten.count_nonzero.dim_IntList)
@@ -98,7 +93,7 @@ def aminmax(net: Network, input: Tensor, dim: int | None, keepdim: bool) -> tupl
 def _logical(operation: str) -> Callable[..., Tensor]:
     def logical(net: Network, input: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
         # Of bytes torch returns bytes.
-        return net.cast(net.reduce(operation, net.cast(input, torch.bool), _axes(dim), keepdim), _result_dtype(net))
+        return net.cast(net.reduce(operation, net.cast(input, torch.bool), _axes(dim), keepdim), net.result.dtype)
 
     return logical
 
@@ -176,7 +171,7 @@ def linalg_vector_norm(
     else:
         result = net.reduce("SUM", net.binary("POW", magnitude, float(ord)), axes, keepdim)
         result = net.binary("POW", result, 1 / ord)
-    return net.cast(result, _result_dtype(net))
+    return net.cast(result, net.result.dtype)
 
 
 @converter(

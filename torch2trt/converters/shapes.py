@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import sympy
 import torch
+from torch.utils._sympy.functions import Max, Min, PythonMod
 
 from torch2trt.converters.registry import converter
-from torch2trt.sizes import Size, TensorSpec
+from torch2trt.sizes import Size, TensorSpec, simplify
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
 
 aten = torch.ops.aten
 
-
-def result_shape(net: Network) -> tuple[Size, ...]:
-    """The shape that the graph knows for the node being lowered."""
-    assert net.result is not None
-    return net.result.shape
+# -- views -------------------------------------------------------------------------------------------------------------
 
 
-@converter(aten.reshape.default, aten.view.default)
-def reshape(net: Network, input: Tensor, **_: Sequence[Size]) -> Tensor:
+@converter(
+    *(aten.reshape.default, aten.view.default, aten.unsqueeze.default),
+    *(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims),
+)
+def reshape(net: Network, input: Tensor, **_: Any) -> Tensor:
     """reshape(Tensor(a) self, SymInt[] shape) -> Tensor(a)"""
-    return net.reshape(input, result_shape(net))
+    return net.reshape(input, net.result.shape)
 
 
 @converter(aten.permute.default)
@@ -44,66 +46,83 @@ def t(net: Network, input: Tensor) -> Tensor:
     return net.transpose(input, 0, 1) if input.rank == 2 else input
 
 
-@converter(
-    aten.unsqueeze.default,
-    aten.squeeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-)
-def squeeze(net: Network, input: Tensor, **_: object) -> Tensor:
-    """unsqueeze(Tensor(a) self, int dim) -> Tensor(a)"""
-    return net.reshape(input, result_shape(net))
-
-
-def _expand_unsupported(input: TensorSpec, **_: object) -> str | None:
-    return "TensorRT slices no uint8 tensors" if input.dtype == torch.uint8 else None
-
-
-@converter(aten.expand.default, unsupported=_expand_unsupported)
-def expand(net: Network, input: Tensor, **_: object) -> Tensor:
+@converter(aten.expand.default)
+def expand(net: Network, input: Tensor, **_: Any) -> Tensor:
     """expand(Tensor(a) self, SymInt[] size, *, bool implicit=False) -> Tensor(a)"""
-    return net.expand(input, result_shape(net))
+    return net.expand(input, net.result.shape)
 
 
-def _slice_unsupported(input: TensorSpec, dim: int, start: Size | None, **_: object) -> str | None:
-    if input.dtype == torch.uint8:
-        return "TensorRT slices no uint8 tensors"
-    size = input.shape[dim]
-    if isinstance(start, int) and start < 0 and not isinstance(size, int) and -start > 2**31:
-        return "the start of the slice is unknown"
-    return None
+# -- slices ------------------------------------------------------------------------------------------------------------
+
+
+def _is_end(end: Size | None, size: Size) -> bool:
+    return end is None or end == size or (isinstance(end, int) and end >= 2**62)
+
+
+def _slice_unsupported(
+    input: TensorSpec, dim: int, start: Size | None, end: Size | None, step: int, **_: Any
+) -> str | None:
+    known = start is None or start.is_negative is not None if isinstance(start, sympy.Expr) else True
+    if known or (step == 1 and _is_end(end, input.shape[dim])):
+        return None
+    return f"the start of the slice, {start}, may be negative or not"
 
 
 @converter(aten.slice.Tensor, unsupported=_slice_unsupported)
 def slice(net: Network, input: Tensor, dim: int, start: Size | None, end: Size | None, step: int) -> Tensor:
     """slice.Tensor(Tensor(a) self, int dim=0, SymInt? start=None, SymInt? end=None, SymInt step=1) -> Tensor(a)"""
-    return net.narrow(input, dim, _start(start, input.shape[dim]), result_shape(net)[dim], step)
+    size, length = input.shape[dim], net.result.shape[dim]
+    start = start or 0
+    if start != 0:
+        # A start is clamped as torch does; that of the last elements follows from their number.
+        if step == 1 and _is_end(end, size):
+            start = size - length
+        else:
+            start = Max(0, start + size) if start < 0 else Min(start, size)
+    return net.narrow(input, dim, simplify(sympy.sympify(start)), length, step)
 
 
-def _start(start: Size | None, size: Size) -> Size:
-    """Where a slice begins, as torch clamps it."""
-    if start is None:
-        return 0
-    if isinstance(start, int) and isinstance(size, int):
-        return min(max(start + size if start < 0 else start, 0), size)
-    if isinstance(start, int) and start < 0:
-        return size + start
-    return start
+def position(index: Size, size: Size) -> Size:
+    """An index of a dimension counted from the front."""
+    return index + size if index < 0 else index
 
 
 @converter(aten.select.int)
 def select(net: Network, input: Tensor, dim: int, index: Size) -> Tensor:
     """select.int(Tensor(a) self, int dim, SymInt index) -> Tensor(a)"""
-    start = index + input.shape[dim] if isinstance(index, int) and index < 0 else index
-    return net.squeeze(net.narrow(input, dim, start, 1), dim)
+    return net.squeeze(net.narrow(input, dim, position(index, input.shape[dim]), 1), dim)
+
+
+@converter(
+    *(aten.split_with_sizes.default, aten.split.Tensor, aten.split.sizes, aten.chunk.default),
+    *(aten.tensor_split.sections, aten.tensor_split.indices),
+)
+def split(net: Network, input: Tensor, dim: int, **_: Any) -> tuple[Tensor, ...]:
+    """split_with_sizes(Tensor(a -> *) self, SymInt[] split_sizes, int dim=0) -> Tensor(a)[]"""
+    start: Size = 0
+    pieces: list[Tensor] = []
+    for piece in net.results:
+        assert piece is not None
+        pieces.append(net.narrow(input, dim, start, piece.shape[dim]))
+        start = start + piece.shape[dim]
+    return tuple(pieces)
+
+
+@converter(aten.unbind.int)
+def unbind(net: Network, input: Tensor, dim: int) -> tuple[Tensor, ...]:
+    """unbind.int(Tensor(a -> *) self, int dim=0) -> Tensor(a)[]"""
+    return tuple(net.squeeze(net.narrow(input, dim, index, 1), dim) for index in range(len(net.results)))
+
+
+# -- joins, repetitions, order -----------------------------------------------------------------------------------------
 
 
 @converter(aten.cat.default)
 def cat(net: Network, tensors: Sequence[Tensor], dim: int) -> Tensor:
     """cat(Tensor[] tensors, int dim=0) -> Tensor"""
     # torch lets an empty vector join anything.
-    joined = [tensor for tensor in net.promote(*tensors) if tensor.shape != (0,)] or list(tensors[:1])
-    return net.concat([tensor for tensor in joined if tensor.shape[dim] != 0] or joined[:1], dim)
+    joined = [tensor for tensor in net.promote(*tensors) if tensor.shape != (0,) and tensor.shape[dim] != 0]
+    return net.concat(joined, dim)
 
 
 @converter(aten.stack.default)
@@ -113,91 +132,56 @@ def stack(net: Network, tensors: Sequence[Tensor], dim: int) -> Tensor:
     return net.concat([net.unsqueeze(tensor, dim) for tensor in net.promote(*tensors)], dim)
 
 
-def _pieces(net: Network, input: Tensor, sizes: Sequence[Size], dim: int) -> tuple[Tensor, ...]:
-    start: Size = 0
-    pieces: list[Tensor] = []
-    for size in sizes:
-        pieces.append(net.narrow(input, dim, start, size))
-        start = start + size
-    return tuple(pieces)
+@converter(aten.repeat.default)
+def repeat(net: Network, input: Tensor, repeats: Sequence[Size]) -> Tensor:
+    """repeat(Tensor self, SymInt[] repeats) -> Tensor"""
+    rank = max(len(repeats), input.rank)
+    input = net.to_rank(input, rank)
+    # Where something is repeated, [a] → [1, a] → [n, a] → [n * a].
+    apart: list[Size] = []
+    grown: list[Size] = []
+    for count, size in zip([1] * (rank - len(repeats)) + list(repeats), input.shape, strict=True):
+        if count != 1 and size != 1:
+            apart.append(1)
+            grown.append(count)
+        apart.append(size)
+        grown.append(count if size == 1 else size)
+    return net.reshape(net.expand(net.reshape(input, apart), grown), net.result.shape)
 
 
-def _split_unsupported(input: TensorSpec, dim: int, **_: object) -> str | None:
-    return None if isinstance(input.shape[dim], int) else "splits a dynamic dimension into equal parts"
+@converter(aten.tile.default)
+def tile(net: Network, input: Tensor, dims: Sequence[Size]) -> Tensor:
+    """tile(Tensor self, SymInt[] dims) -> Tensor"""
+    return repeat(net, input, dims)
 
 
-@converter(aten.split_with_sizes.default)
-def split_with_sizes(net: Network, input: Tensor, split_sizes: Sequence[Size], dim: int) -> tuple[Tensor, ...]:
-    """split_with_sizes(Tensor(a -> *) self, SymInt[] split_sizes, int dim=0) -> Tensor(a)[]"""
-    return _pieces(net, input, split_sizes, dim)
-
-
-@converter(aten.split.Tensor, unsupported=_split_unsupported)
-def split(net: Network, input: Tensor, split_size: int, dim: int) -> tuple[Tensor, ...]:
-    """split.Tensor(Tensor(a -> *) self, SymInt split_size, int dim=0) -> Tensor(a)[]"""
-    total = input.shape[dim]
-    assert isinstance(total, int)
-    sizes = [min(split_size, total - start) for start in range(0, total, split_size)]
-    return _pieces(net, input, sizes, dim)
-
-
-@converter(aten.chunk.default, unsupported=_split_unsupported)
-def chunk(net: Network, input: Tensor, chunks: int, dim: int) -> tuple[Tensor, ...]:
-    """chunk(Tensor(a -> *) self, int chunks, int dim=0) -> Tensor(a)[]"""
-    total = input.shape[dim]
-    assert isinstance(total, int)
-    return split(net, input, -(-total // chunks), dim)
-
-
-@converter(aten.unbind.int, unsupported=_split_unsupported)
-def unbind(net: Network, input: Tensor, dim: int) -> tuple[Tensor, ...]:
-    """unbind.int(Tensor(a -> *) self, int dim=0) -> Tensor(a)[]"""
-    count = input.shape[dim]
-    assert isinstance(count, int)
-    return tuple(net.squeeze(net.narrow(input, dim, index, 1), dim) for index in range(count))
+@converter(aten.repeat_interleave.self_int)
+def repeat_interleave(net: Network, input: Tensor, repeats: Size, dim: int | None, **_: Any) -> Tensor:
+    """repeat_interleave.self_int(Tensor self, SymInt repeats, int? dim=None, *, SymInt? output_size=None) -> Tensor"""
+    if dim is None or input.rank == 0:
+        input, dim = net.flatten(input), 0
+    dim %= input.rank
+    apart = net.unsqueeze(input, dim + 1)
+    grown = net.expand(apart, (*input.shape[: dim + 1], repeats, *input.shape[dim + 1 :]))
+    return net.reshape(grown, net.result.shape)
 
 
 @converter(aten.roll.default)
-def roll(net: Network, input: Tensor, shifts: Sequence[int], dims: Sequence[int]) -> Tensor:
+def roll(net: Network, input: Tensor, shifts: Sequence[Size], dims: Sequence[int]) -> Tensor:
     """roll(Tensor self, SymInt[1] shifts, int[1] dims=[]) -> Tensor"""
     if not dims:
-        flat = net.reshape(input, (_volume(input.shape),))
-        return net.reshape(roll(net, flat, shifts, [0]), input.shape)
+        return net.reshape(roll(net, net.flatten(input), shifts, [0]), input.shape)
     for shift, dim in zip(shifts, dims, strict=True):
         size = input.shape[dim]
-        if isinstance(size, int):
-            shift %= max(size, 1)
-        if shift == 0:
-            continue
-        cut = size - shift if shift > 0 else -shift
-        input = net.concat(
-            [net.narrow(input, dim, cut, size - cut), net.narrow(input, dim, 0, cut)],
-            dim,
-        )
+        # The last elements, as many as the shift, come first.
+        moved = simplify(sympy.sympify(PythonMod(shift, size)))
+        if moved != 0:
+            parts = net.narrow(input, dim, size - moved, moved), net.narrow(input, dim, 0, size - moved)
+            input = net.concat(parts, dim)
     return input
-
-
-def _volume(shape: Sequence[Size]) -> Size:
-    volume: Size = 1
-    for size in shape:
-        volume = volume * size
-    return volume
 
 
 @converter(aten.flip.default)
 def flip(net: Network, input: Tensor, dims: Sequence[int]) -> Tensor:
     """flip(Tensor self, int[] dims) -> Tensor"""
     return net.flip(input, dims) if input.rank else input
-
-
-@converter(aten.repeat.default, aten.tile.default)
-def repeat(net: Network, input: Tensor, **arguments: Sequence[Size]) -> Tensor:
-    """repeat(Tensor self, SymInt[] repeats) -> Tensor"""
-    (repeats,) = arguments.values()
-    rank = max(len(repeats), input.rank)
-    counts = [1] * (rank - len(repeats)) + list(repeats)
-    input = net.to_rank(input, rank)
-    # [a, b] → [1, a, 1, b] → [m, a, n, b] → [m * a, n * b]
-    apart = [size for pair in zip([1] * rank, input.shape, strict=True) for size in pair]
-    grown = [size for pair in zip(counts, input.shape, strict=True) for size in pair]
-    return net.reshape(net.expand(net.reshape(input, apart), grown), result_shape(net))

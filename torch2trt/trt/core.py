@@ -40,14 +40,21 @@ class NetworkCore:
         """Values by layer name (``name.kernel`` and ``name.bias`` for weights inside a layer); they also keep alive
         the memory that the network points to."""
         self._torch_dtypes = torch_dtypes(flavour)
-        self.result: TensorSpec | None = None
-        """What the node being lowered yields, where it yields one tensor."""
+        self.results: list[TensorSpec | None] = []
+        """What the node being lowered yields, tensor by tensor."""
         self._scope = "network"
         self._module = ""
         self._source = ""
         self._errors: list[str] = []
         self._layer_counts: dict[str, int] = {}
         self._outputs: set[str] = set()
+
+    @property
+    def result(self) -> TensorSpec:
+        """What the node being lowered yields, where it yields one tensor."""
+        (result,) = self.results
+        assert result is not None
+        return result
 
     # -- naming and checking ------------------------------------------------------------------------------------------
 
@@ -136,10 +143,10 @@ class NetworkCore:
             raise self.error(f"TensorRT refused the input {name!r}")
         tensor = Tensor(self, itensor, tuple(shape), dtype)
         for axis, size in enumerate(shape):
-            if isinstance(size, sympy.Symbol):
+            if isinstance(size, sympy.Expr):
                 self.dims.bind(size, tensor, axis)
-                if hasattr(itensor, "set_dimension_name"):
-                    itensor.set_dimension_name(axis, size.name)
+            if isinstance(size, sympy.Symbol) and hasattr(itensor, "set_dimension_name"):
+                itensor.set_dimension_name(axis, size.name)
         return tensor
 
     def mark_output(self, name: str, tensor: Tensor) -> None:

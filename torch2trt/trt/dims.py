@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import sympy
 import torch
-from torch.utils._sympy.functions import FloorDiv, Mod
+from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod, PythonMod
 
 from torch2trt.errors import NetworkError
 from torch2trt.sizes import Shape, Size
@@ -21,13 +21,18 @@ class Dims:
 
     def __init__(self, net: NetworkCore) -> None:
         self._net = net
-        self._bound: dict[sympy.Symbol, tuple[Tensor, int]] = {}
+        self._bound: dict[sympy.Symbol, tuple[sympy.Expr, Tensor, int]] = {}
         self._tensors: dict[Size, Tensor] = {}
         self._fresh = 0
 
-    def bind(self, symbol: sympy.Symbol, tensor: Tensor, axis: int) -> None:
-        """Say that a symbol is the size of this tensor's dimension; the first binding stays."""
-        self._bound.setdefault(symbol, (tensor, axis))
+    def bind(self, size: sympy.Expr, tensor: Tensor, axis: int) -> None:
+        """Say that this tensor's dimension has a size: a symbol, or a linear function of one such as ``2*half + 1``.
+
+        The first binding of a symbol stays.
+        """
+        if len(size.free_symbols) == 1:
+            (symbol,) = size.free_symbols
+            self._bound.setdefault(symbol, (size, tensor, axis))
 
     def fresh(self) -> sympy.Symbol:
         """A symbol for a size that only TensorRT knows."""
@@ -42,13 +47,18 @@ class Dims:
 
     def _compute(self, size: Size) -> Tensor:
         net = self._net
-        if isinstance(size, int) or size.is_number:
+        if isinstance(size, int) or size.is_Integer:
             return net.constant(torch.tensor([int(size)]))
         if isinstance(size, sympy.Symbol):
             if size not in self._bound:
                 raise NetworkError(f"the size {size} belongs to no input", subject=str(size))
-            tensor, axis = self._bound[size]
-            return net.size_of(tensor, axis)
+            known, tensor, axis = self._bound[size]
+            actual = net.size_of(tensor, axis)
+            if known == size:
+                return actual
+            offset, factor = known.subs(size, 0), known.coeff(size)
+            rest = net.elementwise("SUB", actual, self.tensor(offset))
+            return net.elementwise("FLOOR_DIV", rest, self.tensor(factor))
         operands = [self.tensor(argument) for argument in size.args]
         match size:
             case sympy.Add():
@@ -57,11 +67,11 @@ class Dims:
                 operation = "PROD"
             case FloorDiv():
                 operation = "FLOOR_DIV"
-            case sympy.Max():
+            case sympy.Max() | Max():
                 operation = "MAX"
-            case sympy.Min():
+            case sympy.Min() | Min():
                 operation = "MIN"
-            case Mod():
+            case Mod() | PythonMod():
                 dividend, divisor = operands
                 quotient = net.elementwise("FLOOR_DIV", dividend, divisor)
                 return net.elementwise("SUB", dividend, net.elementwise("PROD", quotient, divisor))
