@@ -60,8 +60,18 @@ class Net(nn.Module):
         return {"y": y, "pair": (y.flatten(1), None), "x": x, "view": x.flatten(1), "size": x.shape[0] + 1}
 
 
-def linear() -> nn.Module:
-    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).eval().to(DEVICE)
+class Perceptron(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 5)
+        self.second = nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(F.relu(self.first(x)))
+
+
+def linear() -> Perceptron:
+    return Perceptron().eval().to(DEVICE)
 
 
 def image(batch: int = 2) -> torch.Tensor:
@@ -175,13 +185,13 @@ def test_changed_weights(builds: Any) -> None:
     compiled = torch.compile(module, backend="torch2trt")
     x = rows(4)
     same(compiled(x), module(x))
-    module[0].weight.mul_(2)
+    module.first.weight.mul_(2)
     same(compiled(x), module(x))
     module.load_state_dict(linear().state_dict())
     same(compiled(x), module(x))
     module.load_state_dict(linear().state_dict(), assign=True)
     same(compiled(x), module(x))
-    module[0].bias.data = torch.ones(5, device=DEVICE)
+    module.first.bias.data = torch.ones(5, device=DEVICE)
     same(compiled(x), module(x))
     same(compiled(x), module(x))
     assert builds() == 5
@@ -226,7 +236,7 @@ def test_with_gradients_it_is_left_to_eager(builds: Any, warnings: Any) -> None:
     compiled = torch.compile(module, backend="torch2trt")
     for count in (4, 1):
         compiled(rows(count)).sum().backward()
-    assert module[0].weight.grad is not None
+    assert module.first.weight.grad is not None
     assert len(warnings("gradients are enabled")) == 1
     with torch.no_grad():
         x = rows(4)
@@ -240,12 +250,20 @@ def test_errors_are_ours() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.special.i1(torch.special.i0(x))
 
-    compiled = torch.compile(Odd().to(DEVICE), backend="torch2trt")
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.odd = Odd()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.odd(x) + 1
+
+    compiled = torch.compile(Model().to(DEVICE), backend="torch2trt")
     for _ in range(2):
         with pytest.raises(torch2trt.UnsupportedOpsError) as caught:
             compiled(rows(6))
         assert {node.op for node in caught.value.nodes} == {"aten.i0.default", "aten.special_i1.default"}
-        assert all("test_backend.py" in node.source for node in caught.value.nodes)
+        assert all("test_backend.py" in node.source and node.module == "odd" for node in caught.value.nodes)
     for options in ({"options": {"precison": "fp16"}}, {"mode": "max-autotune"}):
         with pytest.raises(torch2trt.SettingError, match="unknown setting"):
             torch.compile(linear(), backend="torch2trt", **options)(rows(2))

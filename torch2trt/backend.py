@@ -17,7 +17,6 @@ import logging
 import operator
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -71,18 +70,28 @@ def backend(
     return _CompiledRegion(region, {**(options or {}), **unknown})
 
 
-@dataclass
 class _Weights:
     """The engines for one set of weights."""
 
-    tensors: list[torch.Tensor]
-    stamps: list[tuple[int, int]]
-    runs: dict[tuple[Any, ...], Run] = field(default_factory=dict)
-    """By the sizes and numbers that are built in."""
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        self.runs: dict[tuple[Any, ...], Run] = {}
+        """By the sizes and numbers that are built in."""
+        self._tensors = tensors
+        # What is made in inference mode has no version.
+        self._versioned = [tensor for tensor in tensors if not tensor.is_inference()]
+        self._seen = self._look()
 
-    def holds(self, tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether these are its weights, with whatever values."""
-        return all(map(operator.is_, self.tensors, tensors))
+    def are(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether these are the weights, with whatever values."""
+        return all(map(operator.is_, self._tensors, tensors))
+
+    def have_changed(self) -> bool:
+        """Whether their values may be others than those in the engines."""
+        return self._look() != self._seen
+
+    def _look(self) -> list[int]:
+        # Part of every call, so it has no Python of its own for each tensor.
+        return [*map(_version, self._versioned), *map(torch.Tensor.data_ptr, self._tensors)]
 
 
 class _CompiledRegion:
@@ -94,6 +103,8 @@ class _CompiledRegion:
     def __init__(self, region: Region, options: dict[str, Any]) -> None:
         self._region = region
         self._options = options
+        self._weights_of = _picker(region.weights)
+        self._inputs_of = _picker(region.inputs)
         self._known: list[_Weights] = []
         self._lock = threading.Lock()
 
@@ -105,23 +116,23 @@ class _CompiledRegion:
         return run(args)
 
     def _find(self, args: Sequence[Any]) -> Run | None:
-        tensors = [args[position] for position in self._region.weights]
+        tensors = self._weights_of(args)
         for known in self._known:
-            if known.holds(tensors) and known.stamps == [_stamp(each) for each in tensors]:
-                return known.runs.get(self._region.constants(args))
+            if known.are(tensors):
+                return None if known.have_changed() else known.runs.get(self._region.constants(args))
         return None
 
     def _add(self, args: Sequence[Any]) -> Run:
         region, graph = self._region, self._region.graph
-        tensors = [args[position] for position in region.weights]
-        stamps = [_stamp(each) for each in tensors]
-        known = next((each for each in self._known if each.holds(tensors)), None)
-        if known is None:
-            known = _Weights(tensors, stamps)
-            self._known.append(known)
-        elif known.stamps != stamps:
+        tensors = self._weights_of(args)
+        known = next((each for each in self._known if each.are(tensors)), None)
+        if known is not None and known.have_changed():
             log.warning("%s: its weights have changed, so its engines are built again", region.name)
-            known.stamps, known.runs = stamps, {}
+            self._known.remove(known)
+            known = None
+        if known is None:
+            known = _Weights(tensors)
+            self._known.append(known)
         count = sum(len(each.runs) for each in self._known)
         if count >= torch._dynamo.config.recompile_limit:
             _say_once(
@@ -135,12 +146,12 @@ class _CompiledRegion:
         return run
 
     def _runner(self, engine: EngineModule) -> Run:
-        region = self._region
+        merge, inputs_of = self._region.merge, self._inputs_of
         call: Callable[..., Sequence[torch.Tensor]] = engine
         if not torch.cuda.is_available():
             _say_once("there is no GPU here: compiled graphs run in the reference interpreter, on the CPU, slowly")
             call = engine.reference
-        return lambda args: region.merge(call(*[args[position] for position in region.inputs]), args)
+        return lambda args: merge(call(*inputs_of(args)), args)
 
     def _build(self, args: Sequence[Any]) -> EngineModule:
         settings = Settings.make(**self._options)
@@ -155,9 +166,9 @@ class _CompiledRegion:
                 log.warning("%s: one engine for each size, since a range is impossible: %s", self._region.name, error)
                 self._region.fix_sizes()
                 program = self._capture(args)
-            shapes = ", ".join(str(list(args[position].shape)) for position in self._region.inputs)
+            shapes = ", ".join(str(list(value.shape)) for value in self._inputs_of(args))
             log.info("%s: building an engine for inputs of %s", self._region.name, shapes)
-            device = args[self._region.inputs[0]].device
+            device = self._inputs_of(args)[0].device
             with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
                 engine = api.build(api.optimize(program, settings), flavour, settings)
             return engine.to(device) if device.type == "cuda" else engine
@@ -167,9 +178,14 @@ class _CompiledRegion:
         return api.capture(module, inputs, dynamic_shapes=dynamic, name=self._region.name)
 
 
-def _stamp(tensor: torch.Tensor) -> tuple[int, int]:
-    """What changes when a tensor's values do."""
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+_version: Callable[[torch.Tensor], int] = operator.attrgetter("_version")
+
+
+def _picker(positions: Sequence[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    """A function that takes the items at some positions out of a tuple."""
+    if len(positions) > 1:
+        return operator.itemgetter(*positions)
+    return lambda args: [args[position] for position in positions]
 
 
 @functools.cache

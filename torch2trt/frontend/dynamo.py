@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch.export import Dim
 
 # Beyond it, a bound on a size comes from an index type or an allocation, and not from the model or its user.
 _LARGEST = 1 << 16
+# How Dynamo's paths of modules begin: L['self'].layer1
+_DYNAMO_ROOT = re.compile(r"^\w+\['\w+'\]\.?")
 
 
 class Region:
@@ -119,6 +122,10 @@ class Region:
                 if node.op in ("get_attr", "call_module"):
                     attributes[str(node.target)] = operator.attrgetter(str(node.target))(self.graph)
                 copies[node] = graph.node_copy(node, lambda argument: copies[argument])
+                copies[node].meta["nn_module_stack"] = {
+                    key: (_DYNAMO_ROOT.sub("", path), kind)
+                    for key, (path, kind) in (node.meta.get("nn_module_stack") or {}).items()
+                }
         module = fx.GraphModule(attributes, graph)
         dims = {name: Dim(name, min=low, max=high) for name, (low, high) in self._ranges.items()}
         dynamic = tuple(
