@@ -32,8 +32,11 @@ def fold_batch_norm(program: Program, settings: Settings) -> None:
         with graph.inserting_before(node):
             replacement = _folded(program, node) or _affine(program, node)
         result.replace_all_uses_with(replacement)
-        graph.erase_node(result)
-        graph.erase_node(node)
+        source = bind(node)["input"]
+        for each in (result, node):
+            graph.erase_node(each)
+        if not source.users:
+            graph.erase_node(source)
 
 
 def _scale_and_shift(node: fx.Node) -> tuple[fx.Node, fx.Node]:

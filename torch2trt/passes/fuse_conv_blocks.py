@@ -24,8 +24,6 @@ def fuse_conv_blocks(program: Program, settings: Settings) -> None:
         last, residual = _residual(program, conv)
         activation, last = following_activation(program, last)
         bound = bind(conv)
-        if program.spec(conv).rank != len(bound["stride"]) + 2:
-            continue
         with graph.inserting_before(last):
             block = call(
                 graph,

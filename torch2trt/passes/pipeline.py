@@ -16,6 +16,7 @@ from torch2trt.passes.remove_dead_code import remove_dead_code
 from torch2trt.passes.remove_noops import remove_noops
 from torch2trt.passes.set_precision import set_precision
 from torch2trt.passes.unify_convolutions import unify_convolutions
+from torch2trt.passes.unify_factories import unify_factories
 from torch2trt.passes.unify_views import unify_views
 from torch2trt.settings import Settings
 
@@ -25,6 +26,7 @@ Pass = Callable[[Program, Settings], None]
 
 PASSES: tuple[Pass, ...] = (
     unify_views,
+    unify_factories,
     remove_noops,
     unify_convolutions,
     fold_batch_norm,

@@ -36,12 +36,12 @@ SENSITIVE = _overloads(
     *(aten.sum, aten.mean, aten.prod, aten.var, aten.std, aten.var_mean, aten.cumsum, aten.cumprod),
     *(aten.linalg_vector_norm, aten.norm),
 )
-# These only move data: their result has the dtype of what they move.
+# These only move data: their result has the dtype of what they move, or that of the module's own cast.
 _MOVING = _overloads(
     *(aten.view, aten._unsafe_view, aten.reshape, aten.permute, aten.transpose, aten.t, aten.unsqueeze),
     *(aten.squeeze, aten.slice, aten.select, aten.expand, aten.split, aten.split_with_sizes, aten.unbind),
     *(aten.chunk, aten.roll, aten.flip, aten.index, aten.index_select, aten.gather, aten.repeat, aten.alias),
-    *(aten.clone, aten.unfold, aten.movedim, aten.diagonal, aten.as_strided),
+    *(aten.clone, aten.unfold, aten.movedim, aten.diagonal, aten.as_strided, aten.triu, aten.tril, aten._to_copy),
 )
 _JOINING = _overloads(aten.cat, aten.stack, aten.where, aten.masked_fill)
 
@@ -71,6 +71,7 @@ class _Caster:
         if not self.keep_io:
             self._retype_inputs()
         constant = set(program.weight_placeholders)
+        self.beyond |= {node for node in constant if self._is_float(node) and self._weight_exceeds(node)}
         for node in program.calls:
             if program.is_size(node):
                 continue
@@ -92,8 +93,6 @@ class _Caster:
         """Give one call the inputs that its precision asks for."""
         if node.target in _MOVING or not isinstance(node.target, torch._ops.OpOverload):
             refresh(node)
-        elif node.target is aten._to_copy.default:
-            refresh(node)  # the module's own cast
         elif node.target in SENSITIVE or self._exceeds(node):
             self._with_inputs(node, torch.float32)
         elif self._is_pointwise(node) and all(
@@ -121,10 +120,10 @@ class _Caster:
             return node
         if (node, dtype) not in self.casts:
             graph = self.program.graph.graph
-            following = next(iter(self.program.calls)) if node.op == "placeholder" else node.next
+            following = next(iter(self.program.calls), graph.output_node()) if node.op == "placeholder" else node.next
             with graph.inserting_before(following):
                 source = node
-                if node in self.beyond and dtype == torch.float16:
+                if node in self.beyond and dtype != torch.float32:
                     limit = torch.finfo(dtype).max
                     source = call(graph, aten.clamp.default, node, -limit, limit, like=node)
                 self.casts[node, dtype] = call(graph, aten._to_copy.default, source, dtype=dtype, like=node)
@@ -133,10 +132,20 @@ class _Caster:
     def _exceeds(self, node: fx.Node) -> bool:
         """Whether a number among the arguments does not fit into the precision."""
         limit = torch.finfo(self.dtype).max
+        # Elsewhere an integer is a size or an axis.
+        kinds = (float, int) if self._is_pointwise(node) else float
         return any(
-            isinstance(value, float) and math.isfinite(value) and abs(value) > limit
+            isinstance(value, kinds) and math.isfinite(value) and abs(value) > limit
             for value in _numbers([node.args, node.kwargs])
         )
+
+    def _weight_exceeds(self, node: fx.Node) -> bool:
+        weights = self.program.weights
+        value = weights.sources[weights.inputs[str(node.target)]]
+        low, high = torch.aminmax(value) if value.numel() else (value.new_zeros(()),) * 2
+        if low.isinf() or high.isinf():
+            low, high = torch.aminmax(value.nan_to_num(posinf=0.0, neginf=0.0))
+        return bool(torch.maximum(-low, high) > torch.finfo(self.dtype).max)
 
     def _note_range(self, node: fx.Node) -> None:
         moved = node.target in _MOVING or self._is_pointwise(node)

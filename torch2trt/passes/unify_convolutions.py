@@ -49,7 +49,11 @@ def _general(program: Program, node: fx.Node) -> fx.Node:
         window = program.spec(bound["weight"]).shape[2:]
         source, padding = _named_padding(node, source, padding, window, dilation)
     extra = _full(bound.get("output_padding", 0), spatial)
-    return call(
+    # The general one takes batches only.
+    batched = program.spec(node).rank == spatial + 2
+    if not batched:
+        source = call(node.graph, aten.unsqueeze.default, source, 0, like=node)
+    result = call(
         node.graph,
         aten.convolution.default,
         source,
@@ -63,6 +67,7 @@ def _general(program: Program, node: fx.Node) -> fx.Node:
         bound["groups"],
         like=node,
     )
+    return result if batched else call(node.graph, aten.squeeze.dim, result, 0, like=node)
 
 
 def _full(value: int | Sequence[int], spatial: int) -> list[int]:
