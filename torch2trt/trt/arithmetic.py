@@ -250,6 +250,18 @@ class Arithmetic(Shaping):
         terms = self.elementwise("PROD", self.unsqueeze(tensor, -1), self.cast(before, tensor.dtype))
         return self.reduce("SUM", terms, [-2], keep_dims=False)
 
+    def iota(self, start: Operand, step: Operand, size: Size, dtype: torch.dtype) -> Tensor:
+        """``start + step * [0, 1, … size - 1]``."""
+        if isinstance(size, int) and isinstance(start, int | float) and isinstance(step, int | float):
+            return self.constant((start + step * torch.arange(size, dtype=torch.float64)).to(dtype))
+        if dtype not in (torch.float32, torch.int32, torch.int64):
+            return self.cast(self.iota(start, step, size, torch.float32), dtype)
+        layer = self.add("add_fill", (0,), self.trt.FillOperation.LINSPACE, self.dtype(dtype))
+        layer.set_input(0, self.shape_tensor([size]).itensor)
+        layer.set_input(1, self.reshape(self.tensor(start, dtype), ()).itensor)
+        layer.set_input(2, self.reshape(self.tensor(step, dtype), (1,)).itensor)
+        return self.output_of(layer, (size,))
+
     def triangle(self, rows: Size, columns: Size, diagonal: int, *, upper: bool) -> Tensor:
         """A BOOL matrix, True on a diagonal (0 is the main one, positive ones lie above) and above or below it."""
         row = self.iota(diagonal, 1, rows, torch.int64)

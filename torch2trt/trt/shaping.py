@@ -266,15 +266,3 @@ class Shaping(NetworkCore):
         shape = broadcast(condition.shape, then.shape, otherwise.shape)
         operands = [self.to_rank(tensor, len(shape)).itensor for tensor in (condition, then, otherwise)]
         return self.output_of(self.add("add_select", *operands), shape)
-
-    def iota(self, start: Tensor | int | float, step: Tensor | int | float, size: Size, dtype: torch.dtype) -> Tensor:
-        """``start + step * [0, 1, … size - 1]``."""
-        if isinstance(size, int) and isinstance(start, int | float) and isinstance(step, int | float):
-            return self.constant((start + step * torch.arange(size, dtype=torch.float64)).to(dtype))
-        layer = self.add("add_fill", (0,), self.trt.FillOperation.LINSPACE, self.dtype(dtype))
-        layer.set_input(0, self.shape_tensor([size]).itensor)
-        first = start if isinstance(start, Tensor) else self.constant(torch.tensor(start, dtype=dtype))
-        delta = step if isinstance(step, Tensor) else self.constant(torch.tensor([step], dtype=dtype))
-        layer.set_input(1, self.reshape(first, ()).itensor)
-        layer.set_input(2, self.reshape(delta, (1,)).itensor)
-        return self.output_of(layer, (size,))
