@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch.export import Dim
 from torch.nn import functional as F
 
 import torch2trt
+from torch2trt.runtime.artifact import export_plan
 
 
 class Net(nn.Module):
@@ -180,6 +182,10 @@ def test_outputs_whose_sizes_the_model_does_not_name(tmp_path: Path) -> None:
         torch.testing.assert_close(compiled.reference(x), torch.cat([x, x]))
     compiled.save(tmp_path / "odd.t2t")
     torch2trt.load(tmp_path / "odd.t2t")
+    export_plan(compiled.artifact, tmp_path / "odd.engine")
+    description = json.loads((tmp_path / "odd.engine.json").read_text())
+    assert description["inputs"][0]["profile"]["max"] == [4, 3]
+    assert description["outputs"][0]["profile"]["max"] == [None, 3]
 
 
 def test_dimensions_with_odd_names() -> None:

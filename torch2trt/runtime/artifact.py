@@ -25,7 +25,7 @@ import torch
 from torch2trt.errors import ArtifactError, ArtifactWriteError, ProgramMissingError
 from torch2trt.graph.signature import Signature, TensorLeaf, spec_to_json
 from torch2trt.settings import Precision, Settings
-from torch2trt.sizes import TensorSpec
+from torch2trt.sizes import TensorSpec, evaluate
 from torch2trt.tolerance import effective_precision
 from torch2trt.trt import flavour as flavours
 
@@ -243,12 +243,16 @@ def _describe(leaf: TensorLeaf, signature: Signature) -> dict[str, Any]:
     return {"name": leaf.name, **spec_to_json(leaf.spec), "profile": _profile(leaf.spec, signature)}
 
 
-def _profile(spec: TensorSpec, signature: Signature) -> dict[str, list[int]]:
-    """The shapes at the ends and at the optimum of the profile."""
-    return {
-        which: list(spec.at({name: getattr(span, which) for name, span in signature.dims.items()}))
-        for which in ("min", "opt", "max")
-    }
+def _profile(spec: TensorSpec, signature: Signature) -> dict[str, list[int | None]]:
+    """The shapes at the ends and at the optimum of the profile; None for a size that only TensorRT knows."""
+    profile: dict[str, list[int | None]] = {}
+    for which in ("min", "opt", "max"):
+        dims = {name: getattr(span, which) for name, span in signature.dims.items()}
+        known = [
+            isinstance(size, int) or {str(part) for part in size.free_symbols} <= dims.keys() for size in spec.shape
+        ]
+        profile[which] = [evaluate(size, dims) if ok else None for size, ok in zip(spec.shape, known, strict=True)]
+    return profile
 
 
 def _distinct(leaves: list[TensorLeaf]) -> list[TensorLeaf]:
