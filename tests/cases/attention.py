@@ -41,20 +41,29 @@ def additive(mask: torch.Tensor, value: float = -math.inf) -> torch.Tensor:
     return torch.zeros(mask.shape).masked_fill(~mask, value)
 
 
-MASKS = {
-    "bool": VISIBLE,
-    "bool-row-of-none": BLIND,
-    "bool-keys": torch.rand(B, 1, 1, S, generator=torch.Generator().manual_seed(1)) > 0.4,
-    "bool-full": torch.rand(B, H, L, S, generator=torch.Generator().manual_seed(2)) > 0.6,
-    "bool-heads": torch.rand(H, 1, S, generator=torch.Generator().manual_seed(3)) > 0.4,
-    "bool-queries": torch.tensor([True, False, True, True, False])[:, None],
-    "additive": normal(L, S),
-    "additive-infinite": additive(VISIBLE),
-    "additive-infinite-row": additive(BLIND),
-    "additive-lowest-row": additive(BLIND, torch.finfo(torch.float32).min),
-    "additive-bias": normal(1, H, L, S),
-    "additive-batch": additive(torch.rand(B, 1, L, S, generator=torch.Generator().manual_seed(4)) > 0.7),
-}
+def some(*shape: int) -> torch.Tensor:
+    return normal(*shape, seed=5) > 0.2
+
+
+MASKS = (
+    VISIBLE,
+    BLIND,
+    some(B, 1, 1, S),
+    some(B, H, L, S),
+    some(H, 1, S),
+    torch.tensor([True, False, True, True, False])[:, None],
+    normal(L, S),
+    additive(VISIBLE),
+    additive(BLIND),
+    additive(BLIND, torch.finfo(torch.float32).min),
+    normal(1, H, L, S),
+    additive(some(B, 1, L, S)),
+)
+
+
+def masked(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *masks: torch.Tensor) -> Any:
+    return tuple(F.scaled_dot_product_attention(query, key, value, mask) for mask in masks)
+
 
 CASES = [
     attention("plain", *QKV),
@@ -64,13 +73,12 @@ CASES = [
     attention("causal", *SELF, is_causal=True),
     attention("causal-more-keys", *QKV, is_causal=True),
     attention("causal-more-queries", QKV[1], QKV[0], QKV[0], is_causal=True),
-    *(attention(f"mask-{name}", *QKV, mask) for name, mask in MASKS.items()),
-    *(attention(f"constant-mask-{name}", *QKV, mask, weights=(3,)) for name, mask in MASKS.items() if "row" in name),
-    attention("constant-mask", *QKV, VISIBLE, weights=(3,)),
+    OpCase("attention-masks", masked, (*QKV, *MASKS)),
+    OpCase("attention-constant-masks", masked, (*QKV, *MASKS), weights=range(3, 3 + len(MASKS))),
     attention("rank-3", *(tensor[0] for tensor in QKV), VISIBLE),
     attention("rank-3-causal", *(tensor[0] for tensor in QKV), is_causal=True),
     attention("rank-2", *(tensor[0, 0] for tensor in QKV)),
-    attention("rank-5", *(tensor[None] for tensor in QKV), MASKS["bool-keys"][None]),
+    attention("rank-5", *(tensor[None] for tensor in QKV), some(B, 1, 1, S)[None]),
     attention("broadcast-keys", QKV[0], QKV[1][:1], QKV[2][:1]),
     attention("grouped-queries", *qkv(heads=2), enable_gqa=True),
     attention("grouped-queries-one-head", *qkv(heads=1), VISIBLE, enable_gqa=True),
@@ -80,14 +88,16 @@ CASES = [
     attention("dynamic-causal", *QKV, is_causal=True, dynamic=DYNAMIC),
     attention("dynamic-mask", *QKV, BLIND, dynamic={**DYNAMIC, 3: {0: QUERIES, 1: KEYS}}),
     attention(
-        "dynamic-additive", *QKV, MASKS["additive-batch"], dynamic={**DYNAMIC, 3: {0: BATCH, 2: QUERIES, 3: KEYS}}
+        "dynamic-additive", *QKV, additive(some(B, 1, L, S)), dynamic={**DYNAMIC, 3: {0: BATCH, 2: QUERIES, 3: KEYS}}
     ),
-    attention("dynamic-keys", *QKV, MASKS["bool-keys"], dynamic={**DYNAMIC, 3: {0: BATCH, 3: KEYS}}),
-    attention("dynamic-head-size", *QKV, dynamic={0: {3: SIZE}, 1: {3: SIZE}}, unsupported="default scale"),
-    attention("dynamic-head-size-and-scale", *QKV, scale=0.5, dynamic={0: {3: SIZE}, 1: {3: SIZE}}),
+    attention("dynamic-keys", *QKV, some(B, 1, 1, S), dynamic={**DYNAMIC, 3: {0: BATCH, 3: KEYS}}),
+    attention(
+        "dynamic-head-size", *QKV, dynamic={position: {3: SIZE} for position in range(3)}, unsupported="default scale"
+    ),
+    attention("dynamic-head-size-and-scale", *QKV, scale=0.5, dynamic={position: {3: SIZE} for position in range(3)}),
     attention("dropout", *QKV, dropout_p=0.1, raises="T2T106"),
     *(
-        attention(f"{name}-{dtype}".replace("torch.", ""), *qkv(dtype, size), *mask, **options)
+        attention(f"{name}-{str(dtype)[6:]}", *qkv(dtype, size), *mask, **options)
         for dtype in (torch.float16, torch.bfloat16)
         for name, size, mask, options in (
             ("plain", 8, (), {}),

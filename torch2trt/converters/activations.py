@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,48 +43,15 @@ def activate(net: Network, tensor: Tensor, kind: str, alpha: float = 0.0, beta: 
     raise ValueError(f"no activation {kind!r}")
 
 
-@converter(aten.relu.default)
-def relu(net: Network, input: Tensor) -> Tensor:
-    """relu(Tensor self) -> Tensor"""
-    if not input.dtype.is_floating_point:
-        return net.binary("MAX", input, 0)
-    return activate(net, input, "relu")
+def _named(kind: str) -> Callable[..., Tensor]:
+    def activation(net: Network, input: Tensor) -> Tensor:
+        return activate(net, input, kind)
+
+    return activation
 
 
-@converter(aten.relu6.default)
-def relu6(net: Network, input: Tensor) -> Tensor:
-    """relu6(Tensor self) -> Tensor"""
-    return activate(net, input, "clip", 0.0, 6.0)
-
-
-@converter(aten.sigmoid.default)
-def sigmoid(net: Network, input: Tensor) -> Tensor:
-    """sigmoid(Tensor self) -> Tensor"""
-    return activate(net, input, "sigmoid")
-
-
-@converter(aten.tanh.default)
-def tanh(net: Network, input: Tensor) -> Tensor:
-    """tanh(Tensor self) -> Tensor"""
-    return activate(net, input, "tanh")
-
-
-@converter(aten.silu.default)
-def silu(net: Network, input: Tensor) -> Tensor:
-    """silu(Tensor self) -> Tensor"""
-    return activate(net, input, "silu")
-
-
-@converter(aten.hardsigmoid.default)
-def hardsigmoid(net: Network, input: Tensor) -> Tensor:
-    """hardsigmoid(Tensor self) -> Tensor"""
-    return activate(net, input, "hardsigmoid")
-
-
-@converter(aten.hardswish.default)
-def hardswish(net: Network, input: Tensor) -> Tensor:
-    """hardswish(Tensor self) -> Tensor"""
-    return activate(net, input, "hardswish")
+for _name in ("sigmoid", "hardsigmoid", "hardswish", "silu", "tanh"):
+    converter(getattr(aten, _name).default)(_named(_name))
 
 
 @converter(aten.gelu.default)
@@ -92,23 +60,96 @@ def gelu(net: Network, input: Tensor, approximate: str) -> Tensor:
     return activate(net, input, "gelu" if approximate == "none" else "gelu_tanh")
 
 
+# -- clamps ------------------------------------------------------------------------------------------------------------
+
+
+def _is_finite(bound: Any) -> bool:
+    return isinstance(bound, int | float) and math.isfinite(bound)
+
+
+@converter(aten.clamp.default, aten.clamp.Tensor)
+def clamp(net: Network, input: Tensor, min: Any, max: Any) -> Tensor:
+    """clamp(Tensor self, Scalar? min=None, Scalar? max=None) -> Tensor"""
+    if input.dtype.is_floating_point:
+        # One layer, which TensorRT fuses into a convolution before it.
+        if _is_finite(min) and _is_finite(max) and min <= max:
+            return activate(net, input, "clip", min, max)
+        if max is None and _is_finite(min) and min == 0:
+            return activate(net, input, "relu")
+    for operation, bound in (("MAX", min), ("MIN", max)):
+        if bound is not None:
+            input = net.binary(operation, input, bound)
+    return input
+
+
+@converter(aten.clamp_min.default, aten.clamp_min.Tensor)
+def clamp_min(net: Network, input: Tensor, min: Any) -> Tensor:
+    """clamp_min(Tensor self, Scalar min) -> Tensor"""
+    return clamp(net, input, min, None)
+
+
+@converter(aten.clamp_max.default, aten.clamp_max.Tensor)
+def clamp_max(net: Network, input: Tensor, max: Any) -> Tensor:
+    """clamp_max(Tensor self, Scalar max) -> Tensor"""
+    return clamp(net, input, None, max)
+
+
+@converter(aten.relu.default)
+def relu(net: Network, input: Tensor) -> Tensor:
+    """relu(Tensor self) -> Tensor"""
+    return clamp(net, input, 0, None)
+
+
+@converter(aten.relu6.default)
+def relu6(net: Network, input: Tensor) -> Tensor:
+    """relu6(Tensor self) -> Tensor"""
+    return clamp(net, input, 0, 6)
+
+
+@converter(aten.hardtanh.default)
+def hardtanh(net: Network, input: Tensor, min_val: float, max_val: float) -> Tensor:
+    """hardtanh(Tensor self, Scalar min_val=-1, Scalar max_val=1) -> Tensor"""
+    return clamp(net, input, min_val, max_val)
+
+
+# -- slopes and exponentials below zero --------------------------------------------------------------------------------
+
+
 @converter(aten.leaky_relu.default)
 def leaky_relu(net: Network, input: Tensor, negative_slope: float) -> Tensor:
     """leaky_relu(Tensor self, Scalar negative_slope=0.01) -> Tensor"""
     return activate(net, input, "leaky_relu", negative_slope)
 
 
+@converter(aten.rrelu.default)
+def rrelu(net: Network, input: Tensor, lower: float, upper: float, **_: Any) -> Tensor:
+    """rrelu(Tensor self, Scalar lower=0.125, Scalar upper=0.3333333333333333, bool training=False, ...) -> Tensor"""
+    return activate(net, input, "leaky_relu", (lower + upper) / 2)
+
+
+@converter(aten.prelu.default, aten._prelu_kernel.default)
+def prelu(net: Network, input: Tensor, weight: Tensor) -> Tensor:
+    """prelu(Tensor self, Tensor weight) -> Tensor"""
+    if input.rank == 0:
+        return net.reshape(prelu(net, net.reshape(input, (1,)), weight), ())
+    if weight.rank != input.rank:
+        # One slope for all, or one a channel, which is the second dimension.
+        shape = [1] * input.rank
+        shape[min(1, input.rank - 1)] = weight.shape[0] if weight.rank else 1
+        weight = net.reshape(weight, shape)
+    layer = net.add("add_parametric_relu", input.itensor, weight.itensor)
+    return net.output_of(layer, input.shape)
+
+
 @converter(aten.elu.default)
 def elu(net: Network, input: Tensor, alpha: float, scale: float, input_scale: float) -> Tensor:
     """elu(Tensor self, Scalar alpha=1, Scalar scale=1, Scalar input_scale=1) -> Tensor"""
-    if input_scale != 1:
-        # alpha * (exp(x * input_scale) - 1) below zero, x above: two activations of their own.
-        positive = net.activation("RELU", input)
-        negative = net.elementwise("MIN", input, net.tensor(0.0, input.dtype))
-        grown = net.activation("ELU", net.binary("PROD", negative, input_scale), alpha)
-        result = net.elementwise("SUM", positive, grown)
-    else:
+    if input_scale == 1:
         result = net.activation("ELU", input, alpha)
+    else:
+        # The layer does not scale what goes into the exponential: each side of zero by itself.
+        negative = net.binary("PROD", net.binary("MIN", input, 0.0), input_scale)
+        result = net.elementwise("SUM", net.activation("RELU", input), net.activation("ELU", negative, alpha))
     return result if scale == 1 else net.binary("PROD", result, scale)
 
 
@@ -124,68 +165,39 @@ def selu(net: Network, input: Tensor) -> Tensor:
     return net.activation("SELU", input, 1.6732632423543772, 1.0507009873554805)
 
 
+# -- logarithms of exponentials, in float32 ----------------------------------------------------------------------------
+
+
+def _log_one_plus_exp(net: Network, wide: Tensor) -> Tensor:
+    """log(1 + exp(x)) as max(x, 0) + log(1 + exp(-|x|)), which cannot overflow."""
+    decayed = net.unary("EXP", net.unary("NEG", net.unary("ABS", wide)))
+    return net.elementwise("SUM", net.activation("RELU", wide), net.unary("LOG", net.binary("SUM", decayed, 1.0)))
+
+
 @converter(aten.softplus.default)
 def softplus(net: Network, input: Tensor, beta: float, threshold: float) -> Tensor:
     """softplus(Tensor self, Scalar beta=1, Scalar threshold=20) -> Tensor"""
-    # log(1 + exp(x)) as max(x, 0) + log(1 + exp(-|x|)), which cannot overflow; beyond the threshold it is x itself.
-    scaled = net.binary("PROD", input, beta) if beta != 1 else input
-    decayed = net.unary("EXP", net.unary("NEG", net.unary("ABS", scaled)))
-    soft = net.binary("SUM", net.activation("RELU", scaled), net.unary("LOG", net.binary("SUM", decayed, 1)))
-    soft = net.binary("DIV", soft, beta) if beta != 1 else soft
-    linear = net.elementwise("GREATER", scaled, net.tensor(threshold, input.dtype))
-    return net.select(linear, input, soft)
-
-
-@converter(aten.mish.default)
-def mish(net: Network, input: Tensor) -> Tensor:
-    """mish(Tensor self) -> Tensor"""
-    return net.elementwise("PROD", input, net.activation("TANH", softplus(net, input, 1.0, 20.0)))
+    wide = net.cast(input, torch.float32)
+    scaled = wide if beta == 1 else net.binary("PROD", wide, beta)
+    result = _log_one_plus_exp(net, scaled)
+    if beta != 1:
+        result = net.binary("DIV", result, beta)
+    if threshold < 20:
+        # From there on torch returns x itself; beyond 20 float32 knows no difference.
+        result = net.select(net.binary("GREATER", scaled, threshold), wide, result)
+    return net.cast(result, input.dtype)
 
 
 @converter(aten.log_sigmoid.default)
 def log_sigmoid(net: Network, input: Tensor) -> Tensor:
     """log_sigmoid(Tensor self) -> Tensor"""
-    return net.unary("NEG", softplus(net, net.unary("NEG", input), 1.0, math.inf))
+    wide = net.cast(input, torch.float32)
+    return net.cast(net.unary("NEG", _log_one_plus_exp(net, net.unary("NEG", wide))), input.dtype)
 
 
-@converter(aten.hardtanh.default)
-def hardtanh(net: Network, input: Tensor, min_val: float, max_val: float) -> Tensor:
-    """hardtanh(Tensor self, Scalar min_val=-1, Scalar max_val=1) -> Tensor"""
-    return clamp(net, input, min_val, max_val)
-
-
-@converter(aten.clamp.default)
-def clamp(net: Network, input: Tensor, min: Any, max: Any) -> Tensor:
-    """clamp(Tensor self, Scalar? min=None, Scalar? max=None) -> Tensor"""
-    for operation, bound in (("MAX", min), ("MIN", max)):
-        if bound is not None:
-            input = net.binary(operation, input, bound)
-    return input
-
-
-@converter(aten.clamp_min.default)
-def clamp_min(net: Network, input: Tensor, min: Any) -> Tensor:
-    """clamp_min(Tensor self, Scalar min) -> Tensor"""
-    return clamp(net, input, min, None)
-
-
-@converter(aten.clamp_max.default)
-def clamp_max(net: Network, input: Tensor, max: Any) -> Tensor:
-    """clamp_max(Tensor self, Scalar max) -> Tensor"""
-    return clamp(net, input, None, max)
-
-
-@converter(aten.clamp.Tensor)
-def clamp_tensor(net: Network, input: Tensor, min: Tensor | None, max: Tensor | None) -> Tensor:
-    """clamp.Tensor(Tensor self, Tensor? min=None, Tensor? max=None) -> Tensor"""
-    return clamp(net, input, min, max)
-
-
-@converter(aten._prelu_kernel.default, aten.prelu.default)
-def prelu(net: Network, input: Tensor, weight: Tensor) -> Tensor:
-    """prelu(Tensor self, Tensor weight) -> Tensor"""
-    if weight.rank != input.rank:
-        shape = [weight.shape[0] if axis == 1 else 1 for axis in range(max(input.rank, 1))]
-        weight = net.reshape(weight, shape if input.rank > 1 else (weight.shape[0],))
-    layer = net.add("add_parametric_relu", input.itensor, weight.itensor)
-    return net.output_of(layer, input.shape)
+@converter(aten.mish.default)
+def mish(net: Network, input: Tensor) -> Tensor:
+    """mish(Tensor self) -> Tensor"""
+    wide = net.cast(input, torch.float32)
+    gate = net.activation("TANH", _log_one_plus_exp(net, wide))
+    return net.cast(net.elementwise("PROD", wide, gate), input.dtype)

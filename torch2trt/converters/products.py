@@ -35,49 +35,40 @@ def linear_block(
     return net.reshape(result, (*leading, weight.shape[0]))
 
 
-@converter(aten.matmul.default, unsupported=only_floats)
-def matmul(net: Network, input: Tensor, other: Tensor) -> Tensor:
+@converter(
+    *(aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default, aten.dot.default),
+    unsupported=only_floats,
+)
+def matmul(net: Network, **factors: Tensor) -> Tensor:
     """matmul(Tensor self, Tensor other) -> Tensor"""
-    return net.matmul(input, other)
+    return net.matmul(*factors.values())
 
 
-@converter(aten.mm.default, aten.bmm.default, unsupported=only_floats)
-def mm(net: Network, input: Tensor, mat2: Tensor) -> Tensor:
-    """mm(Tensor self, Tensor mat2) -> Tensor"""
-    return net.matmul(input, mat2)
-
-
-@converter(aten.dot.default, unsupported=only_floats)
-def dot(net: Network, input: Tensor, tensor: Tensor) -> Tensor:
-    """dot(Tensor self, Tensor tensor) -> Tensor"""
-    return net.matmul(input, tensor)
-
-
-@converter(aten.mv.default, unsupported=only_floats)
-def mv(net: Network, input: Tensor, vec: Tensor) -> Tensor:
-    """mv(Tensor self, Tensor vec) -> Tensor"""
-    return net.matmul(input, vec)
-
-
-def _plus(net: Network, input: Tensor, product: Tensor, beta: float, alpha: float) -> Tensor:
-    """``beta * input + alpha * product``; a beta of 0 ignores the input, even where it is not a number."""
+@converter(
+    *(aten.addmm.default, aten.addmv.default, aten.baddbmm.default, aten.addbmm.default),
+    unsupported=only_floats,
+)
+def addmm(net: Network, input: Tensor, beta: float, alpha: float, **factors: Tensor) -> Tensor:
+    """addmm(Tensor self, Tensor mat1, Tensor mat2, *, Scalar beta=1, Scalar alpha=1) -> Tensor"""
+    product = net.matmul(*factors.values())
+    if product.rank > net.result.rank:
+        product = net.reduce("SUM", product, [0], keep_dims=False)  # addbmm
     if alpha != 1:
         product = net.binary("PROD", product, alpha)
     if beta == 0:
-        return product
+        return product  # even where the input is not a number
     return net.elementwise("SUM", net.binary("PROD", input, beta) if beta != 1 else input, product)
 
 
-@converter(aten.addmm.default, unsupported=only_floats)
-def addmm(net: Network, input: Tensor, mat1: Tensor, mat2: Tensor, beta: float, alpha: float) -> Tensor:
-    """addmm(Tensor self, Tensor mat1, Tensor mat2, *, Scalar beta=1, Scalar alpha=1) -> Tensor"""
-    return _plus(net, input, net.matmul(mat1, mat2), beta, alpha)
-
-
-@converter(aten.baddbmm.default, unsupported=only_floats)
-def baddbmm(net: Network, input: Tensor, batch1: Tensor, batch2: Tensor, beta: float, alpha: float) -> Tensor:
-    """baddbmm(Tensor self, Tensor batch1, Tensor batch2, *, Scalar beta=1, Scalar alpha=1) -> Tensor"""
-    return _plus(net, input, net.matmul(batch1, batch2), beta, alpha)
+@converter(aten.bilinear.default, unsupported=only_floats)
+def bilinear(net: Network, input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """bilinear(Tensor input1, Tensor input2, Tensor weight, Tensor? bias=None) -> Tensor"""
+    # [*, m] @ [m, k * n] as [*, k, n], and that @ [*, n, 1].
+    outputs, first, second = weight.shape
+    matrix = net.reshape(net.permute(weight, (1, 0, 2)), (first, outputs * second))
+    rows = net.reshape(net.matmul(input1, matrix), (*input1.shape[:-1], outputs, second))
+    result = net.squeeze(net.matmul(rows, net.unsqueeze(input2, -1)), -1)
+    return result if bias is None else net.elementwise("SUM", result, bias)
 
 
 def times_along(net: Network, input: Tensor, matrix: torch.Tensor, axis: int) -> Tensor:

@@ -73,7 +73,9 @@ def check_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         if isinstance(leaf, torch.Tensor)
     }
     if not tensors:
-        raise ExampleInputError("no tensor among the example inputs", subject="args")
+        raise ExampleInputError(
+            "no tensor among the example inputs", subject="args", hint="an engine takes at least one tensor"
+        )
     for name, tensor in tensors.items():
         if tensor.dtype == torch.float64 or tensor.is_complex():
             raise ExampleInputError(f"is {tensor.dtype}, which TensorRT has not", subject=name, hint="pass float32")
@@ -123,4 +125,5 @@ def refuse_random(graph: fx.GraphModule) -> None:
 def _is_inert(node: fx.Node) -> bool:
     """Whether a seeded operator draws nothing in evaluation: attention without dropout."""
     arguments = bind(node)
-    return not arguments.get("dropout_p", 1) or arguments.get("train") is False or not node.users
+    in_training = [arguments[name] for name in ("train", "training") if name in arguments]
+    return not arguments.get("dropout_p", 1) or in_training == [False] or not node.users

@@ -1,0 +1,143 @@
+"""Rows of torch2trt/converters/products.py."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.export import Dim
+
+from tests.cases import normal, together
+from tests.harness import OpCase
+from torch2trt.graph.ops import ACTIVATIONS, LINEAR_BLOCK
+
+WEIGHT, BIAS = normal(5, 6, seed=1), normal(5, seed=2)
+ROWS, BATCH = Dim("rows", min=1, max=7), Dim("batch", min=1, max=4)
+
+LINEAR = [
+    *(
+        OpCase(f"linear-rank-{x.dim()}", F.linear, (x, WEIGHT, BIAS), weights=(1, 2))
+        for x in (normal(6), normal(3, 6), normal(2, 3, 6), normal(2, 1, 3, 6))
+    ),
+    OpCase("linear-no-bias", F.linear, (normal(3, 6), WEIGHT), weights=(1,)),
+    OpCase("linear-vector", F.linear, (normal(3, 6), normal(6)), weights=(1,)),
+    OpCase("linear-weights-as-inputs", F.linear, (normal(2, 3, 6), WEIGHT, BIAS)),
+    OpCase("linear-bias-as-input", F.linear, (normal(3, 6), WEIGHT, BIAS), weights=(1,)),
+    OpCase(
+        "linear-dynamic", F.linear, (normal(2, 3, 6), WEIGHT, BIAS), weights=(1, 2), dynamic={0: {0: BATCH, 1: ROWS}}
+    ),
+    *(
+        OpCase(
+            f"linear-{str(dtype)[6:]}",
+            F.linear,
+            tuple(each.to(dtype) for each in (normal(3, 6), WEIGHT, BIAS)),
+            weights=(1, 2),
+        )
+        for dtype in (torch.float16, torch.bfloat16)
+    ),
+]
+
+
+def blocks(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, activations: tuple[str, ...]) -> Any:
+    bounds = {"clip": (-0.5, 0.8), "leaky_relu": (0.2, 0.0)}
+    return tuple(LINEAR_BLOCK(x, weight, bias, name, *bounds.get(name, (0.0, 0.0))) for name in activations)
+
+
+BLOCKS = [
+    OpCase("linear_block", blocks, (normal(2, 3, 6), WEIGHT, BIAS, tuple(ACTIVATIONS)), weights=(1, 2)),
+    OpCase("linear_block-vector", blocks, (normal(6), WEIGHT, BIAS, ("relu",)), weights=(1, 2)),
+    OpCase(
+        "linear_block-dynamic",
+        blocks,
+        (normal(2, 3, 6), WEIGHT, BIAS, ("gelu", "relu")),
+        weights=(1, 2),
+        dynamic={0: {0: BATCH, 1: ROWS}},
+    ),
+    OpCase(
+        "linear_block-fused",
+        lambda x, w, b: F.gelu(F.linear(x, w, b)),
+        (normal(2, 3, 6).half(), WEIGHT.half(), BIAS.half()),
+        weights=(1, 2),
+    ),
+]
+
+SHAPES = (
+    ((3, 4), (4, 5)),
+    ((2, 3, 4), (2, 4, 5)),
+    ((2, 1, 3, 4), (6, 4, 5)),
+    ((3, 4), (2, 4, 5)),
+    ((3, 4), (4,)),
+    ((4,), (4, 5)),
+    ((4,), (4,)),
+    ((2, 3, 4), (4,)),
+    ((4,), (2, 4, 5)),
+)
+
+
+def matmuls(*factors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.matmul(*pair) for pair in zip(factors[::2], factors[1::2], strict=True))
+
+
+PRODUCTS = [
+    OpCase("matmul", matmuls, [normal(*shape) for shapes in SHAPES for shape in shapes]),
+    OpCase("matmul-constant", torch.matmul, (normal(2, 3, 4), normal(4, 5)), weights=(1,)),
+    OpCase(
+        "matmul-dynamic",
+        torch.matmul,
+        (normal(2, 3, 4), normal(2, 4, 5)),
+        dynamic={0: {0: BATCH, 1: ROWS}, 1: {0: BATCH}},
+    ),
+    OpCase("matmul-dynamic-inner", torch.matmul, (normal(3, 4), normal(4, 5)), dynamic={0: {1: ROWS}, 1: {0: ROWS}}),
+    OpCase("matmul-float16", torch.matmul, (normal(3, 64).half(), normal(64, 5).half())),
+    OpCase("matmul-bfloat16", torch.matmul, (normal(3, 64).bfloat16(), normal(64, 5).bfloat16())),
+    OpCase("matmul-int", torch.matmul, (torch.ones(2, 2).int(), torch.ones(2, 2).int()), unsupported="int32"),
+    OpCase("mm", torch.mm, (normal(3, 4), normal(4, 5))),
+    OpCase("bmm", torch.bmm, (normal(2, 3, 4), normal(2, 4, 5))),
+    OpCase("mv", torch.mv, (normal(3, 4), normal(4))),
+    OpCase("dot", torch.dot, (normal(4), normal(4, seed=1))),
+    OpCase(
+        "addmm",
+        together(torch.addmm, partial(torch.addmm, beta=0.5, alpha=2), partial(torch.addmm, alpha=-1)),
+        (normal(5), normal(3, 4), normal(4, 5)),
+    ),
+    OpCase("addmm-no-input", partial(torch.addmm, beta=0), (torch.full((3, 5), math.nan), normal(3, 4), normal(4, 5))),
+    OpCase("addmv", partial(torch.addmv, beta=2, alpha=0.5), (normal(3), normal(3, 4), normal(4))),
+    OpCase("baddbmm", partial(torch.baddbmm, beta=2), (normal(1, 3, 5), normal(2, 3, 4), normal(2, 4, 5))),
+    OpCase("addbmm", partial(torch.addbmm, beta=2, alpha=0.5), (normal(3, 5), normal(2, 3, 4), normal(2, 4, 5))),
+    OpCase("addr", partial(torch.addr, beta=2, alpha=0.5), (normal(3, 5), normal(3), normal(5))),
+    OpCase(
+        "bilinear",
+        F.bilinear,
+        (normal(2, 3, 4), normal(2, 3, 6), normal(5, 4, 6), BIAS),
+        weights=(2, 3),
+        dynamic={0: {0: BATCH}, 1: {0: BATCH}},
+    ),
+]
+
+# Made of products by torch.
+EINSUMS = {
+    "bhqd,bhkd->bhqk": ((2, 3, 4, 5), (2, 3, 6, 5)),
+    "bhwc,hkc->bhwk": ((2, 3, 4, 5), (3, 6, 5)),
+    "...i,ij->...j": ((2, 3, 4), (4, 5)),
+    "i,j->ij": ((3,), (4,)),
+    "bij->bji": ((2, 3, 4),),
+    "bi,bij,bj->b": ((2, 3), (2, 3, 4), (2, 4)),
+}
+
+
+def einsums(*operands: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.einsum(equation, *each) for equation, each in zip(EINSUMS, operands, strict=True))
+
+
+COMPOSED = [
+    OpCase("einsum", einsums, [[normal(*shape) for shape in shapes] for shapes in EINSUMS.values()]),
+    OpCase("tensordot", partial(torch.tensordot, dims=2), (normal(2, 3, 4), normal(3, 4, 5))),
+    OpCase("outer", together(torch.outer, torch.kron), (normal(3), normal(4))),
+    OpCase("inner", torch.inner, (normal(2, 3), normal(4, 3))),
+    OpCase("multi_dot", lambda *factors: torch.linalg.multi_dot(factors), (normal(2, 3), normal(3, 4), normal(4, 2))),
+]
+
+CASES = [*LINEAR, *BLOCKS, *PRODUCTS, *COMPOSED]
