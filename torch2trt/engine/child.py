@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 
 from torch2trt.engine.progress import resolve
 from torch2trt.errors import (
+    ArtifactWriteError,
     BuildCrashError,
     BuildTimeoutError,
     Torch2TRTError,
@@ -39,6 +40,9 @@ ERROR_FILE = "error.json"
 LOG_FILE = "log.jsonl"
 _OUTPUT_FILE = "output"
 
+UNWRITTEN = 4
+"""The exit code of a worker that built a plan and could not leave it."""
+
 _WORKER = "torch2trt.tools.build_worker"
 _LAST_LINES = 10
 
@@ -55,8 +59,18 @@ class Job:
     log_level: int
 
     def write(self, folder: Path) -> None:
-        """Leave the job in a folder."""
-        (folder / JOB_FILE).write_text(json.dumps(dataclasses.asdict(self), default=str), encoding="utf-8")
+        """Leave the job in a folder.
+
+        Raises:
+            ArtifactWriteError: it could not be written.
+        """
+        text = json.dumps(dataclasses.asdict(self), default=str)
+        try:
+            (folder / JOB_FILE).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ArtifactWriteError(
+                f"could not be written: {error}", subject=str(folder), hint="look at the folder's free space"
+            ) from error
 
     @classmethod
     def read(cls, folder: Path) -> Job:
@@ -96,7 +110,13 @@ def build_in_child(program: Program, settings: Settings, flavour_name: str, *, n
 
 
 def run_worker(
-    command: Sequence[str], folder: Path, *, name: str, timeout: float | None = None, show: bool = False
+    command: Sequence[str],
+    folder: Path,
+    *,
+    name: str,
+    timeout: float | None = None,
+    show: bool = False,
+    started: Callable[[int], object] = lambda pid: None,
 ) -> bytes:
     """Run a command that leaves a plan or an error in a folder.
 
@@ -108,6 +128,7 @@ def run_worker(
         name: the model's, for errors.
         timeout: seconds it may take.
         show: whether its stderr is this process's own.
+        started: told the child's process id.
 
     Raises:
         BuildTimeoutError, BuildCrashError, Torch2TRTError: as :func:`build_in_child`.
@@ -126,6 +147,7 @@ def run_worker(
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
     try:
+        started(process.pid)
         code = _wait(process, timeout)
     except subprocess.TimeoutExpired:
         raise BuildTimeoutError(
@@ -142,6 +164,10 @@ def run_worker(
         raise error_from_json(json.loads((folder / ERROR_FILE).read_text(encoding="utf-8")))
     if code == 0 and (folder / PLAN_FILE).exists():
         return (folder / PLAN_FILE).read_bytes()
+    if code == UNWRITTEN:
+        raise ArtifactWriteError(
+            "the plan could not be written", subject=str(folder), hint="look at the folder's free space"
+        )
     raise _crash(code, records, folder, name)
 
 

@@ -124,7 +124,11 @@ def save_program(program: Program, folder: Path, *, namespaces: Collection[str] 
         safetensors.torch.save_file(tensors, folder / WEIGHTS_FILE)
         (folder / PROGRAM_FILE).write_text(json.dumps(data, allow_nan=False), encoding="utf-8")
     except (OSError, safetensors.SafetensorError) as error:
-        raise ArtifactWriteError(str(error), subject=str(folder)) from error
+        raise ArtifactWriteError(
+            f"could not be written: {error}",
+            subject=str(folder),
+            hint="look at the folder's free space and permissions",
+        ) from error
 
 
 def load_program(folder: Path, *, namespaces: Collection[str] = ()) -> Program:

@@ -13,7 +13,7 @@ import torch
 
 from torch2trt.converters.lower import lower
 from torch2trt.engine.builder import build
-from torch2trt.engine.child import ERROR_FILE, LOG_FILE, PLAN_FILE, Job, error_to_json
+from torch2trt.engine.child import ERROR_FILE, LOG_FILE, PLAN_FILE, UNWRITTEN, Job, error_to_json
 from torch2trt.errors import Torch2TRTError
 from torch2trt.graph.serialize import load_program
 from torch2trt.trt import flavour
@@ -34,9 +34,9 @@ def main(folder: Path) -> int:
     """Build the job in a folder, and leave the plan or the error there.
 
     Returns:
-        The exit code, 0 where there is a plan or an error of this package.
+        The exit code, 0 where there is a plan or an error of this package, :data:`UNWRITTEN` on a full disk.
     """
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     job = Job.read(folder)
     handler = logging.FileHandler(folder / LOG_FILE, encoding="utf-8")
     handler.setFormatter(_JsonLines())
@@ -48,7 +48,11 @@ def main(folder: Path) -> int:
         program = load_program(folder)
         network = lower(program, flavour.load(job.flavour))
         plan = build(network, program.signature, job.settings, name=job.name)
-        (folder / PLAN_FILE).write_bytes(plan)
+        try:
+            (folder / PLAN_FILE).write_bytes(plan)
+        except OSError:
+            # Where this does not fit, the reason may not either.
+            return UNWRITTEN
     except Torch2TRTError as error:
         (folder / ERROR_FILE).write_text(json.dumps(error_to_json(error)), encoding="utf-8")
     except Exception:
@@ -57,7 +61,8 @@ def main(folder: Path) -> int:
     return 0
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Wait for the parent's end, and be gone with it."""
     # Nothing is ever written to stdin: it ends when the parent does, however that happens. TensorRT may be hanging,
     # so nothing is asked to finish first.
     os.read(0, 1)
