@@ -59,27 +59,35 @@ def _is_end(end: Size | None, size: Size) -> bool:
     return end is None or end == size or (isinstance(end, int) and end >= 2**62)
 
 
-def _slice_unsupported(
+def slice_start(start: Size | None, end: Size | None, step: int, size: Size, length: Size) -> Size:
+    """Where a slice begins, clamped as torch does.
+
+    Args:
+        size: of the dimension.
+        length: of the slice.
+    """
+    if start is None or start == 0:
+        return 0
+    if step == 1 and _is_end(end, size):
+        return size - length
+    return simplify(sympy.sympify(Max(0, start + size) if start < 0 else Min(start, size)))
+
+
+def slice_unsupported(
     input: TensorSpec, dim: int, start: Size | None, end: Size | None, step: int, **_: Any
 ) -> str | None:
-    known = start is None or start.is_negative is not None if isinstance(start, sympy.Expr) else True
-    if known or (step == 1 and _is_end(end, input.shape[dim])):
+    """Why the start of a slice is unknown."""
+    signed = not isinstance(start, sympy.Expr) or start.is_negative is not None
+    if signed or (step == 1 and _is_end(end, input.shape[dim])):
         return None
     return f"the start of the slice, {start}, may be negative or not"
 
 
-@converter(aten.slice.Tensor, unsupported=_slice_unsupported)
+@converter(aten.slice.Tensor, unsupported=slice_unsupported)
 def slice(net: Network, input: Tensor, dim: int, start: Size | None, end: Size | None, step: int) -> Tensor:
     """slice.Tensor(Tensor(a) self, int dim=0, SymInt? start=None, SymInt? end=None, SymInt step=1) -> Tensor(a)"""
-    size, length = input.shape[dim], net.result.shape[dim]
-    start = start or 0
-    if start != 0:
-        # A start is clamped as torch does; that of the last elements follows from their number.
-        if step == 1 and _is_end(end, size):
-            start = size - length
-        else:
-            start = Max(0, start + size) if start < 0 else Min(start, size)
-    return net.narrow(input, dim, simplify(sympy.sympify(start)), length, step)
+    length = net.result.shape[dim]
+    return net.narrow(input, dim, slice_start(start, end, step, input.shape[dim], length), length, step)
 
 
 def position(index: Size, size: Size) -> Size:

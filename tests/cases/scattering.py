@@ -1,0 +1,101 @@
+"""Rows of torch2trt/converters/scattering.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from tests.cases import normal, together
+from tests.harness import OpCase
+
+X, Y = normal(2, 5, 4), normal(2, 5, 4, seed=1)
+INTS = torch.arange(40).reshape(2, 5, 4)
+FLAGS = X > 0
+PICKS, NEGATIVE = torch.tensor([2, 0, 1, 3]), torch.tensor([-1, 0, 1, 2])
+BOTH = {0: {0: (1, 4), 1: (4, 8)}}
+
+
+def writing(*places: Callable[[torch.Tensor, torch.Tensor], Any]) -> Callable[..., Any]:
+    """Functions that write into copies of their first argument."""
+
+    def write(place: Callable[[torch.Tensor, torch.Tensor], Any], x: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
+        x = x.clone()
+        place(x, i)
+        return x
+
+    return together(*(lambda x, i, place=place: write(place, x, i) for place in places))
+
+
+def put(key: Callable[[torch.Tensor], Any], value: Callable[[torch.Tensor], Any]) -> Callable[..., Any]:
+    return lambda x, i: x.__setitem__(key(i), value(x.clone()))
+
+
+SLICES = writing(
+    put(lambda i: (slice(None), slice(1, 3)), lambda x: x[:, 2:4]),
+    put(lambda i: (slice(None), slice(0, 2)), lambda x: x[:, -2:]),
+    put(lambda i: (slice(None), slice(-2, None)), lambda x: x[:, :2]),
+    put(lambda i: (slice(None), slice(1, -1)), lambda x: 3),
+    put(lambda i: (0, slice(1, None)), lambda x: x[0, 0]),
+    put(lambda i: (slice(None), -1), lambda x: x[:, 0]),
+    put(lambda i: (slice(None), 2, 1), lambda x: x[0, 0, 0]),
+    put(lambda i: slice(None), lambda x: x[:, :1]),
+)
+STEPS = writing(
+    put(lambda i: (slice(None), slice(None, None, 2)), lambda x: x[:, :3]),
+    put(lambda i: (slice(None), slice(1, None, 3)), lambda x: 1),
+)
+INDICES = writing(
+    put(lambda i: (slice(None), i), lambda x: x[:, 1:]),
+    put(lambda i: i[1:3], lambda x: x.flip(0)),
+    put(lambda i: (slice(None), i, i), lambda x: x[:, 0]),
+    put(lambda i: (slice(0, 1), i, i), lambda x: 1),
+    put(lambda i: (i[1:2], slice(None), i), lambda x: x[0].T),
+    put(lambda i: (slice(None), i[:, None], i), lambda x: x[:, 1:]),
+    put(lambda i: (..., i), lambda x: x[0, 0]),
+    put(lambda i: (slice(None), [0, 3]), lambda x: x[:, 3:]),
+)
+COPIES = together(lambda x, i: x.index_copy(1, i, x[:, 1:]), lambda x, i: x.index_fill(2, i[:2], 1))
+MASKS = writing(
+    put(lambda mask: mask, lambda x: 2),
+    put(lambda mask: mask, lambda x: x[0, 0, 0]),
+    put(lambda mask: mask[:, :, 0], lambda x: x[0, 0]),
+    put(lambda mask: mask[0, :2, 0], lambda x: x[1, :1]),
+)
+SCATTERS = together(
+    lambda x, i: x.scatter(1, i.reshape(1, 1, 4), x.flip(1)),
+    lambda x, i: x.scatter(1, i.reshape(1, 1, 4).expand(2, 1, 4), 1),
+    lambda x, i: x.scatter(-1, i[:3].reshape(1, 1, 3), x[..., 1:]),
+)
+
+CASES = [
+    OpCase("write-slices", SLICES, (X, PICKS)),
+    OpCase("write-slices-int", SLICES, (INTS, PICKS)),
+    OpCase("write-slices-bool", SLICES, (FLAGS, PICKS)),
+    OpCase("write-slices-dynamic", SLICES, (X, PICKS), dynamic=BOTH),
+    OpCase("write-steps", STEPS, (X, PICKS)),
+    OpCase("write-steps-dynamic", STEPS, (X, PICKS), dynamic={0: {0: (1, 4)}}),
+    OpCase("write-steps-of-dynamic", STEPS, (X, PICKS), dynamic=BOTH, raises="T2T"),
+    OpCase("write-indices", INDICES, (X, PICKS)),
+    OpCase("write-indices-constant", INDICES, (X, PICKS), weights=(1,)),
+    OpCase("write-indices-negative", INDICES, (X, NEGATIVE)),
+    OpCase("write-indices-half", INDICES, (X.half(), PICKS)),
+    OpCase("write-indices-int64", INDICES, (INTS, PICKS.int())),
+    OpCase("write-indices-bool", INDICES, (FLAGS, PICKS)),
+    OpCase(
+        "write-indices-dynamic", writing(put(lambda i: (slice(None), i), lambda x: x[:, :4])), (X, PICKS), dynamic=BOTH
+    ),
+    OpCase("index_copy", COPIES, (X, PICKS)),
+    OpCase("write-mask", MASKS, (X, FLAGS)),
+    OpCase("write-mask-half", MASKS, (X.half(), FLAGS)),
+    OpCase("accumulate-refused", lambda x, i: x.index_put((i,), x[:1], True), (X, PICKS % 2), unsupported="adds up"),
+    OpCase("scatters", SCATTERS, (X, PICKS)),
+    OpCase("scatters-int", SCATTERS, (INTS, PICKS)),
+    OpCase("scatters-bool", SCATTERS, (FLAGS, PICKS)),
+    OpCase("scatters-half", SCATTERS, (X.half(), PICKS)),
+    OpCase("scatter-int32-indices", lambda x, i: x.scatter(1, i.reshape(1, 1, 4).long(), 3.0), (X, PICKS.int())),
+    OpCase(
+        "scatter_add-refused", lambda x, i: x.scatter_add(1, i.reshape(1, 1, 4), x), (X, PICKS), unsupported="scatter"
+    ),
+]
