@@ -25,6 +25,7 @@ LAYER = [
     OpCase("layer_norm-plain", F.layer_norm, (TOKENS, (8,))),
     OpCase("layer_norm-weight-only", F.layer_norm, (TOKENS, (8,), SCALE), weights=(2,)),
     OpCase("layer_norm-computed-weights", F.layer_norm, (TOKENS, (8,), SCALE, SHIFT)),
+    OpCase("layer_norm-bias-only", F.layer_norm, (TOKENS, (8,)), {"bias": SHIFT}),
     OpCase("layer_norm-two-dims", F.layer_norm, (IMAGE, (4, 5), normal(4, 5), normal(4, 5, seed=1)), weights=(2, 3)),
     OpCase("layer_norm-all-dims", F.layer_norm, (TOKENS, (2, 3, 8))),
     OpCase("layer_norm-vector", F.layer_norm, (SHIFT, (8,), SCALE, SHIFT, 0.1), weights=(2,)),
@@ -58,6 +59,8 @@ GROUP = [
 INSTANCE = [
     OpCase("instance_norm", F.instance_norm, (IMAGE,), CHANNEL),
     OpCase("instance_norm-plain", F.instance_norm, (IMAGE,)),
+    OpCase("instance_norm-weight-only", F.instance_norm, (IMAGE,), {"weight": CHANNEL["weight"]}),
+    OpCase("instance_norm-bias-only", F.instance_norm, (IMAGE,), {"bias": CHANNEL["bias"]}),
     OpCase("instance_norm-sequence", F.instance_norm, (normal(2, 6, 7),), CHANNEL),
     OpCase("instance_norm-volume", F.instance_norm, (normal(2, 6, 2, 3, 4),)),
     OpCase("instance_norm-dynamic", F.instance_norm, (IMAGE,), CHANNEL, dynamic={0: {0: (1, 4), 3: (2, 9)}}),
@@ -93,4 +96,15 @@ LOCAL_RESPONSE = [
     OpCase("local_response_norm-sequence", F.local_response_norm, (normal(2, 6, 7), 3, 0.5)),
 ]
 
-CASES = [*LAYER, *GROUP, *INSTANCE, *ROOT_MEAN_SQUARE, *LOCAL_RESPONSE]
+NATIVE = [
+    OpCase("native_layer_norm", lambda *args: torch.native_layer_norm(*args)[0], (TOKENS, [8], SCALE, SHIFT, 1e-5)),
+    OpCase(
+        "native_layer_norm-statistics",
+        torch.native_layer_norm,
+        (TOKENS, [8], None, None, 1e-5),
+        unsupported="statistics",
+    ),
+    OpCase("native_group_norm", lambda x: torch.native_group_norm(x, None, None, 2, 6, 20, 3, 1e-5)[0], (IMAGE,)),
+]
+
+CASES = [*NATIVE, *LAYER, *GROUP, *INSTANCE, *ROOT_MEAN_SQUARE, *LOCAL_RESPONSE]

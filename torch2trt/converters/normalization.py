@@ -9,19 +9,29 @@ import torch
 
 from torch2trt.converters.reasons import only_floats
 from torch2trt.converters.registry import converter
-from torch2trt.sizes import TensorSpec
+from torch2trt.sizes import Size, TensorSpec
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
 
 aten = torch.ops.aten
 
 
-def _along(net: Network, weight: Tensor | None, neutral: float, like: Tensor, axis: int) -> Tensor:
-    """A weight whose dimensions are those of another tensor from an axis on; a missing one is neutral."""
-    if weight is None:
-        return net.constant(torch.full((1,) * like.rank, neutral, dtype=like.dtype))
+def _place(net: Network, weight: Tensor, like: Tensor, axis: int) -> Tensor:
+    """A weight whose dimensions are those of another tensor from an axis on, in its rank and dtype."""
     behind = like.rank - axis - weight.rank
     return net.cast(net.reshape(weight, (*(1,) * axis, *weight.shape, *(1,) * behind)), like.dtype)
+
+
+def _affine(
+    net: Network, weight: Tensor | None, bias: Tensor | None, like: Tensor, axis: int, shape: Sequence[Size] = ()
+) -> tuple[Tensor, Tensor]:
+    """Scale and shift, which TensorRT wants of one shape: a missing one is neutral, of the other's shape or of this."""
+    shape = next((operand.shape for operand in (weight, bias) if operand is not None), shape)
+    scale, shift = (
+        net.constant(torch.full(shape, neutral, dtype=like.dtype)) if operand is None else operand
+        for operand, neutral in ((weight, 1.0), (bias, 0.0))
+    )
+    return _place(net, scale, like, axis), _place(net, shift, like, axis)
 
 
 @converter(aten.layer_norm.default, unsupported=only_floats)
@@ -36,7 +46,7 @@ def layer_norm(
 ) -> Tensor:
     """layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight=None, Tensor? bias=None, ...) -> Tensor"""
     axis = input.rank - len(normalized_shape)
-    scale, shift = _along(net, weight, 1, input, axis), _along(net, bias, 0, input, axis)
+    scale, shift = _affine(net, weight, bias, input, axis)
     return net.normalization(input, scale, shift, range(axis, input.rank), eps)
 
 
@@ -50,19 +60,37 @@ def group_norm(
         return net.squeeze(group_norm(net, net.unsqueeze(input, 2), num_groups, weight, bias, eps), 2)
     if num_groups == 1:
         # The layer takes one group for none.
-        scale, shift = _along(net, weight, 1, input, 1), _along(net, bias, 0, input, 1)
+        scale, shift = _affine(net, weight, bias, input, 1)
         return net.normalization(input, scale, shift, range(1, input.rank), eps)
     result = net.group_normalization(input, num_groups, eps)
     if weight is not None:
-        result = net.elementwise("PROD", result, _along(net, weight, 1, input, 1))
+        result = net.elementwise("PROD", result, _place(net, weight, input, 1))
     if bias is not None:
-        result = net.elementwise("SUM", result, _along(net, bias, 0, input, 1))
+        result = net.elementwise("SUM", result, _place(net, bias, input, 1))
     return result
 
 
-def _instance_unsupported(input: TensorSpec, use_input_stats: bool, **arguments: Any) -> str | None:
-    if not use_input_stats and arguments["running_mean"] is None:
-        return "neither the input's statistics nor running ones"
+def _native_unsupported(input: TensorSpec, used: set[int], **_: Any) -> str | None:
+    return "TensorRT keeps the statistics to itself" if used - {0} else only_floats(input=input)
+
+
+@converter(aten.native_layer_norm.default, unsupported=_native_unsupported)
+def native_layer_norm(net: Network, **arguments: Any) -> tuple[Tensor, None, None]:
+    """native_layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, ...) -> (Tensor, Tensor, Tensor)"""
+    return layer_norm(net, **arguments), None, None
+
+
+@converter(aten.native_group_norm.default, unsupported=_native_unsupported)
+def native_group_norm(
+    net: Network, input: Tensor, group: int, weight: Tensor | None, bias: Tensor | None, eps: float, **_: Any
+) -> tuple[Tensor, None, None]:
+    """native_group_norm(Tensor input, Tensor? weight, Tensor? bias, SymInt N, ...) -> (Tensor, Tensor, Tensor)"""
+    return group_norm(net, input, group, weight, bias, eps), None, None
+
+
+def _instance_unsupported(input: TensorSpec, use_input_stats: bool, **_: Any) -> str | None:
+    if use_input_stats and not isinstance(input.shape[1], int):
+        return "the number of channels must be fixed"
     return only_floats(input=input)
 
 
@@ -80,15 +108,15 @@ def instance_norm(
 ) -> Tensor:
     """instance_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor? running_mean, ...) -> Tensor"""
     if use_input_stats:
-        scale, shift = _along(net, weight, 1, input, 1), _along(net, bias, 0, input, 1)
+        scale, shift = _affine(net, weight, bias, input, 1, input.shape[1:2])
         return net.normalization(input, scale, shift, range(2, input.rank), eps)
+    assert running_mean is not None
+    assert running_var is not None
     wide = net.cast(input, torch.float32)
-    mean, variance, scale, shift = (
-        _along(net, operand, neutral, wide, 1)
-        for operand, neutral in ((running_mean, 0), (running_var, 1), (weight, 1), (bias, 0))
-    )
-    normal = net.elementwise("DIV", net.elementwise("SUB", wide, mean), _root(net, variance, eps))
-    return net.cast(net.elementwise("SUM", net.elementwise("PROD", normal, scale), shift), input.dtype)
+    result = net.elementwise("SUB", wide, _place(net, running_mean, wide, 1))
+    result = net.elementwise("DIV", result, _root(net, _place(net, running_var, wide, 1), eps))
+    scale, shift = _affine(net, weight, bias, wide, 1)
+    return net.cast(net.elementwise("SUM", net.elementwise("PROD", result, scale), shift), input.dtype)
 
 
 @converter(aten.rms_norm.default, unsupported=only_floats)
@@ -102,7 +130,7 @@ def rms_norm(
     # Without an eps torch takes that of float32, in which it computes.
     result = net.elementwise("DIV", wide, _root(net, squares, torch.finfo(torch.float32).eps if eps is None else eps))
     if weight is not None:
-        result = net.elementwise("PROD", result, _along(net, weight, 1, wide, axis))
+        result = net.elementwise("PROD", result, _place(net, weight, wide, axis))
     return net.cast(result, input.dtype)
 
 
