@@ -12,6 +12,7 @@ from torch2trt.passes.fuse_conv_blocks import fuse_conv_blocks
 from torch2trt.passes.fuse_linear_blocks import fuse_linear_blocks
 from torch2trt.passes.hoist_weights import hoist_weights
 from torch2trt.passes.merge_common_subexpressions import merge_common_subexpressions
+from torch2trt.passes.merge_views import merge_views
 from torch2trt.passes.remove_dead_code import remove_dead_code
 from torch2trt.passes.remove_noops import remove_noops
 from torch2trt.passes.set_precision import set_precision
@@ -33,6 +34,7 @@ PASSES: tuple[Pass, ...] = (
     set_precision,
     remove_noops,
     merge_common_subexpressions,
+    merge_views,
     hoist_weights,
     fuse_conv_blocks,
     fuse_linear_blocks,

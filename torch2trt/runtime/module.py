@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from torch2trt.errors import ArtifactError, ArtifactMismatchError, FrozenModuleError, ProgramMissingError
+from torch2trt.graph.exact import run_exact
 from torch2trt.graph.program import Program
 from torch2trt.graph.signature import SizeLeaf, TensorLeaf, dtype_to_json
 from torch2trt.runtime import artifact as artifacts
@@ -77,8 +78,7 @@ class EngineModule(nn.Module):
         self._interpret = interpret
         # Held in a tuple: an nn.Module as attribute would become a child and put its parameters in the state.
         self._truth = (truth,)
-        self._set(artifact, program, Session(artifact, _with_index(device)))
-        self._reference = reference
+        self._set(artifact, program, Session(artifact, _with_index(device)), reference)
 
     @classmethod
     def load(
@@ -96,11 +96,17 @@ class EngineModule(nn.Module):
         loaded = artifacts.load(source)
         return cls(loaded.artifact, program=_program_of(loaded), interpret=interpret, device=device)
 
-    def _set(self, artifact: Artifact, program: Program | Callable[[], Program] | None, session: Session) -> None:
+    def _set(
+        self,
+        artifact: Artifact,
+        program: Program | Callable[[], Program] | None,
+        session: Session,
+        reference: Callable[[Tensors], Tensors] | None = None,
+    ) -> None:
         self.artifact = artifact
         self._program = program
         self._session = session
-        self._reference: Callable[[Tensors], Tensors] | None = None
+        self._reference = reference
         signature = artifact.signature
         self._results = Results(signature)
         self._positions = [i for i, leaf in enumerate(signature.inputs) if isinstance(leaf, TensorLeaf)]
@@ -194,20 +200,14 @@ class EngineModule(nn.Module):
         return self._results.at(dims)([outputs[name] for name in self._results.names], leaves)
 
     def verify(self, *args: Any, **kwargs: Any) -> Verification:
-        """Compare with the truth: float64 eager with the original weights.
+        """Compare with the truth: float64 eager with the original weights, after loading the Program in float64.
 
         Runs the engine where there is a GPU, else the reference interpreter.
 
         Raises:
-            ProgramMissingError: the original module is not at hand, as after loading.
+            ProgramMissingError: it was loaded, and saved without its Program.
         """
         (truth,) = self._truth
-        if truth is None:
-            raise ProgramMissingError(
-                "the module that it was compiled from is not at hand",
-                subject=self.artifact.name,
-                hint="call .verify() on what compile() returned, before saving it",
-            )
         on_gpu = torch.cuda.is_available()
         if on_gpu:
             device = self._session.open().device
@@ -217,7 +217,8 @@ class EngineModule(nn.Module):
         else:
             result = self.reference(*args, **kwargs)
         allowed = tolerance(self.artifact.precision, reference=not on_gpu)
-        rows = self._compare(result, truth(*args, **kwargs), allowed)
+        exact = run_exact(self._restored_program(), args, kwargs) if truth is None else truth(*args, **kwargs)
+        rows = self._compare(result, exact, allowed)
         return Verification(self.artifact.name, "engine" if on_gpu else "reference", self.artifact.precision, rows)
 
     def _compare(self, result: Any, truth: Any, allowed: float) -> tuple[Row, ...]:

@@ -1,0 +1,147 @@
+"""Views as one reshape, one permutation and one reshape, against torch."""
+
+from __future__ import annotations
+
+import pytest
+import sympy
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.export import Dim
+
+from torch2trt import api
+from torch2trt.passes.views import View
+from torch2trt.settings import Settings
+from torch2trt.sizes import symbol
+
+aten = torch.ops.aten
+CHAINS = {
+    "permutations": lambda x: x.permute(2, 0, 1, 3).transpose(0, 3),
+    "there-and-back": lambda x: x.transpose(1, 2).transpose(1, 2),
+    "reshapes": lambda x: x.reshape(24, 5).reshape(2, 3, 20),
+    "split-and-swap": lambda x: x.reshape(2, 3, 2, 2, 5).transpose(1, 3).reshape(4, 30),
+    "windows": lambda x: x.reshape(1, 2, 3, 2, 2, 5).permute(0, 1, 3, 2, 4, 5).reshape(4, 6, 5),
+    "ones": lambda x: x.unsqueeze(0).transpose(0, 3).squeeze(3).unsqueeze(-1),
+    "merge-then-cut-elsewhere": lambda x: x.transpose(0, 1).reshape(6, 4, 5).reshape(3, 8, 5),
+}
+
+STEPS = {
+    "permutations": 1,
+    "there-and-back": 0,
+    "reshapes": 1,
+    "split-and-swap": 3,
+    "windows": 3,
+    "ones": 2,
+    "merge-then-cut-elsewhere": 2,
+}
+
+
+def _walk(view: View, shape: tuple[int, ...]) -> torch.Tensor:
+    """The steps of a view, executed."""
+    value = torch.arange(torch.Size(shape).numel()).reshape(shape)
+    split, axes, final = view.steps()
+    if split is not None:
+        value = value.reshape(split)
+    if axes is not None:
+        value = value.permute(axes)
+    return value if final is None else value.reshape(final)
+
+
+def test_random_chains_of_views() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        shape = tuple(int(size) for size in torch.randint(1, 5, (4,), generator=generator))
+        expected = torch.arange(torch.Size(shape).numel()).reshape(shape)
+        view = View.of(shape)
+        for _ in range(4):
+            if torch.rand((), generator=generator) < 0.5:
+                axes = torch.randperm(expected.dim(), generator=generator).tolist()
+                expected, view = expected.permute(axes), view.permute(axes)
+            else:
+                sizes = [2] * 2 if expected.numel() % 4 == 0 else []
+                target = (*sizes, expected.numel() // 4 if sizes else expected.numel())
+                reshaped = view.reshape(target)
+                if reshaped is None:
+                    break
+                expected, view = expected.reshape(target), reshaped
+        assert torch.equal(_walk(view, shape), expected)
+
+
+def test_what_does_not_fit_is_no_view() -> None:
+    assert View.of((4, 6)).permute([1, 0]).reshape((8, 3)) is None
+    assert View.of((4, 6)).reshape((5, 5)) is None
+
+
+def test_symbolic_sizes() -> None:
+    batch = symbol("batch")
+    view = View.of((197, 12 * batch, 64)).permute([1, 0, 2]).reshape((batch, 12, 197, 64))
+    assert view is not None
+    assert view.shape == (batch, 12, 197, 64)
+    assert view.steps() == (None, (1, 0, 2), (batch, 12, 197, 64))
+    assert View.of((sympy.Symbol("n") + 1, 4)).reshape((2, 2 * sympy.Symbol("n") + 2)) is None
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_chains_are_merged(name: str) -> None:
+    class Chain(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return CHAINS[name](x.relu()).sigmoid()
+
+    x = torch.randn(2, 3, 4, 5)
+    program = api.optimize(api.capture(Chain().eval(), (x,)), Settings())
+    torch.testing.assert_close(program(x), Chain()(x))
+    assert len(program.calls) - 2 == STEPS[name]
+
+
+def test_the_transposes_around_attention_cancel() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.attention(x, x, x, need_weights=False)[0]
+
+    module, x = Attention().eval(), torch.randn(2, 7, 32)
+    shapes = {"x": {0: Dim("batch", min=1, max=4)}}
+    program = api.optimize(api.capture(module, (x,), dynamic_shapes=shapes), Settings())
+    for size in (1, 2, 4):
+        x = torch.randn(size, 7, 32)
+        torch.testing.assert_close(program(x), module(x), rtol=1e-5, atol=1e-6)
+    permutes = [node for node in program.calls if node.target is aten.permute.default]
+    assert [list(node.args[1]) for node in permutes] == [[0, 2, 1, 3]] * 4
+    assert sum(node.target is aten.slice.Tensor for node in program.calls) == 3
+
+
+def test_an_order_that_cannot_wait_stays_before_the_linear_layer() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            # The channels come from another dimension: this transpose is the linear layer's own.
+            return F.relu(self.linear(x.transpose(1, 2)).transpose(1, 2))
+
+    module, x = Mixed().eval(), torch.randn(2, 6, 3)
+    program = api.optimize(api.capture(module, (x,)), Settings())
+    torch.testing.assert_close(program(x), module(x))
+
+
+def test_two_unknown_sizes() -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 24)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            batch, length, _ = x.shape
+            stack = self.linear(x.transpose(0, 1)).reshape(length, batch, 3, 8).permute(2, 1, 0, 3)
+            return stack[0] * stack[1] + stack[2]
+
+    module = Heads().eval()
+    dims = {"x": {0: Dim("batch", min=1, max=8), 1: Dim("length", min=1, max=16)}}
+    program = api.optimize(api.capture(module, (torch.randn(2, 5, 8),), dynamic_shapes=dims), Settings())
+    for shape in ((2, 5, 8), (1, 1, 8), (3, 7, 8)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(program(x), module(x), rtol=1e-5, atol=1e-6)

@@ -1,0 +1,121 @@
+"""The algebra of views: any chain of reshapes and permutations as one reshape, one permutation and one reshape."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import sympy
+
+from torch2trt.sizes import Shape, Size, simplify, volume
+
+Steps = tuple[Shape | None, tuple[int, ...] | None, Shape | None]
+
+
+@dataclass(frozen=True)
+class View:
+    """A tensor whose elements are those of a source tensor in another order.
+
+    The source's dimensions are split into atoms; each dimension of the view is a run of atoms. Dimensions of size 1
+    have none.
+
+    Attributes:
+        atoms: sizes by name of the atom.
+        source: the atoms of each dimension of the source.
+        dims: the atoms of each dimension of the view.
+    """
+
+    atoms: dict[int, Size]
+    source: tuple[tuple[int, ...], ...]
+    dims: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, shape: Shape) -> View:
+        """The source itself."""
+        atoms = {axis: size for axis, size in enumerate(shape) if size != 1}
+        dims = tuple((axis,) if axis in atoms else () for axis in range(len(shape)))
+        return cls(atoms, dims, dims)
+
+    @property
+    def shape(self) -> Shape:
+        """The view's shape."""
+        return tuple(self.size(dim) for dim in self.dims)
+
+    def size(self, dim: Sequence[int]) -> Size:
+        """The number of elements of a run of atoms."""
+        return volume(self.atoms[atom] for atom in dim)
+
+    def permute(self, axes: Sequence[int]) -> View:
+        """Dimensions in another order."""
+        return replace(self, dims=tuple(self.dims[axis] for axis in axes))
+
+    def reshape(self, shape: Shape) -> View | None:
+        """The same order of elements in another shape; None where the atoms cannot be cut to fit."""
+        view, pending = self, [atom for dim in self.dims for atom in dim]
+        dims: list[tuple[int, ...]] = []
+        for target in shape:
+            taken: list[int] = []
+            while (rest := _quotient(target, view.size(taken))) != 1:
+                if rest is None or not pending:
+                    return None
+                atom = pending.pop(0)
+                if _quotient(rest, view.atoms[atom]) is None:
+                    inner = _quotient(view.atoms[atom], rest)
+                    if inner is None:
+                        return None
+                    view, outer, inner_atom = view._split(atom, rest, inner)
+                    pending.insert(0, inner_atom)
+                    taken = [*_renamed(taken, atom, (outer, inner_atom)), outer]
+                    dims = [_renamed(dim, atom, (outer, inner_atom)) for dim in dims]
+                else:
+                    taken.append(atom)
+            dims.append(tuple(taken))
+        return None if pending else replace(view, dims=tuple(dims))
+
+    def _split(self, atom: int, outer: Size, inner: Size) -> tuple[View, int, int]:
+        first = max(self.atoms) + 1
+        atoms = {name: size for name, size in self.atoms.items() if name != atom} | {first: outer, first + 1: inner}
+        pair = (first, first + 1)
+        source = tuple(_renamed(dim, atom, pair) for dim in self.source)
+        return View(atoms, source, tuple(_renamed(dim, atom, pair) for dim in self.dims)), *pair
+
+    def steps(self) -> Steps:
+        """The reshape, the permutation and the reshape that make the view from its source; None where not needed."""
+        # Atoms that stay neighbours move together, across the source's dimensions or only within them.
+        joined = [atom for dim in self.source for atom in dim]
+        within = [pair for dim in self.source for pair in itertools.pairwise(dim)]
+        candidates = [self._steps(dict(itertools.pairwise(joined))), self._steps(dict(within))]
+        return min(candidates, key=lambda steps: sum(step is not None for step in steps))
+
+    def _steps(self, following: dict[int, int]) -> Steps:
+        order = [atom for dim in self.source for atom in dim]
+        blocks: list[list[int]] = []
+        for atom in (atom for dim in self.dims for atom in dim):
+            if blocks and following.get(blocks[-1][-1]) == atom:
+                blocks[-1].append(atom)
+            else:
+                blocks.append([atom])
+        in_source = sorted(range(len(blocks)), key=lambda index: order.index(blocks[index][0]))
+        axes = tuple(in_source.index(index) for index in range(len(blocks)))
+        source_shape = tuple(self.size(dim) for dim in self.source)
+        if axes == tuple(range(len(blocks))):
+            return None, None, self.shape if self.shape != source_shape else None
+        split = tuple(self.size(blocks[index]) for index in in_source)
+        permuted = tuple(self.size(block) for block in blocks)
+        return (split if split != source_shape else None, axes, self.shape if self.shape != permuted else None)
+
+
+def _renamed(dim: Sequence[int], atom: int, pair: tuple[int, int]) -> tuple[int, ...]:
+    return tuple(part for name in dim for part in (pair if name == atom else (name,)))
+
+
+def _quotient(size: Size, divisor: Size) -> Size | None:
+    """``size / divisor`` where that is a whole number for every value of the symbols."""
+    if isinstance(size, int) and isinstance(divisor, int):
+        return size // divisor if divisor and size % divisor == 0 else None
+    ratio = sympy.cancel(size / divisor)
+    numerator, denominator = ratio.as_numer_denom()
+    if denominator != 1 or any(not term.as_coeff_Mul()[0].is_integer for term in sympy.Add.make_args(numerator)):
+        return None
+    return simplify(ratio)
