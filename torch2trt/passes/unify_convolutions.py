@@ -37,6 +37,8 @@ def unify_convolutions(program: Program, settings: Settings) -> None:
                 replacement = _general(program, node)
             node.replace_all_uses_with(replacement)
             program.graph.graph.erase_node(node)
+        elif node.target is aten.convolution.default:
+            _complete(program, node)
 
 
 def _general(program: Program, node: fx.Node) -> fx.Node:
@@ -68,6 +70,15 @@ def _general(program: Program, node: fx.Node) -> fx.Node:
         like=node,
     )
     return result if batched else call(node.graph, aten.squeeze.dim, result, 0, like=node)
+
+
+def _complete(program: Program, node: fx.Node) -> None:
+    """Spell out numbers that stand for all dimensions: so torch leaves a padding that was ``"valid"``."""
+    bound = bind(node)
+    spatial = program.spec(bound["weight"]).rank - 2
+    lists = ("stride", "padding", "dilation", "output_padding")
+    node.args = tuple(_full(value, spatial) if name in lists else value for name, value in bound.items())
+    node.kwargs = {}
 
 
 def _full(value: int | Sequence[int], spatial: int) -> list[int]:
