@@ -103,10 +103,12 @@ def capture(
     """Capture a module as a Program of the operators that have converters."""
     from torch2trt.converters import registry
     from torch2trt.frontend import export as frontend
+    from torch2trt.passes.pipeline import REWRITTEN
 
-    return frontend.capture(
-        module, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes, keep=registry.has_converter, name=name
-    )
+    def keep(target: Any) -> bool:
+        return target in REWRITTEN or registry.has_converter(target)
+
+    return frontend.capture(module, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes, keep=keep, name=name)
 
 
 def optimize(program: Program, settings: Settings) -> Program:

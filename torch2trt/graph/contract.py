@@ -41,10 +41,8 @@ def check(program: Program, stage: str) -> None:
     for each in (graph, program.weights.graph.graph):
         each.lint()
         for node in each.nodes:
-            require(node.op in ("placeholder", "call_function", "output"), f"{node.format_node()} is a {node.op}")
-            if node.op == "call_function":
-                require(_is_functional(node.target), f"{name_of(node.target)} is no functional operator")
-                require("val" in node.meta or "spec" in node.meta or "size" in node.meta, f"{node} has no value")
+            if problem := _problem(node):
+                raise ContractError(problem, subject=f"after {stage}")
     returned = program.output_node.args[0]
     require(
         isinstance(returned, tuple) and all(isinstance(node, fx.Node) for node in returned),
@@ -55,6 +53,16 @@ def check(program: Program, stage: str) -> None:
         wanted = next(leaf.spec for leaf in program.signature.tensor_outputs if leaf.name == name)
         found = program.spec(node)
         require(found == wanted, f"output {name} is {found}, the signature says {wanted}")
+
+
+def _problem(node: fx.Node) -> str | None:
+    if node.op not in ("placeholder", "call_function", "output"):
+        return f"{node.format_node()} is a {node.op}"
+    if node.op == "call_function" and not _is_functional(node.target):
+        return f"{name_of(node.target)} is no functional operator"
+    if node.op == "call_function" and not {"val", "spec", "size"} & node.meta.keys():
+        return f"{node} has no value"
+    return None
 
 
 def _is_functional(target: Any) -> bool:

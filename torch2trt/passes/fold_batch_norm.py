@@ -14,7 +14,8 @@ from torch2trt.settings import Settings
 
 aten = torch.ops.aten
 
-_BATCH_NORM = aten._native_batch_norm_legit_no_training.default
+BATCH_NORMS = frozenset({aten._native_batch_norm_legit_no_training.default})
+"""The operators that this pass leaves none of."""
 
 
 def fold_batch_norm(program: Program, settings: Settings) -> None:
@@ -24,7 +25,7 @@ def fold_batch_norm(program: Program, settings: Settings) -> None:
     """
     graph = program.graph.graph
     for node in program.calls:
-        if node.target is not _BATCH_NORM:
+        if node.target not in BATCH_NORMS:
             continue
         result = only_user(node)
         assert result is not None, "a batch norm in evaluation yields no statistics"

@@ -7,18 +7,18 @@ from collections.abc import Callable
 
 from torch2trt.graph.contract import check
 from torch2trt.graph.program import Program
-from torch2trt.passes.fold_batch_norm import fold_batch_norm
+from torch2trt.passes.fold_batch_norm import BATCH_NORMS, fold_batch_norm
 from torch2trt.passes.fuse_conv_blocks import fuse_conv_blocks
 from torch2trt.passes.fuse_linear_blocks import fuse_linear_blocks
 from torch2trt.passes.hoist_weights import hoist_weights
 from torch2trt.passes.merge_common_subexpressions import merge_common_subexpressions
 from torch2trt.passes.merge_views import merge_views
 from torch2trt.passes.remove_dead_code import remove_dead_code
-from torch2trt.passes.remove_noops import remove_noops
+from torch2trt.passes.remove_noops import IDENTITIES, remove_noops
 from torch2trt.passes.set_precision import set_precision
-from torch2trt.passes.unify_convolutions import unify_convolutions
+from torch2trt.passes.unify_convolutions import CONVOLUTIONS, unify_convolutions
 from torch2trt.passes.unify_factories import unify_factories
-from torch2trt.passes.unify_views import unify_views
+from torch2trt.passes.unify_views import VIEWS, unify_views
 from torch2trt.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,10 @@ PASSES: tuple[Pass, ...] = (
 )
 
 
+REWRITTEN = VIEWS | IDENTITIES | CONVOLUTIONS | BATCH_NORMS
+"""The operators that the passes leave none of, so that no converter is needed for them."""
+
+
 def run_passes(program: Program, settings: Settings) -> Program:
     """Bring a captured Program into the form that is lowered, checking the contract after each pass.
 
@@ -51,7 +55,7 @@ def run_passes(program: Program, settings: Settings) -> Program:
     for each in PASSES:
         before = len(program.calls)
         each(program, settings)
-        program.graph.recompile()
         check(program, each.__name__)
         log.debug("%s: %d → %d calls", each.__name__, before, len(program.calls))
+    program.graph.recompile()
     return program

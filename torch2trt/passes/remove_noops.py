@@ -11,7 +11,7 @@ from torch2trt.settings import Settings
 
 aten = torch.ops.aten
 
-_IDENTITIES = frozenset(
+IDENTITIES = frozenset(
     {
         aten.alias.default,
         aten.clone.default,
@@ -21,6 +21,7 @@ _IDENTITIES = frozenset(
         aten.lift_fresh_copy.default,
     }
 )
+"""The operators that this pass leaves none of."""
 _RESHAPING = frozenset(
     {
         aten._to_copy.default,
@@ -33,7 +34,7 @@ _RESHAPING = frozenset(
 def remove_noops(program: Program, settings: Settings) -> None:
     """Drop copies, aliases and dropout, and casts, views and expansions to what their operand is already."""
     for node in program.calls:
-        if node.target in _IDENTITIES or (node.target in _RESHAPING and _keeps(program, node)):
+        if node.target in IDENTITIES or (node.target in _RESHAPING and _keeps(program, node)):
             source = bind(node)["input"]
             node.replace_all_uses_with(source)
             program.graph.graph.erase_node(node)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from torch2trt.graph.program import Program
 from torch2trt.graph.rewrite import call, refresh
@@ -83,7 +84,8 @@ class _Caster:
         self._set_outputs()
 
     def _has_floats(self, node: fx.Node) -> bool:
-        return any(self._is_float(argument) for argument in node.all_input_nodes)
+        values = pytree.tree_leaves([argument.meta.get("val") for argument in node.all_input_nodes])
+        return any(isinstance(value, torch.Tensor) and value.dtype in _FLOATS for value in values)
 
     def _is_float(self, node: fx.Node) -> bool:
         value = node.meta.get("val")

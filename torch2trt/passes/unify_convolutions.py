@@ -27,12 +27,14 @@ _TRANSPOSED = {
     aten.conv_transpose2d.input: 2,
     aten.conv_transpose3d.input: 3,
 }
+CONVOLUTIONS = frozenset({*_FORWARD, *_TRANSPOSED})
+"""The operators that this pass leaves none of."""
 
 
 def unify_convolutions(program: Program, settings: Settings) -> None:
     """Rewrite the operators for 1 to 3 dimensions, named padding and transposition as the general one."""
     for node in program.calls:
-        if node.target in _FORWARD or node.target in _TRANSPOSED:
+        if node.target in CONVOLUTIONS:
             with program.graph.graph.inserting_before(node):
                 replacement = _general(program, node)
             node.replace_all_uses_with(replacement)

@@ -9,11 +9,12 @@ from torch2trt.settings import Settings
 
 aten = torch.ops.aten
 
-_VIEWS = frozenset({aten.view.default, aten._unsafe_view.default})
+VIEWS = frozenset({aten.view.default, aten._unsafe_view.default})
+"""The operators that this pass leaves none of."""
 
 
 def unify_views(program: Program, settings: Settings) -> None:
     """Replace the operators that need certain strides by the one that does not."""
     for node in program.calls:
-        if node.target in _VIEWS:
+        if node.target in VIEWS:
             node.target = aten.reshape.default
