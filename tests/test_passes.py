@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -818,3 +819,19 @@ def test_what_the_contract_refuses() -> None:
     assert "float16" in broken(another_dtype)
     assert "call_method" in broken(method)
     assert "length" in broken(more_outputs)
+
+
+def test_pieces_of_a_split_have_the_precision_of_the_whole() -> None:
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            first, second = self.linear(x).split(4, dim=-1)
+            return first.reshape(-1) + second.reshape(-1)
+
+    program = capture(Halves().eval(), (torch.randn(2, 8),))
+    pipeline.run_passes(program, Settings(precision="fp16"))
+    pieces = [node for node in program.calls if node.target is operator.getitem]
+    assert [node.meta["val"].dtype for node in pieces] == [torch.float16] * 2
