@@ -66,6 +66,8 @@ CASES = [
     # Not together with GELU: TensorRT-RTX 1.7 crashes where two of them share a scalar.
     *(OpCase(f"{name}-scalar", NAMED[name], (X[0, 0, 0],)) for name in ("relu", "elu", "softplus")),
     OpCase("gelu-scalar", F.gelu, (X[0, 0, 0],)),
+    # As small as they are, these differ from zero.
+    OpCase("activations-vanishing", together(F.softplus, F.logsigmoid, F.mish), (-normal(8).abs() - 9,)),
     OpCase("glu", F.glu, (X, 1)),
     OpCase("relu-integers", at_all(F.relu), (WHOLE, WHOLE.int())),
     OpCase("clamp", CLAMPS, (X,)),

@@ -169,9 +169,13 @@ def selu(net: Network, input: Tensor) -> Tensor:
 
 
 def _log_one_plus_exp(net: Network, wide: Tensor) -> Tensor:
-    """log(1 + exp(x)) as max(x, 0) + log(1 + exp(-|x|)), which cannot overflow."""
+    """log(1 + exp(x)) as max(x, 0) + log(1 + y), y = exp(-|x|), which cannot overflow.
+
+    The logarithm is 2 artanh(y / (y + 2)), because 1 + y would drop most of a small y.
+    """
     decayed = net.unary("EXP", net.unary("NEG", net.unary("ABS", wide)))
-    return net.elementwise("SUM", net.activation("RELU", wide), net.unary("LOG", net.binary("SUM", decayed, 1.0)))
+    ratio = net.elementwise("DIV", decayed, net.binary("SUM", decayed, 2.0))
+    return net.elementwise("SUM", net.activation("RELU", wide), net.binary("PROD", net.unary("ATANH", ratio), 2.0))
 
 
 @converter(aten.softplus.default)
@@ -198,6 +202,9 @@ def log_sigmoid(net: Network, input: Tensor) -> Tensor:
 @converter(aten.mish.default)
 def mish(net: Network, input: Tensor) -> Tensor:
     """mish(Tensor self) -> Tensor"""
+    # tanh(log(1 + y)) is z / (z + 2) with z = y (y + 2), y = exp(x); beyond 20 it is 1.
     wide = net.cast(input, torch.float32)
-    gate = net.activation("TANH", _log_one_plus_exp(net, wide))
+    grown = net.unary("EXP", net.binary("MIN", wide, 20.0))
+    product = net.elementwise("PROD", grown, net.binary("SUM", grown, 2.0))
+    gate = net.elementwise("DIV", product, net.binary("SUM", product, 2.0))
     return net.cast(net.elementwise("PROD", wide, gate), input.dtype)
