@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from tests.cases import normal
+from tests.cases import normal, together
 from tests.harness import OpCase
 
 aten = torch.ops.aten
-IMAGE, VOLUME = normal(2, 3, 5, 6), normal(1, 2, 4, 5, 6)
+SEQUENCE, IMAGE, VOLUME = normal(3, 5, 6), normal(2, 3, 5, 6), normal(1, 2, 4, 5, 6)
 WHOLE = torch.arange(24).reshape(2, 3, 4)
+
+
+def pads(*amounts: tuple[int, ...], mode: str = "constant", value: float | None = None) -> Callable[..., Any]:
+    return together(*(partial(F.pad, pad=amount, mode=mode, value=value) for amount in amounts))
+
+
+def each(*functions: Callable[..., torch.Tensor]) -> Callable[..., Any]:
+    """One function for each tensor."""
+    return lambda *tensors: tuple(function(tensor) for function, tensor in zip(functions, tensors, strict=True))
 
 
 def to_multiple(x: torch.Tensor) -> torch.Tensor:
@@ -21,46 +33,46 @@ def to_multiple(x: torch.Tensor) -> torch.Tensor:
 
 
 CONSTANT = [
-    OpCase("pad-constant", F.pad, (IMAGE, (1, 2, 3, 0))),
-    OpCase("pad-constant-value", F.pad, (IMAGE, (1, 0, 0, 2), "constant", -1.5)),
-    OpCase("pad-constant-infinity", F.pad, (IMAGE, (1, 1), "constant", -math.inf)),
-    OpCase("pad-constant-all-dims", F.pad, (IMAGE, (1, 0, 0, 2, 1, 1, 0, 1))),
-    OpCase("pad-constant-crop", F.pad, (IMAGE, (-1, 2, -2, -1))),
-    OpCase("pad-constant-nothing", lambda x: F.pad(x, (0, 0)) + 1, (IMAGE,)),
-    OpCase("pad-constant-dynamic", F.pad, (IMAGE, (1, 2, -1, 1)), dynamic={0: {0: (1, 4), 2: (3, 9), 3: (2, 8)}}),
-    OpCase("pad-constant-to-multiple", to_multiple, (IMAGE,), dynamic={0: {3: (2, 9)}}),
-    OpCase("pad-constant-int64", F.pad, (WHOLE, (2, 1), "constant", 7)),
-    OpCase("pad-constant-int32", F.pad, (WHOLE.int(), (2, 1, -1, 1))),
-    OpCase("pad-constant-bool", F.pad, (WHOLE % 3 == 0, (2, 1), "constant", True)),
-    OpCase("pad-constant-float16", F.pad, (IMAGE.half(), (2, 1), "constant", 0.5)),
-    OpCase("pad-constant-bfloat16", F.pad, (IMAGE.bfloat16(), (2, 1), "constant", 0.5)),
-    OpCase("pad-constant-int8", F.pad, (WHOLE.to(torch.int8), (2, 1)), unsupported="int8"),
+    OpCase("pad", pads((1, 2, 3, 0), (1, 0, 0, 2, 1, 1, 0, 1), (-1, 2, -2, -1)), (IMAGE,)),
+    OpCase("pad-nothing", lambda x: F.pad(x, (0, 0)) + 1, (IMAGE,)),
+    OpCase("pad-value", pads((1, 0, 0, 2), value=-1.5), (IMAGE,)),
+    OpCase("pad-infinity", pads((1, 1), value=-math.inf), (IMAGE,)),
+    OpCase("pad-dynamic", pads((1, 2, -1, 1)), (IMAGE,), dynamic={0: {0: (1, 4), 2: (3, 9), 3: (2, 8)}}),
+    OpCase("pad-to-multiple", to_multiple, (IMAGE,), dynamic={0: {3: (2, 9)}}),
+    OpCase("pad-integers", each(pads((2, 1), value=7), pads((2, 1, -1, 1))), (WHOLE, WHOLE.int())),
+    OpCase("pad-bool", pads((2, 1), value=True), (WHOLE % 3 == 0,)),
+    OpCase("pad-float16", pads((2, 1), value=0.5), (IMAGE.half(),)),
+    OpCase("pad-bfloat16", pads((2, 1), value=0.5), (IMAGE.bfloat16(),)),
+    OpCase("pad-int8", pads((2, 1)), (WHOLE.to(torch.int8),), unsupported="int8"),
     OpCase("constant_pad_nd", aten.constant_pad_nd.default, (IMAGE, [1, 2, 3, 0], 2.5)),
 ]
 
+AMOUNTS = ([2, 1], [2, 1, 0, 3], [2, 1, 0, 3, 1, 1])
 EDGES = [
-    *(OpCase(f"pad-{mode}", F.pad, (IMAGE, (1, 2, 3, 0), mode)) for mode in ("reflect", "replicate", "circular")),
-    *(OpCase(f"pad-{mode}-sequence", F.pad, (IMAGE[0], (3, 2), mode)) for mode in ("reflect", "replicate", "circular")),
     *(
-        OpCase(f"pad-{mode}-volume", F.pad, (VOLUME, (1, 2, 0, 1, 2, 1), mode))
+        OpCase(
+            f"pad-{mode}",
+            each(*(pads(amounts, mode=mode) for amounts in ((1, 2, 3, 0), (3, 2), (1, 2, 0, 1, 2, 1), (1, 2)))),
+            (IMAGE, SEQUENCE, VOLUME, WHOLE),
+        )
         for mode in ("reflect", "replicate", "circular")
     ),
     *(
-        OpCase(f"pad-{mode}-dynamic", F.pad, (IMAGE, (2, 1, 0, 2), mode), dynamic={0: {0: (1, 3), 3: (3, 9)}})
+        OpCase(f"pad-{mode}-dynamic", pads((2, 1, 0, 2), mode=mode), (IMAGE,), dynamic={0: {0: (1, 3), 3: (3, 9)}})
         for mode in ("reflect", "replicate", "circular")
     ),
-    OpCase("pad-replicate-beyond", F.pad, (IMAGE, (9, 8, 0, 0), "replicate")),
-    OpCase("pad-reflect-crop", F.pad, (IMAGE, (-1, 2, 1, -2), "reflect")),
-    OpCase("pad-replicate-crop", F.pad, (IMAGE, (-1, 2, 1, -2), "replicate")),
-    OpCase("pad-circular-crop", F.pad, (IMAGE, (-1, 2, 0, 0), "circular"), unsupported="crops"),
-    OpCase("pad-reflect-float16", F.pad, (IMAGE.half(), (1, 2, 3, 0), "reflect")),
-    OpCase("pad-circular-int64", F.pad, (WHOLE, (1, 2), "circular")),
-    OpCase("reflection_pad1d", aten.reflection_pad1d.default, (IMAGE[0], [2, 1])),
-    OpCase("reflection_pad2d", aten.reflection_pad2d.default, (IMAGE, [2, 1, 0, 3])),
-    OpCase("reflection_pad3d", aten.reflection_pad3d.default, (VOLUME, [2, 1, 0, 3, 1, 1])),
-    OpCase("replication_pad1d", aten.replication_pad1d.default, (IMAGE[0], [2, 1])),
-    OpCase("replication_pad2d", aten.replication_pad2d.default, (IMAGE, [2, 1, 0, 3])),
-    OpCase("replication_pad3d", aten.replication_pad3d.default, (VOLUME, [2, 1, 0, 3, 1, 1])),
+    OpCase("pad-reflect-crop", pads((-1, 2, 1, -2), mode="reflect"), (IMAGE,)),
+    OpCase("pad-replicate-crop", pads((-1, 2, 1, -2), (9, 8, 0, 0), mode="replicate"), (IMAGE,)),
+    OpCase("pad-circular-crop", pads((-1, 2, 0, 0), mode="circular"), (IMAGE,), unsupported="crops"),
+    OpCase("pad-reflect-float16", pads((1, 2, 3, 0), mode="reflect"), (IMAGE.half(),)),
+    *(
+        OpCase(
+            f"{name}1d-to-3d",
+            each(*(partial(getattr(aten, f"{name}{len(amounts) // 2}d"), padding=amounts) for amounts in AMOUNTS)),
+            (SEQUENCE, IMAGE, VOLUME),
+        )
+        for name in ("reflection_pad", "replication_pad")
+    ),
 ]
 
 CASES = [*CONSTANT, *EDGES]
