@@ -1,0 +1,330 @@
+"""The command line: ``torch2trt compile | export | verify | bench | inspect | doctor``.
+
+Results go to stdout, as tables or with ``--json`` as one JSON object; everything else goes to stderr. The exit code is
+0 where all is well, 1 where a verification fails or nothing usable is installed, 2 for an error with a number and 3 for
+any other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+from torch2trt import __version__
+from torch2trt.errors import ArtifactWriteError, SettingError, Torch2TRTError
+from torch2trt.settings import Settings
+
+# What needs torch is imported by the commands, so that --help answers at once.
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from torch2trt.runtime.module import EngineModule
+    from torch2trt.tools.inputs import Example
+    from torch2trt.tools.models import Model
+
+_INPUT_HELP = """
+inputs:
+  --input 1x3x224x224                          by position, random, in the model's own dtype
+  --input ids:int64:1x128 --input mask:1x128   by the name of forward's parameter
+  --input x:batch=1..8..64x3x224x224           a dynamic dimension: MIN..OPT..MAX, with a name where several are one
+Without --input a model takes what its library says, or what it was exported with.
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command found: JSON values, the same to read, and the exit code."""
+
+    data: dict[str, Any]
+    shown: RenderableType
+    code: int = 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+
+    def command() -> Outcome:
+        options = _parser().parse_args(argv)
+        return options.command(options)  # type: ignore[no-any-return]
+
+    return report(command, as_json="--json" in argv)
+
+
+def report(command: Callable[[], Outcome], *, as_json: bool) -> int:
+    """Run a command, print what it found or why it failed, and return the exit code."""
+    try:
+        # What models and libraries print is no part of the result.
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            outcome = command()
+    except Torch2TRTError as error:
+        print(error, file=sys.stderr)
+        message = f"{error.subject}: {error.reason}" if error.subject else error.reason
+        failure = {"code": error.code, "message": message, "source": error.source, "hint": error.hint}
+        outcome = Outcome({"error": failure}, "", code=2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        traceback.print_exc()
+        failure = {"code": "", "message": f"{type(error).__name__}: {error}", "source": "", "hint": ""}
+        outcome = Outcome({"error": failure}, "", code=3)
+    if as_json:
+        print(json.dumps(outcome.data))
+    elif outcome.shown:
+        from rich.console import Console
+
+        # Brackets are shapes and extras here, not markup.
+        Console(markup=False, emoji=False, highlight=False).print(outcome.shown)
+    return outcome.code
+
+
+# The commands ---------------------------------------------------------------------------------------------------------
+
+
+def _compile(options: argparse.Namespace) -> Outcome:
+    import torch2trt
+
+    _check_folder(options.output)
+    model, example = _model(options)
+    _warn_of_random_weights(model, options)
+    compiled = torch2trt.compile(model.module, example.args, example.kwargs, **_keywords(options, model, example))
+    compiled.save(options.output, program=options.program)
+    return _describe(options, compiled)
+
+
+def _export(options: argparse.Namespace) -> Outcome:
+    import torch2trt
+
+    _check_folder(options.output)
+    model, example = _model(options)
+    _warn_of_random_weights(model, options)
+    keywords = _keywords(options, model, example)
+    compiled = torch2trt.export(model.module, example.args, options.output, example.kwargs, **keywords)
+    return _describe(options, compiled)
+
+
+def _verify(options: argparse.Namespace) -> Outcome:
+    from rich.console import Group
+    from rich.text import Text
+
+    import torch2trt
+
+    model, example = _model(options)
+    compiled = torch2trt.compile(model.module, example.args, example.kwargs, **_keywords(options, model, example))
+    found = compiled.verify(*example.args, **example.kwargs)
+    outcome = _describe(options, compiled)
+    return Outcome(
+        {**outcome.data, **found.to_json()},
+        Group(outcome.shown, Text(str(found))),
+        code=0 if found.passed else 1,
+    )
+
+
+def _bench(options: argparse.Namespace) -> Outcome:
+    from torch2trt.tools.bench import main_from_cli
+
+    data, shown = main_from_cli(
+        options.models,
+        inputs=options.input,
+        settings=_settings(options),
+        backends=options.backend,
+        batches=options.batch,
+        repeats=options.repeats,
+        results=options.results,
+        seed=options.seed,
+    )
+    return Outcome(data, shown)
+
+
+def _inspect(options: argparse.Namespace) -> Outcome:
+    from torch2trt.tools import inspect
+
+    if inspect.is_artifact(options.model):
+        return Outcome(*inspect.artifact(options.model))
+    model, example = _model(options)
+    return Outcome(*inspect.network(model, example, Settings.make(**_settings(options))))
+
+
+def _doctor(options: argparse.Namespace) -> Outcome:
+    from torch2trt.tools import doctor
+
+    found = doctor.examine()
+    return Outcome(found.to_json(), found, code=0 if found.chosen else 1)
+
+
+def _model(options: argparse.Namespace) -> tuple[Model, Example]:
+    from torch2trt.tools import models
+    from torch2trt.tools.inputs import InputSpec, parse_span
+    from torch2trt.tools.weights import randomize
+
+    specs = [InputSpec.parse(text) for text in options.input]
+    spans = dict(parse_span(text) for text in options.int_range)
+    arguments = dict(_argument(text) for text in options.model_arg)
+    model = models.resolve(options.model, seed=options.seed, weights=options.weights, arguments=arguments)
+    example = model.example(specs, seed=options.seed, spans=spans)
+    if model.random:
+        randomize(model.module, example.args, example.kwargs, seed=options.seed)
+    return model, example
+
+
+def _keywords(options: argparse.Namespace, model: Model, example: Example) -> dict[str, Any]:
+    return {"dynamic_shapes": example.dynamic_shapes, "name": model.name, **_settings(options)}
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given."""
+    return {item.name: getattr(options, item.name) for item in dataclasses.fields(Settings) if item.name in options}
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise SettingError("is not NAME=VALUE", subject=f"model-arg {text!r}")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def _check_folder(path: Path) -> None:
+    """Refuse before building what could not be written after it."""
+    if not path.parent.is_dir():
+        raise ArtifactWriteError("its folder does not exist", subject=str(path), hint=f"mkdir {path.parent}")
+
+
+def _warn_of_random_weights(model: Model, options: argparse.Namespace) -> None:
+    if model.random:
+        print(f"{model.name} has random weights (seed {options.seed}); --weights FILE loads others", file=sys.stderr)
+
+
+def _describe(options: argparse.Namespace, compiled: EngineModule) -> Outcome:
+    from torch2trt.tools import inspect
+
+    artifact = compiled.artifact
+    data = {
+        "model": options.model,
+        "flavour": artifact.flavour,
+        "flavour_version": artifact.flavour_version,
+        "gpu": artifact.gpu,
+        "precision": artifact.precision,
+        **compiled.report,
+    }
+    if "output" in options:
+        data["output"] = str(options.output)
+    return Outcome(data, inspect.table(artifact))
+
+
+# The options ----------------------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SettingError(message, subject=self.prog, hint=f"{self.prog} --help lists the options")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="torch2trt", description="Compile PyTorch modules into TensorRT engines.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"torch2trt {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(run: Callable[[argparse.Namespace], Outcome], help: str, *, epilog: str = "") -> _Parser:
+        added = commands.add_parser(
+            run.__name__.removeprefix("_"),
+            help=help,
+            description=f"{help[0].upper()}{help[1:]}.",
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        added.set_defaults(command=run)
+        added.add_argument("--json", action="store_true", help="print one JSON object")
+        return added
+
+    compiling = command(_compile, "compile a model into an artifact for torch2trt.load", epilog=_INPUT_HELP)
+    _add_output(compiling, "the artifact to write, such as resnet50.t2t")
+    compiling.add_argument("--program", action="store_true", help="save the Program with it, for reference()")
+    exporting = command(_export, "write a bare plan, with a JSON beside it, for trtexec or Triton", epilog=_INPUT_HELP)
+    _add_output(exporting, "the plan to write, such as resnet50.engine")
+    verifying = command(_verify, "compile a model and compare it with float64 eager", epilog=_INPUT_HELP)
+    inspecting = command(_inspect, "show an artifact, or the network that a model becomes", epilog=_INPUT_HELP)
+    for parser_of_one, what in ((compiling, ""), (exporting, ""), (verifying, ""), (inspecting, "an artifact, or ")):
+        _add_model(parser_of_one, what)
+        _add_settings(parser_of_one)
+
+    measuring = command(_bench, "measure against the other roads; needs a GPU", epilog=_INPUT_HELP)
+    measuring.add_argument("models", nargs="*", metavar="MODEL", help="as for compile; several are measured in turn")
+    _add_input(measuring)
+    measuring.add_argument(
+        "--backend", action="append", metavar="NAMES", help="such as eager,torch2trt; unset: the usual"
+    )
+    measuring.add_argument("--batch", action="append", type=int, metavar="N", help="batch size; may come several times")
+    measuring.add_argument("--repeats", type=int, metavar="N", help="measurements a row")
+    measuring.add_argument("--results", type=Path, metavar="FOLDER", help="where the CSV goes")
+    _add_settings(measuring)
+
+    command(_doctor, "say what is installed, what is used and why, and what to install")
+    return parser
+
+
+def _add_output(parser: _Parser, help: str) -> None:
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=help)
+
+
+def _add_model(parser: _Parser, before: str) -> None:
+    forms = "torchvision:NAME, timm:NAME, transformers:CLASS, package.module:CALLABLE, FILE.py:CALLABLE or FILE.pt2"
+    parser.add_argument("model", metavar="MODEL", help=before + forms)
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="a state_dict: .safetensors, or from torch.save")
+    parser.add_argument(
+        "--model-arg",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a keyword for what makes the model (for transformers, of its configuration), such as num_classes=10",
+    )
+    _add_input(parser)
+    parser.add_argument(
+        "--int-range",
+        action="append",
+        default=[],
+        metavar="[NAME=]LOW:HIGH",
+        help="random integers from LOW to below HIGH; unset: the rows of the model's first embedding",
+    )
+
+
+def _add_input(parser: _Parser) -> None:
+    parser.add_argument("--input", action="append", default=[], metavar="[NAME:][DTYPE:]SHAPE", help="see below")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of random weights and inputs (default: 0)")
+
+
+def _add_settings(parser: _Parser) -> None:
+    """One option for each field of Settings; those not given stay out of the namespace."""
+    group = parser.add_argument_group("settings")
+    hints = get_type_hints(Settings)
+    for item in dataclasses.fields(Settings):
+        kinds = [kind for kind in get_args(hints[item.name]) or (hints[item.name],) if kind is not NoneType]
+        if get_origin(hints[item.name]) is Literal:
+            kinds = [hints[item.name]]
+        (kind,) = kinds
+        form: dict[str, Any]
+        if kind is bool:
+            form = {"action": argparse.BooleanOptionalAction}
+        elif get_origin(kind) is Literal:
+            form = {"choices": get_args(kind)}
+        else:
+            form = {"type": kind, "metavar": {Path: "FOLDER", int: "N", float: "SECONDS"}[kind]}
+        text = item.metadata["help"].replace("%", "%%")
+        group.add_argument(f"--{item.name.replace('_', '-')}", default=argparse.SUPPRESS, help=text, **form)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""What an artifact holds, and which layers a model becomes: ``torch2trt inspect``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from torch2trt import api
+from torch2trt.converters.lower import lower
+from torch2trt.graph.ops import FUSED_BLOCKS
+from torch2trt.runtime import artifact as artifacts
+from torch2trt.runtime import summary
+from torch2trt.runtime.artifact import Artifact
+from torch2trt.settings import Settings
+from torch2trt.tools.inputs import Example
+from torch2trt.tools.models import Model
+from torch2trt.trt import flavour as flavours
+
+
+def is_artifact(name: str) -> bool:
+    """Whether a name on the command line is meant as an artifact rather than as a model."""
+    return Path(name).is_file() and not name.endswith(".pt2")
+
+
+def artifact(path: str) -> tuple[dict[str, Any], RenderableType]:
+    """An artifact's manifest and sizes, as JSON values and as a table; the engine is not deserialised.
+
+    Raises:
+        ArtifactError: it is no artifact, truncated, corrupt, or of another format version.
+    """
+    loaded = artifacts.load(path)
+    found = loaded.artifact
+    settings = {
+        item.name: getattr(found.settings, item.name)
+        for item in dataclasses.fields(Settings)
+        if getattr(found.settings, item.name) != item.default
+    }
+    size = Path(path).stat().st_size
+    data = {
+        "name": found.name,
+        "flavour": found.flavour,
+        "flavour_version": found.flavour_version,
+        "gpu": found.gpu,
+        "precision": found.precision,
+        "signature": found.signature.to_json(),
+        "settings": settings,
+        "report": found.report,
+        "program": loaded.has_program,
+        "engine_bytes": len(found.plan),
+        "file_bytes": size,
+    }
+    shown = table(found)
+    shown.add_row("settings", ", ".join(f"{name}={value}" for name, value in settings.items()) or "defaults")
+    shown.add_row("program", "saved with it" if loaded.has_program else "not saved with it")
+    shown.add_row("file size", f"{size / 1e6:.1f} MB")
+    return data, shown
+
+
+def network(model: Model, example: Example, settings: Settings) -> tuple[dict[str, Any], RenderableType]:
+    """The network that a model becomes, by type of layer; nothing is built.
+
+    Raises:
+        UnsupportedOpsError: what cannot be converted, and why.
+    """
+    flavour = flavours.load(settings.flavour)
+    program = api.capture(
+        model.module, example.args, example.kwargs, dynamic_shapes=example.dynamic_shapes, name=model.name
+    )
+    program = api.optimize(program, settings)
+    built = lower(program, flavour)
+    layers = Counter(built.definition.get_layer(i).type.name.lower() for i in range(built.definition.num_layers))
+    data: dict[str, Any] = {
+        "name": program.name,
+        "flavour": flavour.name,
+        "flavour_version": flavour.version_text,
+        "nodes": program.captured_nodes,
+        "calls": len(program.calls),
+        "layers": layers.total(),
+        "fused_blocks": sum(node.target in FUSED_BLOCKS for node in program.calls),
+        "weight_bytes": program.weights.source_bytes,
+        "layers_by_type": dict(layers.most_common()),
+    }
+    layer_table = Table("layer")
+    layer_table.add_column("count", justify="right")
+    for kind, count in layers.most_common():
+        layer_table.add_row(kind, str(count))
+    head = (
+        f"{program.name}: {data['nodes']} nodes → {data['layers']} layers, {data['fused_blocks']} fused blocks, "
+        f"{data['weight_bytes'] / 1e6:.1f} MB of weights ({flavour.name} {flavour.version_text})"
+    )
+    return data, Group(Text(head), layer_table)
+
+
+def table(artifact: Artifact) -> Table:
+    """An artifact in rows of title and text."""
+    shown = Table(title=artifact.name, show_header=False)
+    for title, text in summary.table(artifact).items():
+        shown.add_row(title, text)
+    return shown
