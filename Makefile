@@ -40,7 +40,7 @@ format: .venv/installed-lint
 	$(BIN)/ruff check --fix .
 
 bench: .venv/installed-$(FLAVOUR),test
-	$(BIN)/torch2trt bench $(ARGS)
+	$(BIN)/python -m benchmarks.run $(ARGS)
 
 docs: .venv/installed-docs
 	$(BIN)/pdoc --docformat google --output-directory build/docs torch2trt

@@ -1,0 +1,81 @@
+"""The GPU as a run sees it: its clock and its memory."""
+
+from __future__ import annotations
+
+import gc
+import time
+from typing import Protocol
+
+import torch
+
+from torch2trt.errors import NoGPUError
+from torch2trt.tools.bench.measure import Call, Clock
+
+
+class Machine(Clock, Protocol):
+    """Where modules run and are timed."""
+
+    device: torch.device
+    name: str
+
+    def synchronize(self) -> None:
+        """Wait for everything that was enqueued; raises what went wrong there."""
+
+    def release(self) -> None:
+        """Give back memory that nothing needs any more."""
+
+    def free_bytes(self) -> int:
+        """Device memory that no process holds."""
+
+
+class CudaMachine:
+    """The current CUDA device.
+
+    Raises:
+        NoGPUError: there is none.
+    """
+
+    def __init__(self) -> None:
+        if not torch.cuda.is_available():
+            raise NoGPUError(
+                "engines are measured on NVIDIA GPUs, and torch finds none on this machine",
+                subject="bench",
+                hint="torch2trt verify builds and checks a model without a GPU",
+            )
+        self.device = torch.device("cuda", torch.cuda.current_device())
+        self.name = torch.cuda.get_device_name()
+
+    def gpu_ms(self, call: Call, calls: int, *, lead_in: int) -> float:
+        """Between two events on the stream: what the GPU takes, or the host where that is slower."""
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        for number in range(lead_in):
+            call(number)
+        start.record()
+        for number in range(lead_in, lead_in + calls):
+            call(number)
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / calls
+
+    def host_us(self, call: Call, calls: int) -> float:
+        """By the host's clock, from an idle GPU, and without waiting for it in between."""
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for number in range(calls):
+            call(number)
+        seconds = time.perf_counter() - start
+        torch.cuda.synchronize()
+        return seconds / calls * 1e6
+
+    def synchronize(self) -> None:
+        """Wait for everything that was enqueued; raises what went wrong there."""
+        torch.cuda.synchronize()
+
+    def release(self) -> None:
+        """Give back memory that nothing needs any more."""
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    def free_bytes(self) -> int:
+        """Device memory that no process holds: TensorRT's own allocations are seen only so."""
+        return torch.cuda.mem_get_info()[0]

@@ -1,0 +1,269 @@
+"""A run: everything is built first, then case after case is measured alone on the GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torch2trt.tolerance import tolerance
+from torch2trt.tools.bench import measure, rows
+from torch2trt.tools.bench.backends import Call, inputs_for, open_call, set_arithmetic
+from torch2trt.tools.bench.builds import Outcome, Skipped, Task, Timings, build_all
+from torch2trt.tools.bench.candidate import Candidate, candidates
+from torch2trt.tools.bench.case import INPUT_SETS, Arguments, Case, Subject, error_of
+from torch2trt.tools.bench.machine import Machine
+from torch2trt.tools.bench.prepare import Prepared
+from torch2trt.tools.bench.rows import Row
+from torch2trt.trt import flavour as flavours
+
+# Seconds that a case's measurement takes before one has been seen, and more with Inductor, which loads its cache.
+_CASE_S, _INDUCTOR_S = 15.0, 20.0
+_ERROR_LENGTH = 400
+
+
+@dataclass(frozen=True)
+class Request:
+    """A case, and the backends to measure it on."""
+
+    case: Case
+    backends: tuple[str, ...]
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """All variants of the backends."""
+        return candidates(self.backends)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run."""
+
+    work: Path
+    """Folder for what is built, and where what was built there before is found."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """For :class:`torch2trt.Settings`, JSON values; those for TensorRT's builder are the peer's too."""
+    jobs: int = 1
+    """Builds at a time."""
+    rounds: int = measure.ROUNDS
+    limit: float = 900.0
+    """Seconds that one build may take."""
+    deadline: float | None = None
+    """Seconds after which nothing new is begun."""
+    timings: Path | None = None
+    """As :class:`torch2trt.tools.bench.builds.Timings` takes it."""
+    commit: str = ""
+    say: Callable[[str], None] = lambda line: None
+    """Takes lines of progress."""
+
+
+@dataclass
+class _Ready:
+    """A candidate that runs."""
+
+    call: Call
+    error: float
+    gpu_bytes: int
+    prepared: Prepared | None
+
+
+class Session:
+    """One run on one machine.
+
+    Raises:
+        FlavourNotFoundError, FlavourTooOldError, UnsupportedGPUError: no TensorRT that serves it.
+    """
+
+    def __init__(self, options: Options, machine: Machine) -> None:
+        self._options = options
+        self._machine = machine
+        self._flavour = flavours.load(options.settings.get("flavour"))
+        self._timings = Timings(options.timings, options.work.resolve() / "cache", self._flavour)
+        # Where nothing else is asked for, every build starts as the first one on a machine does.
+        self._settings = {"progress": "none", "timing_cache": False, **options.settings, **self._timings.settings}
+        self._torch = str(torch.__version__)
+        self._end = time.monotonic() + (options.deadline or float("inf"))
+        self._case_s = _CASE_S
+
+    @property
+    def csv_name(self) -> str:
+        """The name of the file for this machine's results."""
+        return rows.csv_name(self._machine.name, self._flavour.name, self._flavour.version_text, self._torch)
+
+    def run(self, requests: Sequence[Request], keep: Callable[[list[Row]], None] = lambda rows: None) -> list[Row]:
+        """Build everything and measure it.
+
+        Args:
+            keep: takes the rows of a case as soon as they are there.
+
+        Returns:
+            All rows. A backend that failed has one that says why; one for which there was no time has none.
+        """
+        outcomes = self._build(requests)
+        found: list[Row] = []
+        for request in requests:
+            if self._end - time.monotonic() < self._expected(request):
+                self._options.say(f"{request.case}: no time is left to measure it")
+                continue
+            start = time.monotonic()
+            measured = self._measure(request, outcomes)
+            self._case_s = max(self._case_s, time.monotonic() - start)
+            keep(measured)
+            found += measured
+        return found
+
+    def _build(self, requests: Sequence[Request]) -> Mapping[Task, Outcome]:
+        options = self._options
+        tasks = [
+            (request.case, candidate.source)
+            for request in requests
+            for candidate in request.candidates
+            if candidate.source is not None
+        ]
+        return build_all(
+            tasks,
+            options.work / (options.commit or "work"),
+            settings=self._settings,
+            timings=self._timings,
+            jobs=options.jobs,
+            limit=options.limit,
+            deadline=self._end - sum(map(self._expected, requests)),
+            say=options.say,
+        )
+
+    def _expected(self, request: Request) -> float:
+        """Seconds that measuring a case will take."""
+        return self._case_s + _INDUCTOR_S * any(name.startswith("inductor") for name in request.backends)
+
+    def _measure(self, request: Request, outcomes: Mapping[Task, Outcome]) -> list[Row]:
+        case, machine = request.case, self._machine
+        ready: dict[Candidate, _Ready] = {}
+        # Only the texts: an exception keeps alive whatever its frames hold.
+        failed: dict[Candidate, str] = {}
+        with torch.no_grad():
+            try:
+                subject = Subject(case)
+                set_arithmetic(subject.precision)
+                truth, sets = subject.truth(machine.device), subject.inputs(machine.device)
+            except Exception as error:
+                failed = dict.fromkeys(request.candidates, self._failure(case, "the model", error))
+                return self._rows(request, case.precision or "", case.batch or 0, {}, {}, failed)
+            for candidate in request.candidates:
+                built = outcomes[case, candidate.source] if candidate.source else None
+                if isinstance(built, Skipped) or (candidate.variant == "nhwc" and not subject.has_layouts):
+                    continue
+                if isinstance(built, Exception):
+                    failed[candidate] = _one_line(built)
+                    continue
+                try:
+                    ready[candidate] = self._open(candidate, subject, sets, built, truth)
+                except Exception as error:
+                    failed[candidate] = self._failure(case, candidate, error)
+            calls = {candidate: item.call for candidate, item in ready.items()}
+            try:
+                samples = measure.measure(calls, machine, rounds=self._options.rounds)
+            except Exception as error:
+                # It says nothing of whose call it was.
+                failed |= dict.fromkeys(ready, self._failure(case, "measuring", error))
+                ready, samples = {}, {}
+        found = self._rows(request, subject.precision, subject.batch, ready, samples, failed)
+        if any(name.startswith("inductor") for name in request.backends):
+            torch._dynamo.reset()
+        return found
+
+    def _failure(self, case: Case, what: object, error: Exception) -> str:
+        text = _one_line(error)
+        self._options.say(f"{case}: {what}: {text}")
+        # After some errors nothing runs on the GPU any more: then this raises, and ends the run.
+        self._machine.synchronize()
+        return text
+
+    def _open(
+        self,
+        candidate: Candidate,
+        subject: Subject,
+        sets: Sequence[Arguments],
+        prepared: Prepared | None,
+        truth: list[torch.Tensor],
+    ) -> _Ready:
+        machine = self._machine
+        sets = inputs_for(candidate, sets)
+        machine.release()
+        free = machine.free_bytes()
+        call = open_call(candidate, subject, sets, prepared, self._flavour, machine.device)
+        # Every input set twice: compilers compile in the first call, and some record in the second.
+        for number in range(2 * INPUT_SETS):
+            call(number)
+        error = error_of(call(0), truth)
+        # What warming up took and gives back is no part of what running takes.
+        machine.release()
+        for number in range(INPUT_SETS):
+            call(number)
+        machine.synchronize()
+        return _Ready(call, error, free - machine.free_bytes(), prepared)
+
+    def _rows(
+        self,
+        request: Request,
+        precision: str,
+        batch: int,
+        ready: Mapping[Candidate, _Ready],
+        samples: Mapping[Candidate, measure.Samples],
+        failed: Mapping[Candidate, str],
+    ) -> list[Row]:
+        """One row for each backend that ran or failed: its fastest variant's among those whose result is right."""
+        options = self._options
+        found = []
+        for backend in dict.fromkeys(candidate.backend for candidate in request.candidates):
+            row = Row(
+                commit=options.commit,
+                date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+                model=request.case.name,
+                batch=batch,
+                precision=precision,
+                backend=backend,
+                jobs=options.jobs,
+                timing_cache="carried" if self._settings["timing_cache"] else "",
+                gpu=self._machine.name,
+                flavour=self._flavour.name,
+                flavour_version=self._flavour.version_text,
+                torch=self._torch,
+            )
+            own = [candidate for candidate in ready if candidate.backend == backend]
+            errors = dict.fromkeys(error for candidate, error in failed.items() if candidate.backend == backend)
+            if own:
+                best = min(own, key=lambda item: _rank(ready[item].error, samples[item], precision))
+                found.append(_measured(row, best, ready[best], samples[best]))
+            elif errors:
+                found.append(dataclasses.replace(row, error="; ".join(errors)))
+        return rows.with_speedups(found)
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:_ERROR_LENGTH]
+
+
+def _rank(error: float, samples: measure.Samples, precision: str) -> tuple[bool, float]:
+    return error > tolerance(precision), samples.gpu_ms_p50  # type: ignore[arg-type]
+
+
+def _measured(row: Row, candidate: Candidate, ready: _Ready, samples: measure.Samples) -> Row:
+    prepared = ready.prepared
+    return dataclasses.replace(
+        row,
+        variant=candidate.variant,
+        gpu_ms_p50=samples.gpu_ms_p50,
+        gpu_ms_p99=samples.gpu_ms_p99,
+        host_us=samples.host_us_p50,
+        build_s=prepared.build_s if prepared else None,
+        capture_s=prepared.capture_s if prepared else None,
+        max_rel_error=ready.error,
+        peak_host_bytes=prepared.peak_host_bytes if prepared else None,
+        peak_gpu_bytes=ready.gpu_bytes,
+    )

@@ -1,0 +1,130 @@
+"""The child process of :mod:`torch2trt.tools.bench.prepare`: ``python -m torch2trt.tools.bench.worker FOLDER``."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from torch import nn
+
+import torch2trt
+from torch2trt.engine.child import ERROR_FILE, PLAN_FILE, error_to_json
+from torch2trt.errors import BuildError, Torch2TRTError
+from torch2trt.settings import Settings
+from torch2trt.tools.bench import onnx_peer
+from torch2trt.tools.bench.backends import inductor, set_arithmetic
+from torch2trt.tools.bench.candidate import Candidate
+from torch2trt.tools.bench.case import Arguments, Case, Subject
+from torch2trt.tools.bench.prepare import JOB_FILE, REPORT_FILE, Report, host_bytes
+from torch2trt.tools.build_worker import end_with_parent
+from torch2trt.trt import flavour as flavours
+
+_WARM_CALLS = 3  # Inductor compiles in the first call and records its CUDA graphs in the second
+
+
+# Seconds of what comes before the build, seconds of the build, and how to write what was built.
+_Outcome = tuple[float, float, Callable[[Path], object]]
+
+
+@dataclass(frozen=True)
+class _Job:
+    candidate: Candidate
+    name: str
+    module: nn.Module
+    arguments: Arguments
+    settings: Settings
+    folder: Path
+
+
+def main(folder: Path) -> int:
+    """Do the job in a folder, and leave the plan and a report there, or the error.
+
+    Returns:
+        The exit code.
+    """
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    data = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
+    candidate = Candidate(**data["candidate"])
+    try:
+        report = _work(_job(candidate, Case.from_json(data["case"]), data["settings"], folder))
+    except Exception as error:
+        traceback.print_exc()
+        if not isinstance(error, Torch2TRTError):
+            # Exporters and compilers have errors of their own.
+            error = BuildError(f"{type(error).__name__}: {error}", subject=str(candidate))
+        (folder / ERROR_FILE).write_text(json.dumps(error_to_json(error)), encoding="utf-8")
+    else:
+        (folder / REPORT_FILE).write_text(json.dumps(asdict(report)), encoding="utf-8")
+    return 0
+
+
+def _job(candidate: Candidate, case: Case, settings: dict[str, object], folder: Path) -> _Job:
+    subject = Subject(case, sets=1)
+    set_arithmetic(subject.precision)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # Half precision is then the module's own.
+    own = Settings.make(**settings, precision="fp32" if subject.precision == "fp32" else None)
+    return _Job(candidate, case.name, subject.module(device), subject.inputs(device)[0], own, folder)
+
+
+def _work(job: _Job) -> Report:
+    roads = {"onnx-tensorrt": _onnx, "torch2trt": _ours}
+    road = roads.get(job.candidate.backend, _inductor)
+    # Python's imports and TensorRT's start belong to the first build's time, but to no model's memory.
+    first_capture_s, first_build_s, _ = road(_tiny(job))
+    gc.collect()
+    before, start = host_bytes(psutil.Process()), time.time()
+    capture_s, build_s, save = road(job)
+    end = time.time()
+    save(job.folder / PLAN_FILE)
+    return Report(first_build_s + build_s, first_capture_s + capture_s, start, end, before)
+
+
+def _tiny(job: _Job) -> _Job:
+    """The same job for a network of one layer."""
+    like = next(job.module.parameters())
+    module = nn.Conv2d(8, 8, 3).to(like.device, like.dtype).eval()
+    example = torch.randn(1, 8, 16, 16).to(like.device, like.dtype)
+    return dataclasses.replace(job, name="tiny", module=module, arguments=((example,), {}))
+
+
+def _ours(job: _Job) -> _Outcome:
+    compiled = torch2trt.compile(job.module, *job.arguments, name=job.name, **vars(job.settings))
+    report = compiled.report
+    return report["capture_s"], report["lower_s"] + report["build_s"], compiled.save
+
+
+def _onnx(job: _Job) -> _Outcome:
+    path = job.folder / "model.onnx"
+    start = time.perf_counter()
+    onnx_peer.export(job.module, *job.arguments, path, job.candidate.variant)
+    exported = time.perf_counter()
+    plan = onnx_peer.build(path, flavours.load(job.settings.flavour), job.settings, name=job.name)
+    return exported - start, time.perf_counter() - exported, lambda file: file.write_bytes(plan)
+
+
+def _inductor(job: _Job) -> _Outcome:
+    """Compile, so that the parent finds everything in Inductor's own cache; there is nothing else to leave."""
+    compiled = inductor(job.module, job.candidate.backend)
+    args, kwargs = job.arguments
+    start = time.perf_counter()
+    with torch.no_grad():
+        for _ in range(_WARM_CALLS):
+            compiled(*args, **kwargs)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return 0.0, time.perf_counter() - start, lambda file: file.touch()
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
