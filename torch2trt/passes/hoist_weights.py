@@ -13,9 +13,10 @@ from torch2trt.settings import Settings
 
 aten = torch.ops.aten
 
-# A result this many times larger than what it is made of stays in the engine, where it costs no memory.
+# A result this many times larger than what it is made of stays in the engine, where it costs no memory, unless it is
+# small (in elements), as position biases are that TensorRT would look up in every run.
 _GROWTH_LIMIT = 1.5
-_SMALL = 4096
+_SMALL = 1 << 20
 
 
 def hoist_weights(program: Program, settings: Settings) -> None:

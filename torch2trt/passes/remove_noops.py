@@ -22,19 +22,26 @@ IDENTITIES = frozenset(
     }
 )
 """The operators that this pass leaves none of."""
-_RESHAPING = frozenset(
+# These change nothing where dtype and shape stay.
+_KEEPING = frozenset(
     {
         aten._to_copy.default,
         aten.reshape.default,
         aten.expand.default,
+        aten.repeat.default,
+        aten.slice.Tensor,
+        aten.squeeze.default,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
     }
 )
+_PADS = frozenset({aten.pad.default, aten.constant_pad_nd.default})
 
 
 def remove_noops(program: Program, settings: Settings) -> None:
-    """Drop copies, aliases and dropout, and casts, views and expansions to what their operand is already."""
+    """Drop copies, aliases and dropout, and what is already so: casts, views, expansions, slices, padding by nothing."""
     for node in program.calls:
-        if node.target in IDENTITIES or (node.target in _RESHAPING and _keeps(program, node)):
+        if node.target in IDENTITIES or (node.target in _KEEPING and _keeps(program, node)) or _pads_nothing(node):
             source = bind(node)["input"]
             node.replace_all_uses_with(source)
             program.graph.graph.erase_node(node)
@@ -43,3 +50,7 @@ def remove_noops(program: Program, settings: Settings) -> None:
 def _keeps(program: Program, node: fx.Node) -> bool:
     source = bind(node)["input"]
     return isinstance(source, fx.Node) and program.spec(source) == program.spec(node)
+
+
+def _pads_nothing(node: fx.Node) -> bool:
+    return node.target in _PADS and all(isinstance(size, int) and size == 0 for size in bind(node)["pad"])
