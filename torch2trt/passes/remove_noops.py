@@ -39,7 +39,7 @@ _PADS = frozenset({aten.pad.default, aten.constant_pad_nd.default})
 
 
 def remove_noops(program: Program, settings: Settings) -> None:
-    """Drop copies, aliases and dropout, and what is already so: casts, views, expansions, slices, padding by nothing."""
+    """Drop copies, aliases and dropout, casts, views and slices that keep everything, padding by nothing."""
     for node in program.calls:
         if node.target in IDENTITIES or (node.target in _KEEPING and _keeps(program, node)) or _pads_nothing(node):
             source = bind(node)["input"]
