@@ -11,7 +11,7 @@ import pytest
 from torch2trt.passes.pipeline import PASSES
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("benchmarks/*.md"))]
 PAGES = runpy.run_path(str(ROOT / "docs" / "write_reference.py"))["PAGES"]
 
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s]+)?(?:#([\w-]+))?\)")
@@ -30,7 +30,7 @@ def test_generated_pages_are_current(name: str) -> None:
     assert written == PAGES[name](), "run: python docs/write_reference.py"
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     for target, anchor in LINK.findall(text):
@@ -40,7 +40,7 @@ def test_links_lead_somewhere(path: Path) -> None:
             assert anchor in anchors(linked.read_text(encoding="utf-8")), f"{path.name} links to {target}#{anchor}"
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_paths_in_the_text_exist(path: Path) -> None:
     """Paths of this repository, which start with one of its folders or lie in the package."""
     folders = {item.name for item in ROOT.iterdir() if item.is_dir()}
