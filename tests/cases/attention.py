@@ -65,6 +65,12 @@ def masked(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *masks: 
     return tuple(F.scaled_dot_product_attention(query, key, value, mask) for mask in masks)
 
 
+def every_form(*tensors: torch.Tensor) -> Any:
+    query, key, value, *masks = tensors
+    causal = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    return F.scaled_dot_product_attention(query, key, value), causal, masked(query, key, value, *masks)
+
+
 CASES = [
     attention("plain", *QKV),
     attention("scale", *QKV, scale=0.3),
@@ -97,14 +103,8 @@ CASES = [
     attention("dynamic-head-size-and-scale", *QKV, scale=0.5, dynamic={position: {3: SIZE} for position in range(3)}),
     attention("dropout", *QKV, dropout_p=0.1, raises="T2T106"),
     *(
-        attention(f"{name}-{str(dtype)[6:]}", *qkv(dtype, size), *mask, **options)
+        OpCase(f"attention-{str(dtype)[6:]}-{size}", every_form, (*qkv(dtype, size), BLIND, additive(BLIND).to(dtype)))
         for dtype in (torch.float16, torch.bfloat16)
-        for name, size, mask, options in (
-            ("plain", 8, (), {}),
-            ("wide", 80, (), {}),
-            ("causal", 8, (), {"is_causal": True}),
-            ("mask", 8, (BLIND,), {}),
-            ("additive", 8, (additive(BLIND).to(dtype),), {}),
-        )
+        for size in (8, 80)
     ),
 ]

@@ -28,6 +28,11 @@ def forms(function: Callable[..., torch.Tensor], *options: dict[str, Any]) -> Ca
     return together(*(partial(function, **each) for each in options))
 
 
+def each(*functions: Callable[..., torch.Tensor]) -> Callable[..., Any]:
+    """One function for each list of arguments."""
+    return lambda *arguments: tuple(function(*given) for function, given in zip(functions, arguments, strict=True))
+
+
 CONVOLUTIONS = [
     conv(
         "conv1d",
@@ -53,9 +58,11 @@ CONVOLUTIONS = [
     conv("conv1d-depthwise", partial(F.conv1d, groups=4, padding=1), SEQUENCE, normal(4, 1, 3), normal(4)),
     conv("conv3d-groups", partial(F.conv3d, groups=2), VOLUME, normal(6, 2, 2, 2, 2), BIAS),
     conv("conv2d-1x1", F.conv2d, IMAGE, normal(6, 4, 1, 1), BIAS),
-    conv("conv1d-unbatched", F.conv1d, SEQUENCE[0], KERNEL1, BIAS),
-    conv("conv2d-unbatched", F.conv2d, IMAGE[0], KERNEL2, BIAS),
-    conv("conv3d-unbatched", F.conv3d, VOLUME[0], KERNEL3, BIAS),
+    OpCase(
+        "convolutions-unbatched",
+        each(F.conv1d, F.conv2d, F.conv3d),
+        ((SEQUENCE[0], KERNEL1, BIAS), (IMAGE[0], KERNEL2, BIAS), (VOLUME[0], KERNEL3, BIAS)),
+    ),
     OpCase("conv2d-kernel-as-input", F.conv2d, (IMAGE, KERNEL2)),
     OpCase("conv2d-kernel-and-bias-as-inputs", F.conv2d, (IMAGE, KERNEL2, BIAS)),
     OpCase("conv2d-bias-as-input", F.conv2d, (IMAGE, KERNEL2, BIAS), weights=(1,)),
@@ -67,17 +74,19 @@ CONVOLUTIONS = [
     conv("conv2d-dynamic-same", partial(F.conv2d, padding="same"), IMAGE, KERNEL2, dynamic=DYNAMIC),
     conv("conv2d-dynamic-unbatched", F.conv2d, IMAGE[0], KERNEL2, BIAS, dynamic={0: {1: (4, 12)}}),
     *(
-        conv(
-            f"conv{rank}d-{str(dtype)[6:]}",
-            function,
-            *(each.to(dtype) for each in (x, kernel, BIAS)),
+        OpCase(
+            f"convolutions-{str(dtype)[6:]}",
+            each(F.conv1d, F.conv2d, F.conv3d),
+            [
+                [part.to(dtype) for part in parts]
+                for parts in ((SEQUENCE, KERNEL1), (IMAGE, KERNEL2), (VOLUME, KERNEL3))
+            ],
         )
         for dtype in (torch.float16, torch.bfloat16)
-        for rank, function, x, kernel in (
-            (1, F.conv1d, SEQUENCE, KERNEL1),
-            (2, F.conv2d, IMAGE, KERNEL2),
-            (3, F.conv3d, VOLUME, KERNEL3),
-        )
+    ),
+    *(
+        conv(f"conv2d-{str(dtype)[6:]}", F.conv2d, IMAGE.to(dtype), KERNEL2.to(dtype), BIAS.to(dtype))
+        for dtype in (torch.float16, torch.bfloat16)
     ),
     OpCase(
         "conv2d-int",
@@ -131,41 +140,30 @@ TRANSPOSED = [
     ),
     conv("conv_transpose1d-dynamic", partial(F.conv_transpose1d, stride=2), SEQUENCE, UP1, dynamic={0: {2: (4, 12)}}),
     *(
-        conv(
-            f"conv_transpose{rank}d-{str(dtype)[6:]}",
-            partial(function, stride=2),
-            *(each.to(dtype) for each in (x, kernel, BIAS)),
-        )
+        conv(f"conv_transpose2d-{str(dtype)[6:]}", F.conv_transpose2d, IMAGE.to(dtype), UP2.to(dtype), BIAS.to(dtype))
         for dtype in (torch.float16, torch.bfloat16)
-        for rank, function, x, kernel in ((1, F.conv_transpose1d, SEQUENCE, UP1), (2, F.conv_transpose2d, IMAGE, UP2))
     ),
 ]
 
 
-def blocks(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor, activation: str) -> Any:
-    """The same block with and without a residual."""
-    alpha, beta = {"clip": (-0.5, 0.8), "leaky_relu": (0.2, 0.0)}.get(activation, (0.0, 0.0))
+def blocks(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor) -> Any:
+    """Every activation, with and without a residual."""
+    bounds = {"clip": (-0.5, 0.8), "leaky_relu": (0.2, 0.0)}
     return tuple(
-        CONV_BLOCK(x, weight, bias, added, [2, 1], [1, 0], [1, 1], 1, activation, alpha, beta)
+        CONV_BLOCK(x, weight, bias, added, [2, 1], [1, 0], [1, 1], 1, activation, *bounds.get(activation, (0.0, 0.0)))
+        for activation in ACTIVATIONS
         for added in (None, residual)
     )
 
 
 BLOCKS = [
     *(
-        OpCase(
-            f"conv_block-{activation}", blocks, (IMAGE, KERNEL2, BIAS, normal(2, 6, 5, 7), activation), weights=(1, 2)
-        )
-        for activation in ACTIVATIONS
-    ),
-    *(
-        OpCase(
-            f"conv_block-{activation}-float16",
+        conv(
+            f"conv_block-{str(dtype)[6:]}",
             blocks,
-            (*(each.half() for each in (IMAGE, KERNEL2, BIAS, normal(2, 6, 5, 7))), activation),
-            weights=(1, 2),
+            *(part.to(dtype) for part in (IMAGE, KERNEL2, BIAS, normal(2, 6, 5, 7))),
         )
-        for activation in ("relu", "silu", "gelu")
+        for dtype in (torch.float32, torch.float16, torch.bfloat16)
     ),
     conv(
         "conv_block-fused",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -20,15 +22,35 @@ def far(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return (normal(*shape) * 4 + 300).to(dtype)
 
 
+def layer_norms(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *of_two: torch.Tensor) -> Any:
+    return (
+        F.layer_norm(x, (8,), weight, bias),
+        F.layer_norm(x, (8,)),
+        F.layer_norm(x, (8,), weight),
+        F.layer_norm(x, (8,), None, bias, 0.1),
+        F.layer_norm(x, (3, 8), *of_two),
+        F.layer_norm(x, (2, 3, 8)),
+    )
+
+
+def group_norms(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> Any:
+    return *(F.group_norm(x, groups, weight, bias) for groups in (1, 2, 6)), F.group_norm(x, 3)
+
+
+def instance_norms(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> Any:
+    pairs = ((weight, bias), (None, None), (weight, None), (None, bias))
+    return tuple(F.instance_norm(x, weight=each, bias=other) for each, other in pairs)
+
+
 LAYER = [
-    OpCase("layer_norm", F.layer_norm, (TOKENS, (8,), SCALE, SHIFT), weights=(2, 3)),
-    OpCase("layer_norm-plain", F.layer_norm, (TOKENS, (8,))),
-    OpCase("layer_norm-weight-only", F.layer_norm, (TOKENS, (8,), SCALE), weights=(2,)),
-    OpCase("layer_norm-computed-weights", F.layer_norm, (TOKENS, (8,), SCALE, SHIFT)),
-    OpCase("layer_norm-bias-only", F.layer_norm, (TOKENS, (8,)), {"bias": SHIFT}),
-    OpCase("layer_norm-two-dims", F.layer_norm, (IMAGE, (4, 5), normal(4, 5), normal(4, 5, seed=1)), weights=(2, 3)),
-    OpCase("layer_norm-all-dims", F.layer_norm, (TOKENS, (2, 3, 8))),
+    OpCase(
+        "layer_norm",
+        layer_norms,
+        (TOKENS, SCALE, SHIFT, normal(3, 8), normal(3, 8, seed=1)),
+        weights=(1, 2, 3, 4),
+    ),
     OpCase("layer_norm-vector", F.layer_norm, (SHIFT, (8,), SCALE, SHIFT, 0.1), weights=(2,)),
+    OpCase("layer_norm-computed-weights", F.layer_norm, (TOKENS, (8,), SCALE, SHIFT)),
     OpCase(
         "layer_norm-dynamic", F.layer_norm, (TOKENS, (8,), SCALE), weights=(2,), dynamic={0: {0: (1, 4), 1: (2, 9)}}
     ),
@@ -44,10 +66,7 @@ LAYER = [
 ]
 
 GROUP = [
-    OpCase("group_norm", F.group_norm, (IMAGE, 2, *CHANNEL.values()), weights=(2, 3)),
-    OpCase("group_norm-plain", F.group_norm, (IMAGE, 3)),
-    OpCase("group_norm-one-group", F.group_norm, (IMAGE, 1, *CHANNEL.values()), weights=(2, 3)),
-    OpCase("group_norm-channel-groups", F.group_norm, (IMAGE, 6, *CHANNEL.values()), weights=(2, 3)),
+    OpCase("group_norm", group_norms, (IMAGE, *CHANNEL.values()), weights=(1, 2)),
     OpCase("group_norm-vectors", F.group_norm, (normal(4, 6), 2, *CHANNEL.values()), weights=(2, 3)),
     OpCase("group_norm-sequence", F.group_norm, (normal(2, 6, 7), 2, CHANNEL["weight"]), weights=(2,)),
     OpCase("group_norm-volume", F.group_norm, (normal(2, 6, 2, 3, 4), 3, *CHANNEL.values(), 0.01), weights=(2, 3)),
@@ -57,10 +76,7 @@ GROUP = [
 ]
 
 INSTANCE = [
-    OpCase("instance_norm", F.instance_norm, (IMAGE,), CHANNEL),
-    OpCase("instance_norm-plain", F.instance_norm, (IMAGE,)),
-    OpCase("instance_norm-weight-only", F.instance_norm, (IMAGE,), {"weight": CHANNEL["weight"]}),
-    OpCase("instance_norm-bias-only", F.instance_norm, (IMAGE,), {"bias": CHANNEL["bias"]}),
+    OpCase("instance_norm", instance_norms, (IMAGE, *CHANNEL.values()), weights=(1, 2)),
     OpCase("instance_norm-sequence", F.instance_norm, (normal(2, 6, 7),), CHANNEL),
     OpCase("instance_norm-volume", F.instance_norm, (normal(2, 6, 2, 3, 4),)),
     OpCase("instance_norm-dynamic", F.instance_norm, (IMAGE,), CHANNEL, dynamic={0: {0: (1, 4), 3: (2, 9)}}),
