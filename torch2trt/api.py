@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from torch2trt.graph.exact import Exact, widened
 from torch2trt.graph.program import Program
 from torch2trt.runtime import artifact as artifacts
 from torch2trt.runtime.artifact import Artifact, StrPath
@@ -190,13 +191,8 @@ def truth_of(module: nn.Module) -> Callable[..., Any]:
 
     def truth(*args: Any, **kwargs: Any) -> Any:
         exact = copy.deepcopy(module).cpu().double()
-        moved_args, moved_kwargs = pytree.tree_map_only(torch.Tensor, _exact, (args, kwargs))
-        with torch.no_grad():
-            return exact(*moved_args, **moved_kwargs)
+        moved = pytree.tree_map_only(torch.Tensor, lambda tensor: widened(tensor.detach().cpu()), (args, kwargs))
+        with torch.no_grad(), Exact():
+            return exact(*moved[0], **moved[1])
 
     return truth
-
-
-def _exact(tensor: torch.Tensor) -> torch.Tensor:
-    tensor = tensor.detach().cpu()
-    return tensor.double() if tensor.is_floating_point() else tensor

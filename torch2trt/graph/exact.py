@@ -8,18 +8,20 @@ from typing import Any
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch2trt.graph.program import Program
 
 
-class _Exact(fx.Interpreter):
-    """Runs a graph with every float widened and the graph's own casts between floats left out."""
+class Exact(TorchDispatchMode):
+    """Inside, every float that torch computes is float64, whatever dtype a module casts to or makes."""
 
-    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        wide = {name: torch.float64 if _is_float(value) else value for name, value in kwargs.items()}
-        result = super().call_function(target, tuple(args), wide)
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        wide = {name: torch.float64 if _is_float(value) else value for name, value in (kwargs or {}).items()}
         # Factories have a dtype of their own by default.
-        return pytree.tree_map_only(torch.Tensor, _widened, result)
+        return pytree.tree_map_only(torch.Tensor, widened, func(*args, **wide))
 
 
 def run_exact(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -29,13 +31,13 @@ def run_exact(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     """
     signature = program.signature
     leaves = signature.flatten(args, kwargs)
-    inputs = [_widened(leaf.detach().cpu()) for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    sources = [_widened(program.weights.sources[name].detach().cpu()) for name in program.weights.inputs.values()]
-    with torch.no_grad():
-        computed = _Exact(program.weights.graph).run(*sources, enable_io_processing=False)
+    inputs = [widened(leaf.detach().cpu()) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    sources = [widened(program.weights.sources[name].detach().cpu()) for name in program.weights.inputs.values()]
+    with torch.no_grad(), Exact():
+        computed = fx.Interpreter(program.weights.graph).run(*sources, enable_io_processing=False)
         weights = dict(zip(program.weights.outputs, computed, strict=True))
         arguments = [*inputs, *(weights[str(node.target)] for node in program.weight_placeholders)]
-        results = _Exact(program.graph).run(*arguments, enable_io_processing=False)
+        results = fx.Interpreter(program.graph).run(*arguments, enable_io_processing=False)
     outputs = dict(zip(program.output_names, results, strict=True))
     return signature.unflatten(outputs, leaves, program.sizes_of(inputs))
 
@@ -44,5 +46,6 @@ def _is_float(value: Any) -> bool:
     return isinstance(value, torch.dtype) and value.is_floating_point
 
 
-def _widened(tensor: torch.Tensor) -> torch.Tensor:
+def widened(tensor: torch.Tensor) -> torch.Tensor:
+    """A floating-point tensor as float64, any other as it is."""
     return tensor.double() if tensor.is_floating_point() else tensor

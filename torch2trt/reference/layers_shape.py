@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch2trt.reference.readback import Node
-from torch2trt.reference.registry import along, layer, pairs, sizes
+from torch2trt.reference.registry import along, declared, layer, pairs, sizes
 
 
 @layer("SHUFFLE")
@@ -15,7 +15,7 @@ def shuffle(node: Node, x: Tensor, shape: Tensor | None = None) -> Tensor:
     """Transpose, reshape, transpose; in the shape 0 may copy a dimension and -1 is inferred."""
     api = node.api
     x = x.permute(list(api.first_transpose)[: x.dim()])
-    if shape is not None or api.reshape_dims is not None:
+    if shape is not None or declared(api, "reshape_dims") is not None:
         wanted = sizes(api, "reshape_dims", shape)
         if api.zero_is_placeholder:
             wanted = [size or x.shape[axis] for axis, size in enumerate(wanted)]
@@ -72,8 +72,8 @@ def slice_(
         sizes(api, name, tensor) for name, tensor in (("start", start), ("shape", size), ("stride", stride))
     )
     # An older TensorRT knows no axes; unset, they are all of them.
-    named = axes is not None or getattr(api, "axes", None) is not None
-    dims = [axis % x.dim() for axis in sizes(api, "axes", axes)] if named else range(x.dim())
+    named = axes.tolist() if axes is not None else declared(api, "axes")
+    dims = range(x.dim()) if named is None else [axis % x.dim() for axis in named]
     outside = torch.zeros((), dtype=torch.bool, device=x.device)
     for dim, first, length, step in zip(dims, starts, lengths, strides, strict=True):
         last = first + step * (length - 1)

@@ -57,7 +57,20 @@ def sizes(api: Any, attribute: str, tensor: torch.Tensor | None) -> list[int]:
     """
     if tensor is not None:
         return [int(value) for value in tensor.tolist()]
-    return list(getattr(api, attribute))
+    values = declared(api, attribute)
+    assert values is not None, f"{attribute} is neither set nor an input"
+    return values
+
+
+def declared(api: Any, attribute: str) -> list[int] | None:
+    """An attribute that is a list of integers, None where it is unset or this TensorRT does not have it."""
+    value = getattr(api, attribute, None)
+    if value is None:
+        return None
+    try:
+        return list(value)
+    except ValueError:  # TensorRT 10.6 says unset as dimensions of negative number
+        return None
 
 
 def along(values: torch.Tensor, dim: int, rank: int) -> torch.Tensor:

@@ -13,7 +13,13 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from torch2trt.errors import ArtifactError, ArtifactMismatchError, FrozenModuleError, ProgramMissingError
+from torch2trt.errors import (
+    ArtifactError,
+    ArtifactMismatchError,
+    FrozenModuleError,
+    ProgramMissingError,
+    UnsupportedGPUError,
+)
 from torch2trt.graph.exact import run_exact
 from torch2trt.graph.program import Program
 from torch2trt.graph.signature import SizeLeaf, TensorLeaf, dtype_to_json
@@ -202,24 +208,34 @@ class EngineModule(nn.Module):
     def verify(self, *args: Any, **kwargs: Any) -> Verification:
         """Compare with the truth: float64 eager with the original weights, after loading the Program in float64.
 
-        Runs the engine where there is a GPU, else the reference interpreter.
+        Runs the engine where there is a GPU that it serves, else the reference interpreter.
 
         Raises:
             ProgramMissingError: it was loaded, and saved without its Program.
         """
         (truth,) = self._truth
-        on_gpu = torch.cuda.is_available()
-        if on_gpu:
-            device = self._session.open().device
+        device = self._device_of_engine()
+        if device is not None:
             moved = pytree.tree_map_only(torch.Tensor, lambda value: value.to(device), (args, kwargs))
             with torch.no_grad():
                 result = self(*moved[0], **moved[1])
         else:
             result = self.reference(*args, **kwargs)
-        allowed = tolerance(self.artifact.precision, reference=not on_gpu)
+        allowed = tolerance(self.artifact.precision, reference=device is None)
         exact = run_exact(self._restored_program(), args, kwargs) if truth is None else truth(*args, **kwargs)
         rows = self._compare(result, exact, allowed)
-        return Verification(self.artifact.name, "engine" if on_gpu else "reference", self.artifact.precision, rows)
+        return Verification(
+            self.artifact.name, "reference" if device is None else "engine", self.artifact.precision, rows
+        )
+
+    def _device_of_engine(self) -> torch.device | None:
+        """Where the engine runs, None where there is no GPU that its flavour serves."""
+        if not torch.cuda.is_available():
+            return None
+        try:
+            return self._session.open().device
+        except UnsupportedGPUError:
+            return None
 
     def _compare(self, result: Any, truth: Any, allowed: float) -> tuple[Row, ...]:
         rows: dict[str, Row] = {}

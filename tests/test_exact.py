@@ -1,0 +1,35 @@
+"""The truth: modules and Programs in float64, whatever they cast to."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+import torch2trt
+
+
+class Casting(nn.Module):
+    """Casts down and up again, and makes a tensor of the default dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x.half().float()) * torch.full((3,), 1 / 3)
+
+
+def test_the_truth_of_a_module_that_casts() -> None:
+    module, x = Casting().eval(), torch.randn(2, 4)
+    compiled = torch2trt.compile(module, (x,))
+    verification = compiled.verify(x)
+    # The module's own rounding to half counts as error.
+    assert 1e-5 < verification.rows[0].max_rel_error < 1e-3
+
+
+def test_a_loaded_module_has_the_same_truth(tmp_path) -> None:
+    module, x = Casting().eval(), torch.randn(2, 4)
+    compiled = torch2trt.compile(module, (x,), precision="fp16")
+    compiled.save(tmp_path / "casting.t2t", program=True)
+    loaded = torch2trt.load(tmp_path / "casting.t2t")
+    assert loaded.verify(x).rows[0].max_abs_error == compiled.verify(x).rows[0].max_abs_error
