@@ -192,7 +192,7 @@ def truth_of(module: nn.Module) -> Callable[..., Any]:
     def truth(*args: Any, **kwargs: Any) -> Any:
         exact = copy.deepcopy(module).cpu().double()
         moved = pytree.tree_map_only(torch.Tensor, lambda tensor: widened(tensor.detach().cpu()), (args, kwargs))
-        with torch.no_grad(), Exact():
+        with torch.no_grad(), Exact():  # type: ignore[no-untyped-call]
             return exact(*moved[0], **moved[1])
 
     return truth

@@ -33,7 +33,7 @@ def run_exact(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     leaves = signature.flatten(args, kwargs)
     inputs = [widened(leaf.detach().cpu()) for leaf in leaves if isinstance(leaf, torch.Tensor)]
     sources = [widened(program.weights.sources[name].detach().cpu()) for name in program.weights.inputs.values()]
-    with torch.no_grad(), Exact():
+    with torch.no_grad(), Exact():  # type: ignore[no-untyped-call]
         computed = fx.Interpreter(program.weights.graph).run(*sources, enable_io_processing=False)
         weights = dict(zip(program.weights.outputs, computed, strict=True))
         arguments = [*inputs, *(weights[str(node.target)] for node in program.weight_placeholders)]
