@@ -705,6 +705,25 @@ def test_masks_beyond_the_range_give_no_nan(function: Callable[..., Any], precis
     assert products <= {HALF if precision == "fp16" else BRAIN}
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.normalize(x, dim=-1),
+        lambda x: x / (x.norm(dim=-1, keepdim=True) + 1e-12),
+        lambda x: x * torch.rsqrt((x * x).sum(-1, keepdim=True) + 1e-12),
+        lambda x: x / torch.maximum(x.abs().amax(-1, keepdim=True), torch.tensor(1e-9)),
+        lambda x: x / x.abs().mean(-1, keepdim=True).clamp(min=1e-10).expand(2, 3),
+    ],
+    ids=["normalize", "add", "rsqrt", "maximum", "clamp"],
+)
+def test_what_keeps_denominators_from_zero_is_not_rounded_to_it(function: Callable[..., Any]) -> None:
+    module = Function(lambda self, x: self.linear(function(x)), linear=nn.Linear(3, 3))
+    x = torch.stack([torch.zeros(3), torch.randn(3)])
+    passes = (remove_noops, set_precision)
+    program = transformed(module, x, passes=passes, tolerance=5e-3, precision="fp16")
+    assert dtypes(program, aten.linear.default) == [HALF]
+
+
 def test_a_mask_among_the_weights() -> None:
     class Masked(nn.Module):
         def __init__(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -36,6 +35,7 @@ SENSITIVE = _overloads(
     *(aten.pow, aten.square, aten.rsqrt, aten.sqrt, aten.reciprocal),
     *(aten.sum, aten.mean, aten.prod, aten.var, aten.std, aten.var_mean, aten.cumsum, aten.cumprod),
     *(aten.linalg_vector_norm, aten.norm),
+    *(aten.grid_sampler, aten.grid_sampler_2d),
 )
 # These only move data: their result has the dtype of what they move, or that of the module's own cast.
 _MOVING = _overloads(
@@ -45,6 +45,7 @@ _MOVING = _overloads(
     *(aten.clone, aten.unfold, aten.movedim, aten.diagonal, aten.as_strided, aten.triu, aten.tril, aten._to_copy),
 )
 _JOINING = _overloads(aten.cat, aten.stack, aten.where, aten.masked_fill)
+_FILLING = _overloads(aten.pad, aten.constant_pad_nd, aten.full, aten.full_like, aten.new_full, aten.fill)
 
 
 def set_precision(program: Program, settings: Settings) -> None:
@@ -64,15 +65,18 @@ class _Caster:
         self.dtype = dtype
         self.keep_io = keep_io
         self.casts: dict[tuple[fx.Node, torch.dtype], fx.Node] = {}
-        self.beyond: set[fx.Node] = set()
+        self.large: set[fx.Node] = set()
         """Values that may exceed the range of ``dtype`` by design, such as masks of -3.4e38."""
+        self.small: set[fx.Node] = set()
+        """Values that stay away from zero by an amount that ``dtype`` rounds to it, such as norms plus 1e-12."""
 
     def run(self) -> None:
         program = self.program
         if not self.keep_io:
             self._retype_inputs()
         constant = set(program.weight_placeholders)
-        self.beyond |= {node for node in constant if self._is_float(node) and self._weight_exceeds(node)}
+        for node in filter(self._is_float, constant):
+            self._note_range_of_weight(node)
         for node in program.calls:
             if program.is_size(node):
                 continue
@@ -95,7 +99,7 @@ class _Caster:
         """Give one call the inputs that its precision asks for."""
         if node.target in _MOVING or not isinstance(node.target, torch._ops.OpOverload):
             refresh(node)
-        elif node.target in SENSITIVE or self._exceeds(node):
+        elif node.target in SENSITIVE or self._needs_range(node):
             self._with_inputs(node, torch.float32)
         elif self._is_pointwise(node) and all(
             argument.meta["val"].dtype == torch.float32 for argument in node.all_input_nodes if self._is_float(argument)
@@ -125,34 +129,52 @@ class _Caster:
             following = next(iter(self.program.calls), graph.output_node()) if node.op == "placeholder" else node.next
             with graph.inserting_before(following):
                 source = node
-                if node in self.beyond and dtype != torch.float32:
+                if node in self.large and dtype != torch.float32:
                     limit = torch.finfo(dtype).max
                     source = call(graph, aten.clamp.default, node, -limit, limit, like=node)
                 self.casts[node, dtype] = call(graph, aten._to_copy.default, source, dtype=dtype, like=node)
         return self.casts[node, dtype]
 
-    def _exceeds(self, node: fx.Node) -> bool:
-        """Whether a number among the arguments does not fit into the precision."""
-        limit = torch.finfo(self.dtype).max
-        # Elsewhere an integer is a size or an axis.
-        kinds = (float, int) if self._is_pointwise(node) else float
-        return any(
-            isinstance(value, kinds) and math.isfinite(value) and abs(value) > limit
-            for value in _numbers([node.args, node.kwargs])
-        )
+    def _needs_range(self, node: fx.Node) -> bool:
+        """Whether what a call computes with does not fit into the range of the precision."""
+        if self._is_pointwise(node) and any(argument in self.small for argument in node.all_input_nodes):
+            return True
+        return self._has_large(node) or self._has_small(node)
 
-    def _weight_exceeds(self, node: fx.Node) -> bool:
-        weights = self.program.weights
+    def _has_large(self, node: fx.Node) -> bool:
+        return any(abs(value) > torch.finfo(self.dtype).max for value in self._numbers(node))
+
+    def _has_small(self, node: fx.Node) -> bool:
+        return any(0 < abs(value) < torch.finfo(self.dtype).smallest_normal for value in self._numbers(node))
+
+    def _numbers(self, node: fx.Node) -> list[float]:
+        """The finite numbers that a call computes with; others are sizes, axes or TensorRT's to look after."""
+        if not (self._is_pointwise(node) or node.target in _FILLING):
+            return []
+        leaves = pytree.tree_leaves((node.args, node.kwargs))
+        return [value for value in leaves if isinstance(value, int | float) and math.isfinite(value)]
+
+    def _note_range_of_weight(self, node: fx.Node) -> None:
+        weights, info = self.program.weights, torch.finfo(self.dtype)
         value = weights.sources[weights.inputs[str(node.target)]]
-        low, high = torch.aminmax(value) if value.numel() else (value.new_zeros(()),) * 2
+        if value.numel() == 0:
+            return
+        low, high = torch.aminmax(value)
         if low.isinf() or high.isinf():
             low, high = torch.aminmax(value.nan_to_num(posinf=0.0, neginf=0.0))
-        return bool(torch.maximum(-low, high) > torch.finfo(self.dtype).max)
+        largest = float(torch.maximum(-low, high))
+        if largest > info.max:
+            self.large.add(node)
+        if 0 < largest < info.smallest_normal:
+            self.small.add(node)
 
     def _note_range(self, node: fx.Node) -> None:
-        moved = node.target in _MOVING or self._is_pointwise(node)
-        if self._exceeds(node) or (moved and any(argument in self.beyond for argument in node.all_input_nodes)):
-            self.beyond.add(node)
+        sources = node.all_input_nodes
+        passes_on = node.target in _MOVING or self._is_pointwise(node)
+        if self._has_large(node) or (passes_on and any(source in self.large for source in sources)):
+            self.large.add(node)
+        if self._has_small(node) or (passes_on and len(sources) == 1 and sources[0] in self.small):
+            self.small.add(node)
 
     def _retype_inputs(self) -> None:
         leaves: list[Any] = []
@@ -186,13 +208,3 @@ class _Caster:
                 for leaf in program.signature.outputs
             )
             program.signature = dataclasses.replace(program.signature, outputs=outputs)
-
-
-def _numbers(value: Any) -> Iterable[Any]:
-    if isinstance(value, list | tuple):
-        for item in value:
-            yield from _numbers(item)
-    elif isinstance(value, dict):
-        yield from _numbers(list(value.values()))
-    elif isinstance(value, int | float):
-        yield value
