@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -92,9 +93,11 @@ def _checked(case: Case) -> Case:
 
 
 def commit_here() -> str:
-    """The commit of this package's checkout, ``-dirty`` where files differ from it; its version outside a checkout."""
+    """The commit of this package's checkout, ``-dirty`` where files differ from it; its version without a history."""
     root = Path(__file__).resolve().parents[3]
-    if not (root / ".git").exists():
-        return f"v{__version__}"
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    if (root / ".git").exists() and shutil.which("git"):
+        described = subprocess.run(command, check=False, capture_output=True, text=True)
+        if described.returncode == 0:
+            return described.stdout.strip()
+    return f"v{__version__}"
