@@ -54,6 +54,7 @@ NUMBERS = [
         ("int", INTS + 13, (lambda x: x + 2, lambda x: x + 2.5, lambda x: 1 - x, lambda x: x / 4, lambda x: x * 0.5)),
         ("bool", FLAGS, (lambda x: x + 2, lambda x: x + 0.5, lambda x: x * True, lambda x: 1 - x.int())),
         ("bytes", BYTES, (lambda x: x + 9, lambda x: x - 250, lambda x: (x * 2 + 1) * 0.5, lambda x: 255 - x)),
+        ("int8", INTS.to(torch.int8), (lambda x: x + 2, lambda x: x * 5, lambda x: x * 0.5, lambda x: x.flip(0).abs())),
         ("scalar", SCALAR, (lambda x: x + 2, lambda x: 1 - x, lambda x: x * x)),
     )
 ]
@@ -83,6 +84,8 @@ COMBINED = [
     OpCase("lerp", lambda x, y, weight: (x.lerp(y, 0.3), x.lerp(y, weight)), (X, Y, UNIT.abs())),
     OpCase("lerp-half", torch.lerp, (X.half(), Y.half(), 0.7)),
     OpCase("type_as", lambda x, y: x.type_as(y), (X, INTS)),
+    OpCase("hypot", torch.hypot, (X, Y)),
+    OpCase("hypot-half", torch.hypot, ((X * 300).half(), ROW.half())),
     OpCase("atan2", torch.atan2, (X, Y)),
     OpCase("atan2-axes", torch.atan2, (torch.tensor([0, 0, 2.0, -2, 0, -0.5]), torch.tensor([2.0, -2, 0, 0, 0, -3]))),
     OpCase("atan2-int", torch.atan2, (INTS, INTS.flip(0))),

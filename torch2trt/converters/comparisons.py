@@ -80,6 +80,14 @@ def masked_fill(net: Network, input: Tensor, mask: Tensor, value: Operand) -> Te
     return net.select(mask, net.tensor(value, input.dtype), input)
 
 
+@converter(aten.isin.Tensor_Tensor)
+def isin(net: Network, elements: Tensor, test_elements: Tensor, invert: bool, **_: bool) -> Tensor:
+    """isin.Tensor_Tensor(Tensor elements, Tensor test_elements, *, bool assume_unique=False, bool invert=False)"""
+    each = net.binary("EQUAL", net.unsqueeze(elements, -1), net.flatten(test_elements))
+    found = net.reduce("MAX", each, [-1], False)
+    return net.unary("NOT", found) if invert else found
+
+
 # -- what is no finite number ------------------------------------------------------------------------------------------
 
 
@@ -133,5 +141,18 @@ def _infinite(sign: int) -> Callable[..., Tensor]:
     return infinite
 
 
+def _number_of(operation: str) -> Callable[..., Tensor]:
+    def number(net: Network, input: Tensor, other: Tensor) -> Tensor:
+        first, second = net.promote(input, other)
+        extreme = net.elementwise(operation, first, second)
+        if not first.dtype.is_floating_point:
+            return extreme
+        return net.select(isnan(net, first), second, net.select(isnan(net, second), first, extreme))
+
+    return number
+
+
+converter(aten.fmax.default)(_number_of("MAX"))
+converter(aten.fmin.default)(_number_of("MIN"))
 converter(aten.isposinf.default)(_infinite(1))
 converter(aten.isneginf.default)(_infinite(-1))

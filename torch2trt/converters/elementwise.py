@@ -129,6 +129,15 @@ def lerp(net: Network, input: Tensor, end: Tensor, weight: Operand) -> Tensor:
     return net.elementwise("SUM", input, _times(net, net.elementwise("SUB", end, input), weight))
 
 
+@converter(aten.hypot.default)
+def hypot(net: Network, input: Tensor, other: Tensor) -> Tensor:
+    """hypot(Tensor self, Tensor other) -> Tensor"""
+    # Squares soon exceed what 16 bits hold.
+    wide = [net.cast(operand, torch.float32) for operand in (input, other)]
+    squares = net.elementwise("SUM", *(net.elementwise("PROD", operand, operand) for operand in wide))
+    return net.cast(net.unary("SQRT", squares), net.result.dtype)
+
+
 @converter(aten.atan2.default)
 def atan2(net: Network, input: Tensor, other: Tensor) -> Tensor:
     """atan2(Tensor self, Tensor other) -> Tensor"""

@@ -244,11 +244,15 @@ class Arithmetic(Shaping):
             along = self.constant(torch.tensor(1, dtype=torch.int32)).itensor
             layer = self.add("add_cumulative", flat.itensor, along, self.trt.CumulativeOperation.SUM, False, False)
             return self.reshape(self.output_of(layer, flat.shape), tensor.shape)
-        before = self.triangle(count, count, 0, upper=True)
-        if tensor.dtype in FLOAT_DTYPES:
-            return self.matmul(tensor, self.cast(before, tensor.dtype))
-        terms = self.elementwise("PROD", self.unsqueeze(tensor, -1), self.cast(before, tensor.dtype))
-        return self.reduce("SUM", terms, [-2], keep_dims=False)
+        if not isinstance(count, int):
+            summed = self.cast(self.triangle(count, count, 0, upper=True), tensor.dtype)
+            return self.reduce("SUM", self.elementwise("PROD", self.unsqueeze(tensor, -1), summed), [-2], False)
+        others, reach = [0] * (tensor.rank - 1), 1
+        while reach < count:
+            # Every element is the sum of as many as it reaches back: adding those before them doubles that.
+            earlier = self.pad(tensor, [*others, reach], [*others, -reach])
+            tensor, reach = self.elementwise("SUM", tensor, earlier), 2 * reach
+        return tensor
 
     def iota(self, start: Operand, step: Operand, size: Size, dtype: torch.dtype) -> Tensor:
         """``start + step * [0, 1, … size - 1]``."""
