@@ -213,9 +213,7 @@ def test_ctrl_c_stops_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_cancel_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     with build_monitor(FLAVOUR, "none", "net") as monitor:
-        monkeypatch.setattr(
-            "torch2trt.engine.builder.build_monitor", lambda *_: contextlib.nullcontext(monitor)
-        )
+        monkeypatch.setattr("torch2trt.engine.builder.build_monitor", lambda *_: contextlib.nullcontext(monitor))
         monitor.cancel()
         with pytest.raises(BuildError, match=r"(?i)cancel"):
             build(convolutions(), signature(), QUIET, name="net")
@@ -457,9 +455,7 @@ def test_cache_folder_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_one_file_for_each_flavour_version_and_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing_cache, "gpu", lambda: ("NVIDIA H200 / 141 GB", (9, 0)))
-    assert (
-        timing_cache.cache_path(CACHING, Settings()).name == "tensorrt-10.6.0-NVIDIA_H200_141_GB-sm90.cache"
-    )
+    assert timing_cache.cache_path(CACHING, Settings()).name == "tensorrt-10.6.0-NVIDIA_H200_141_GB-sm90.cache"
 
 
 def test_no_timing_cache(tmp_path: Path) -> None:

@@ -27,9 +27,7 @@ def refuse_a_layer(logger: Any) -> None:
     """Make TensorRT report that a sum has two types."""
     builder = TRT.Builder(logger)
     network = builder.create_network(1 << int(TRT.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    inputs = [
-        network.add_input(name, dtype, (2, 3)) for name, dtype in (("x", TRT.float32), ("y", TRT.float16))
-    ]
+    inputs = [network.add_input(name, dtype, (2, 3)) for name, dtype in (("x", TRT.float32), ("y", TRT.float16))]
     layer = network.add_elementwise(*inputs, TRT.ElementWiseOperation.SUM)
     with pytest.raises(RuntimeError):
         _ = layer.get_output(0).shape
@@ -79,9 +77,7 @@ def test_only_errors_are_captured(logger: Any) -> None:
 def test_noise_is_no_error(logger: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "torch2trt.tensorrt")
     with logger.capture() as errors:
-        logger.log(
-            SEVERITY.ERROR, "The logger passed into createInferBuilder differs from one already registered"
-        )
+        logger.log(SEVERITY.ERROR, "The logger passed into createInferBuilder differs from one already registered")
     assert errors == []
     assert [record.levelno for record in caplog.records] == [logging.DEBUG]
 
@@ -119,7 +115,5 @@ def test_nothing_goes_to_stderr_unasked() -> None:
         "from torch2trt.trt import flavour; from torch2trt.trt.logger import make_logger;"
         "f = flavour.load(); make_logger(f).log(f.trt.ILogger.Severity.ERROR, 'silent')"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert "silent" not in done.stdout + done.stderr
