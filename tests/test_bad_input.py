@@ -483,3 +483,8 @@ def test_two_processes_that_build_into_one_cache(tmp_path: Path, caplog: pytest.
         compiling(module, torch.randn(1, 3, 16, 16, device=device), cache_dir=tmp_path)()
     assert not caplog.records, "what both wrote is read without complaint"
     assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} <= {".cache", ".lock"}
+
+
+def test_a_module_that_computes_nothing() -> None:
+    with pytest.raises(torch2trt.CaptureError, match="computes nothing"):
+        torch2trt.compile(nn.Identity().eval(), (torch.ones(2),))

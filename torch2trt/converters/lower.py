@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from torch2trt.converters import registry
-from torch2trt.errors import ContractError, NetworkError, UnsupportedNode, UnsupportedOpsError
+from torch2trt.errors import CaptureError, ContractError, NetworkError, UnsupportedNode, UnsupportedOpsError
 from torch2trt.graph.program import Program, provenance
 from torch2trt.graph.schema import bind, name_of
 from torch2trt.sizes import Size, TensorSpec
@@ -74,10 +74,13 @@ def lower(program: Program, flavour: Flavour) -> Network:
 
     Raises:
         UnsupportedOpsError: lists every node that cannot be converted.
+        CaptureError: there is nothing to compute.
         NetworkError: TensorRT refused a layer, or a layer's result differs from the graph's.
     """
     if unsupported := unsupported_nodes(program, flavour):
         raise UnsupportedOpsError(unsupported)
+    if not program.output_names:
+        raise CaptureError("computes nothing: its results are its arguments and constants", subject=program.name)
     net = Network(flavour)
     values: dict[fx.Node, Any] = {}
     with net.scope("inputs"):
