@@ -65,17 +65,13 @@ def _build(network: Buildable, signature: Signature, settings: Settings, monitor
         config.progress_monitor = monitor
         dynamic = [leaf for leaf in signature.tensor_inputs if not leaf.spec.is_static]
         if dynamic and not _add_profile(network, config, dynamic, signature):
-            spans = ", ".join(
-                f"{dim} {span.min}…{span.opt}…{span.max}" for dim, span in signature.dims.items()
-            )
+            spans = ", ".join(f"{dim} {span.min}…{span.opt}…{span.max}" for dim, span in signature.dims.items())
             raise _error(f"TensorRT refused the optimization profile {spans}", errors, name)
         with timing_cache(config, network.flavour, settings):
             plan = _serialize(network, config)
             # Inside, so that the timings of a build that failed are not kept.
             if plan is None:
-                hint = (
-                    "raise the workspace limit, or leave it unset" if settings.workspace is not None else ""
-                )
+                hint = "raise the workspace limit, or leave it unset" if settings.workspace is not None else ""
                 raise _error("TensorRT built no engine", errors, name, hint)
         return plan
 
@@ -99,8 +95,7 @@ def _add_profile(network: Buildable, config: Any, inputs: list[TensorLeaf], sign
     """Give TensorRT the smallest, usual and largest shape of each input; says whether it took them."""
     profile = network.builder.create_optimization_profile()
     low, opt, high = (
-        {dim: getattr(span, corner) for dim, span in signature.dims.items()}
-        for corner in ("min", "opt", "max")
+        {dim: getattr(span, corner) for dim, span in signature.dims.items()} for corner in ("min", "opt", "max")
     )
     for leaf in inputs:
         # A size such as 8 - n is largest where n is smallest.
