@@ -73,12 +73,7 @@ def signature(batch: Any = 4, **dims: DimRange) -> Signature:
 # Plans ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("has_writer", [True, False])
-def test_static(monkeypatch: pytest.MonkeyPatch, has_writer: bool) -> None:
-    if not has_writer:  # as in TensorRT 10.6
-        monkeypatch.setattr(Flavour, "has", lambda self, what: False)
-    elif not FLAVOUR.has("stream_writer"):
-        pytest.skip(f"{FLAVOUR.name} {FLAVOUR.version_text} writes no streams")
+def test_static() -> None:
     plan = build(convolutions(), signature(), QUIET, name="net")
     assert type(plan) is bytes
     # The weights are in it.

@@ -68,12 +68,13 @@ def _build(network: Buildable, signature: Signature, settings: Settings, monitor
             spans = ", ".join(f"{dim} {span.min}…{span.opt}…{span.max}" for dim, span in signature.dims.items())
             raise _error(f"TensorRT refused the optimization profile {spans}", errors, name)
         with timing_cache(config, network.flavour, settings):
-            plan = _serialize(network, config)
+            memory = network.builder.build_serialized_network(network.definition, config)
             # Inside, so that the timings of a build that failed are not kept.
-            if plan is None:
+            if memory is None:
                 hint = "raise the workspace limit, or leave it unset" if settings.workspace is not None else ""
                 raise _error("TensorRT built no engine", errors, name, hint)
-        return plan
+        # By now TensorRT has given back what it needed to build: the copy is not the peak.
+        return bytes(memory)
 
 
 def _configure(network: Buildable, settings: Settings) -> Any:
@@ -102,27 +103,6 @@ def _add_profile(network: Buildable, config: Any, inputs: list[TensorLeaf], sign
         ends = [sorted((evaluate(size, low), evaluate(size, high))) for size in leaf.spec.shape]
         profile.set_shape(leaf.name, [end[0] for end in ends], leaf.spec.at(opt), [end[1] for end in ends])
     return bool(profile) and config.add_optimization_profile(profile) >= 0
-
-
-def _serialize(network: Buildable, config: Any) -> bytes | None:
-    builder, trt = network.builder, network.flavour.trt
-    if not network.flavour.has("stream_writer"):
-        memory = builder.build_serialized_network(network.definition, config)
-        return None if memory is None else bytes(memory)
-
-    # TensorRT hands the plan over, instead of keeping one that has to be copied.
-    class Writer(trt.IStreamWriter):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            trt.IStreamWriter.__init__(self)
-            self.parts: list[bytes] = []
-
-        def write(self, data: bytes) -> int:
-            self.parts.append(data)
-            return len(data)
-
-    writer = Writer()
-    built = builder.build_serialized_network_to_stream(network.definition, config, writer)
-    return b"".join(writer.parts) if built else None
 
 
 def _error(what: str, errors: list[str], name: str, hint: str = "") -> BuildError:
