@@ -139,13 +139,15 @@ def build(
 
     start = time.perf_counter()
     network = lower(program, flavour)
-    lowered = time.perf_counter()
+    lowered, layers = time.perf_counter(), network.definition.num_layers
     if settings.build_in_subprocess or settings.build_timeout is not None:
         from torch2trt.engine.child import build_in_child
 
+        network.release()
         plan = build_in_child(program, settings, flavour.name, name=program.name)
     else:
         plan = builder.build(network, program.signature, settings, name=program.name)
+        network.release()
     artifact = Artifact(
         name=program.name,
         plan=plan,
@@ -157,7 +159,7 @@ def build(
         report={
             "nodes": program.captured_nodes,
             "calls": len(program.calls),
-            "layers": network.definition.num_layers,
+            "layers": layers,
             "fused_blocks": sum(node.target in FUSED_BLOCKS for node in program.calls),
             "lower_s": lowered - start,
             "build_s": time.perf_counter() - lowered,

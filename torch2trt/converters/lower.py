@@ -150,15 +150,17 @@ def _spec_or_size(program: Program, node: fx.Node) -> TensorSpec | Size | list[A
 
 
 def _map_nodes(bound: dict[str, Any], function: Any) -> dict[str, Any]:
-    # fx.map_arg would turn lists into its immutable kind and leave sizes alone; converters get plain lists.
-    def walk(value: Any) -> Any:
-        if isinstance(value, fx.Node):
-            return function(value)
-        if isinstance(value, list | tuple):
-            return [walk(item) for item in value]
-        return value
+    return {name: _mapped(value, function) for name, value in bound.items()}
 
-    return {name: walk(value) for name, value in bound.items()}
+
+def _mapped(value: Any, function: Any) -> Any:
+    # fx.map_arg would turn lists into its immutable kind and leave sizes alone; converters get plain lists. No inner
+    # function does this, because one that calls itself would keep the weights alive until the garbage collector comes.
+    if isinstance(value, fx.Node):
+        return function(value)
+    if isinstance(value, list | tuple):
+        return [_mapped(item, function) for item in value]
+    return value
 
 
 def _leaves(value: Any) -> list[Any]:

@@ -56,6 +56,10 @@ class NetworkCore:
         assert result is not None
         return result
 
+    def release(self) -> None:
+        """Give back the memory of the weights at once; all that can be done with the definition then is drop it."""
+        self.constants.clear()
+
     # -- naming and checking ------------------------------------------------------------------------------------------
 
     @contextmanager
