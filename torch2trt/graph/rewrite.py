@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import detect_fake_mode
@@ -33,7 +34,11 @@ def refresh(node: fx.Node) -> None:
     mode = detect_fake_mode(pytree.tree_leaves((args, kwargs))) or _mode_of(node.graph)
     # Composite operators written in C++ know no symbolic sizes, their counterparts in Python do.
     with mode, enable_python_dispatcher():
-        node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]
+        value = node.target(*args, **kwargs)  # type: ignore[operator]
+        if "val" in node.meta and torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()):
+            # Sizes that depend on data have new symbols each time: keep the ones that the graph knows.
+            value = pytree.tree_map(lambda old, new: old.to(new.dtype), node.meta["val"], value)
+        node.meta["val"] = value
     node.meta.pop("tensor_meta", None)
 
 
