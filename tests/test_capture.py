@@ -321,6 +321,14 @@ def test_state_that_changes_is_refused() -> None:
         capture(Function(lambda x: x.add_(1)), (X.clone(),))
 
 
+def test_operators_with_graphs_of_their_own_are_refused() -> None:
+    def chosen(x: torch.Tensor) -> torch.Tensor:
+        return torch.cond(x.sum() > 0, lambda y: y + 1, lambda y: y - 1, (x,))
+
+    with pytest.raises(CaptureError, match=r"cond.*graphs of its own"):
+        capture(Function(chosen), (X,))
+
+
 # Dynamic dimensions ---------------------------------------------------------------------------------------------------
 
 

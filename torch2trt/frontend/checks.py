@@ -104,6 +104,23 @@ def refuse_state(exported: ExportedProgram) -> None:
             )
 
 
+def refuse_subgraphs(graph: fx.GraphModule) -> None:
+    """Refuse operators that hold graphs of their own, such as ``torch.cond``.
+
+    Raises:
+        CaptureError: names the operator and the user's line.
+    """
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            user = next(iter(node.users))
+            raise CaptureError(
+                "holds graphs of its own, which cannot be compiled",
+                subject=name_of(user.target),
+                source=provenance(user)[1],
+                hint="use torch.where, or compile the parts before and after it",
+            )
+
+
 def refuse_random(graph: fx.GraphModule) -> None:
     """Refuse operators that draw random numbers.
 

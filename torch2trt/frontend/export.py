@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from torch2trt.errors import CaptureError, DynamicShapeError
 from torch2trt.frontend.assumptions import check_shapes_at_one, compare_at_one, drop_checks
-from torch2trt.frontend.checks import check_inputs, check_module, refuse_random, refuse_state
+from torch2trt.frontend.checks import check_inputs, check_module, refuse_random, refuse_state, refuse_subgraphs
 from torch2trt.frontend.dynamic_shapes import (
     Axes,
     at_one,
@@ -125,8 +125,8 @@ def _capture_error(module: nn.Module, error: Exception) -> CaptureError | Dynami
     hint = ""
     if "data-dependent" in text.lower() or "Could not guard" in text:
         hint = (
-            "control flow or sizes that depend on the values of tensors cannot be captured: use torch.where or "
-            "torch.cond, or compile the parts before and after it"
+            "control flow or sizes that depend on the values of tensors cannot be captured: use torch.where, "
+            "or compile the parts before and after it"
         )
     return CaptureError(
         f"torch.export failed: {type(error).__name__}: {lines[0]}", subject=name, source=source, hint=hint
@@ -135,11 +135,7 @@ def _capture_error(module: nn.Module, error: Exception) -> CaptureError | Dynami
 
 def _users_line(error: Exception) -> str:
     """The last line outside torch and this package that an error came through."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not (is_within_torch(frame.filename) or frame.filename.startswith("<"))
-    ]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not is_within_torch(frame.filename)]
     # The first is this file's own call.
     return f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if len(frames) > 1 else ""
 
@@ -164,6 +160,7 @@ def _to_program(
     dim_names, dims = dimensions(exported, args, kwargs, axes_of)
     differs_at_one = drop_checks(exported, dim_names, dims)
     refuse_state(exported)
+    refuse_subgraphs(graph)
     refuse_random(graph)
     placeholders = {str(node.target): node for node in graph.graph.nodes if node.op == "placeholder"}
     sources: dict[str, torch.Tensor] = {}

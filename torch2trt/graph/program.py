@@ -136,8 +136,8 @@ def sizes_of(signature: Signature, inputs: list[torch.Tensor]) -> dict[str, int]
 
 
 def is_within_torch(path: str) -> bool:
-    """Whether a source file is torch's own."""
-    return "/torch/" in "/" + path.replace("\\", "/")
+    """Whether a source file is torch's own, or one that it generated."""
+    return path.startswith("<") or "/torch/" in "/" + path.replace("\\", "/")
 
 
 def provenance(node: fx.Node) -> tuple[str, str]:
