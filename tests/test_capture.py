@@ -160,6 +160,22 @@ def test_inputs_that_nothing_reads() -> None:
     assert [node.target for node in program.input_placeholders] == ["x", "unused"]
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_one_tensor_for_two_arguments(dynamic: bool) -> None:
+    def differing(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x * 2 - y
+
+    module = Function(differing)
+    program = captured(module, X, X, dynamic_shapes=({0: BATCH}, {0: BATCH}) if dynamic else None)
+    same(program, module, X, Y)
+
+
+def test_a_weight_for_an_argument() -> None:
+    module = nn.Linear(3, 2, bias=False).eval()
+    program = captured(module, module.weight)
+    same(program, module, Y)
+
+
 def test_writing_in_place_becomes_functional() -> None:
     def written(x: torch.Tensor) -> torch.Tensor:
         y = x * 2

@@ -10,7 +10,7 @@ from typing import Any
 import sympy
 import torch
 from torch import nn
-from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
@@ -34,8 +34,6 @@ def dynamic_axes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     Raises:
         DynamicShapeError: an axis that a tensor has not, or whose size in the example is not within its ``Dim``.
     """
-    if isinstance(dynamic_shapes, ShapesCollection):
-        dynamic_shapes = dynamic_shapes.dynamic_shapes(module, args, kwargs)
     if dynamic_shapes is None:
         return [{} for _ in pytree.tree_leaves((args, kwargs))]
     # As torch.export counts them: what *args takes is one value, and **kwargs may go by its own name.

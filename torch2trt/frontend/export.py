@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.export import ExportedProgram
+from torch.export import ExportedProgram, ShapesCollection
 from torch.export.graph_signature import ConstantArgument, InputKind, SymIntArgument, TensorArgument
 from torch.fx.experimental import _config as symbolic_config
 from torch.utils import _pytree as pytree
@@ -60,7 +60,11 @@ def capture(
     kwargs = kwargs or {}
     check_module(module)
     check_inputs(module, args, kwargs)
+    if isinstance(dynamic_shapes, ShapesCollection):
+        dynamic_shapes = dynamic_shapes.dynamic_shapes(module, args, kwargs)
     axes_of = dynamic_axes(module, args, kwargs, dynamic_shapes)
+    # Tracing takes two arguments for one where they are the same tensor.
+    args, kwargs = pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, (args, kwargs))
     exported = _export(module, *away_from_one(args, kwargs, axes_of), dynamic_shapes)
     program, differs_at_one = _to_program(
         exported,
