@@ -81,8 +81,9 @@ def test_a_model_in_training_mode() -> None:
         (lambda net: net.layers[0].weight.data[1, 2].fill_(torch.nan), ("layers.0.weight", "NaN")),
         (lambda net: net.layers[1].running_var.fill_(torch.nan), ("layers.1.running_var", "NaN")),
         (lambda net: net.embed.to("meta"), ("embed.weight", "meta")),
+        (lambda net: setattr(net, "embed", nn.LazyLinear(4)), ("embed.weight", "initialised")),
     ],
-    ids=["float64", "complex", "NaN", "NaN-buffer", "meta"],
+    ids=["float64", "complex", "NaN", "NaN-buffer", "meta", "lazy"],
 )
 @pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
 def test_weights_that_no_engine_can_hold(change: Callable[[Net], Any], words: tuple[str, ...]) -> None:
@@ -212,6 +213,13 @@ def test_dimensions_that_are_not_dynamic() -> None:
     shapes = {"x": {0: Dim("batch", max=8)}}
     refused(errors.DynamicShapeError, compiling(Folding(), X, dynamic_shapes=shapes), "batch = 3")
     refused(errors.DynamicShapeError, compiling(Folding(), X, dynamic_shapes={"x": {0: Dim("b")}}), "upper bound")
+
+    class Scaling(nn.Module):
+        def forward(self, x: torch.Tensor, n: int) -> torch.Tensor:
+            return x * n
+
+    shapes = {"x": None, "n": Dim.DYNAMIC}
+    refused(errors.DynamicShapeError, compiling(Scaling(), X, 3, dynamic_shapes=shapes), "n", "Python number")
 
 
 # The call of a compiled module ----------------------------------------------------------------------------------------

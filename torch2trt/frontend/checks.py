@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from torch2trt.errors import CaptureError, ExampleInputError, RandomOpError, TrainingModeError, WeightError
@@ -32,6 +33,8 @@ def check_module(module: nn.Module) -> None:
     for path, tensor in _held(module):
         if tensor.dtype == torch.float64 or tensor.is_complex():
             raise WeightError(f"is {tensor.dtype}, which TensorRT has not", subject=path, hint="call module.float()")
+        if is_lazy(tensor):
+            raise WeightError("is not initialised", subject=path, hint="call the module once first")
         if tensor.device.type == "meta":
             raise WeightError("is on the meta device, without values", subject=path, hint="load the weights first")
         if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):

@@ -179,9 +179,13 @@ def _to_program(
             if isinstance(spec.arg, TensorArgument):
                 leaf_of[node.name] = len(inputs)
                 inputs.append(TensorLeaf(str(node.target), program.spec(node)))
-            else:
+            elif isinstance(spec.arg, ConstantArgument):
                 inputs.append(ConstantLeaf(leaves[len(inputs)]))
                 graph.graph.erase_node(node)
+            else:
+                raise DynamicShapeError(
+                    "is a Python number, which is fixed at compile time", subject=spec.arg.name, hint="pass a tensor"
+                )
         elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
             assert spec.target is not None
             tensor = exported.state_dict.get(spec.target, exported.constants.get(spec.target))
