@@ -14,8 +14,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Each worker would otherwise start as many threads as the machine has cores.
+    # Each worker would otherwise start as many threads as the machine has cores, and all would use the first GPU.
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if workers > 1 and len(gpus) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[int(os.environ["PYTEST_XDIST_WORKER"][2:]) % len(gpus)]
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 
 

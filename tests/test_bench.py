@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,7 @@ class FakeMachine:
     def __init__(self, times: dict[str, float] | None = None) -> None:
         self.device = CPU
         self.name = "Fake 9000"
+        self.gpus = ["0", "1"]
         self.times = times or {}
         self.asked: list[tuple[str, Any, int]] = []
         self.free = 1 << 30
@@ -391,6 +393,30 @@ def test_builds_in_children(models: Path, tmp_path: Path, monkeypatch: pytest.Mo
     for deadline in (time.monotonic() - 1, time.monotonic() + 50):
         late = build_all(tasks[2:3], tmp_path, limit=100, deadline=deadline, **common)
         assert isinstance(late[tasks[2]], Skipped)
+
+
+def test_builds_are_spread_over_the_gpus(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used, both = [], threading.Barrier(2, timeout=10)
+
+    def build(*args: Any, environment: dict[str, str], **kwargs: Any) -> Prepared:
+        used.append(environment["CUDA_VISIBLE_DEVICES"])
+        both.wait()
+        return Prepared(tmp_path, 1.0, 1.0, 0)
+
+    monkeypatch.setattr(builds, "prepare", build)
+    tasks = [(case_of(models, batch=size), Candidate("torch2trt")) for size in (1, 2, 3, 4)]
+    build_all(
+        tasks,
+        tmp_path,
+        settings=QUIET,
+        timings=Timings(None, tmp_path, flavour.load()),
+        jobs=2,
+        gpus=["3", "GPU-5"],
+        limit=1,
+        deadline=math.inf,
+        say=lambda line: None,
+    )
+    assert sorted(used) == ["3", "3", "GPU-5", "GPU-5"]
 
 
 def test_interrupted_builds_take_their_children_along(

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,7 @@ def run_worker(
     name: str,
     timeout: float | None = None,
     show: bool = False,
+    environment: Mapping[str, str] | None = None,
     started: Callable[[int], object] = lambda pid: None,
 ) -> bytes:
     """Run a command that leaves a plan or an error in a folder.
@@ -128,6 +129,7 @@ def run_worker(
         name: the model's, for errors.
         timeout: seconds it may take.
         show: whether its stderr is this process's own.
+        environment: variables that it has beside this process's own.
         started: told the child's process id.
 
     Raises:
@@ -141,7 +143,7 @@ def run_worker(
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=None if show else output,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, **(environment or {}), "PYTHONPATH": path},
             # Ctrl-C reaches this process alone, which then ends the child.
             start_new_session=True,
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
+import queue
 import shutil
 import threading
 import time
@@ -65,6 +67,7 @@ def build_all(
     settings: dict[str, Any],
     timings: Timings,
     jobs: int,
+    gpus: Sequence[str] = (),
     limit: float,
     deadline: float,
     say: Callable[[str], None],
@@ -75,11 +78,15 @@ def build_all(
         folder: each task gets a folder of its own below it.
         settings: for :class:`torch2trt.Settings`, JSON values.
         jobs: builds at a time.
+        gpus: what ``CUDA_VISIBLE_DEVICES`` names the GPUs that they are spread over; empty: all use the first one.
         limit: seconds that one may take.
         deadline: in the clock of ``time.monotonic``.
         say: takes lines of progress.
     """
     children: list[psutil.Process] = []
+    places: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+    for gpu in itertools.islice(itertools.cycle(gpus or [""]), jobs):
+        places.put({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
 
     def build(task: Task) -> Outcome:
         case, candidate = task
@@ -89,15 +96,16 @@ def build_all(
         # Cases that are spelled alike may have other inputs, or a model of another file.
         digest = hashlib.sha256(json.dumps([case.to_json(), settings], sort_keys=True).encode()).hexdigest()[:8]
         name = "-".join(filter(None, (candidate.backend, candidate.variant)))
-        place = folder / "-".join((*str(case).split(), digest)) / name
-        start = time.monotonic()
+        own = folder / "-".join((*str(case).split(), digest)) / name
+        start, environment = time.monotonic(), places.get()
         try:
             prepared = prepare(
                 candidate,
                 case,
-                place.resolve(),
+                own.resolve(),
                 settings=settings,
                 timeout=min(limit, left),
+                environment=environment,
                 started=children.append,
             )
         except Exception as error:
@@ -106,6 +114,8 @@ def build_all(
                 return Skipped()
             say(f"{case}: {candidate} failed after {time.monotonic() - start:.0f} s: {error}")
             return error
+        finally:
+            places.put(environment)
         timings.keep()
         say(f"{case}: {candidate} built in {prepared.build_s:.1f} s")
         return prepared

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from typing import Protocol
 
@@ -17,6 +18,8 @@ class Machine(Clock, Protocol):
 
     device: torch.device
     name: str
+    gpus: list[str]
+    """What ``CUDA_VISIBLE_DEVICES`` names it, and after it the others of its kind, which can build for it."""
 
     def synchronize(self) -> None:
         """Wait for everything that was enqueued; raises what went wrong there."""
@@ -44,6 +47,7 @@ class CudaMachine:
             )
         self.device = torch.device("cuda", torch.cuda.current_device())
         self.name = torch.cuda.get_device_name()
+        self.gpus = _alike(self.device.index)
 
     def gpu_ms(self, call: Call, calls: int, *, lead_in: int) -> float:
         """Between two events on the stream: what the GPU takes, or the host where that is slower."""
@@ -79,3 +83,12 @@ class CudaMachine:
     def free_bytes(self) -> int:
         """Device memory that no process holds: TensorRT's own allocations are seen only so."""
         return torch.cuda.mem_get_info()[0]
+
+
+def _alike(index: int) -> list[str]:
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(number) for number in range(count)]
+    kind = torch.cuda.get_device_properties(index).name
+    others = [n for n in range(count) if n != index and torch.cuda.get_device_properties(n).name == kind]
+    return [names[number] for number in (index, *others)]

@@ -7,7 +7,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ def prepare(
     *,
     settings: dict[str, Any],
     timeout: float | None = None,
+    environment: Mapping[str, str] | None = None,
     started: Callable[[psutil.Process], None] = lambda process: None,
 ) -> Prepared:
     """Build what a candidate needs in a child process, or take what is in the folder from an earlier time.
@@ -67,6 +68,7 @@ def prepare(
         folder: where the child leaves its files; made if need be.
         settings: for :class:`torch2trt.Settings`, JSON values.
         timeout: seconds it may take.
+        environment: variables that the child has beside this process's own.
         started: told the child.
 
     Raises:
@@ -93,6 +95,7 @@ def prepare(
             folder,
             name=f"{case}, {candidate}",
             timeout=timeout,
+            environment=environment,
             started=begin,
         )
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,7 +51,7 @@ class Options:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """For :class:`torch2trt.Settings`, JSON values; those for TensorRT's builder are the peer's too."""
     jobs: int = 1
-    """Builds at a time."""
+    """Builds at a time, spread over the machine's GPUs."""
     rounds: int = measure.ROUNDS
     limit: float = 900.0
     """Seconds that one build may take."""
@@ -132,6 +133,7 @@ class Session:
             settings=self._settings,
             timings=self._timings,
             jobs=options.jobs,
+            gpus=self._machine.gpus,
             limit=options.limit,
             deadline=self._end - sum(map(self._expected, requests)),
             say=options.say,
@@ -228,7 +230,7 @@ class Session:
                 batch=batch,
                 precision=precision,
                 backend=backend,
-                jobs=options.jobs,
+                jobs=math.ceil(options.jobs / len(self._machine.gpus)),
                 timing_cache="carried" if self._settings["timing_cache"] else "",
                 gpu=self._machine.name,
                 flavour=self._flavour.name,
