@@ -151,6 +151,12 @@ CASES = [
     OpCase(
         "split-to-sizes", lambda x: x.split((x.shape[0], x.shape[1] - x.shape[0]), 1), (X,), dynamic={0: {1: (4, 9)}}
     ),
+    OpCase(
+        "split-at-values",
+        torch.tensor_split,
+        (X, torch.tensor([1, 2])),
+        unsupported="a number taken from the values of a tensor",
+    ),
     OpCase("joins", JOINS, (X,)),
     OpCase("joins-bytes", JOINS, (BYTES // 2,)),
     OpCase("joins-dynamic", JOINS, (X,), dynamic=BOTH),

@@ -8,6 +8,7 @@ import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import detect_fake_mode
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
 _PROVENANCE = ("nn_module_stack", "stack_trace")
@@ -35,11 +36,15 @@ def refresh(node: fx.Node) -> None:
     # Composite operators written in C++ know no symbolic sizes, their counterparts in Python do.
     with mode, enable_python_dispatcher():
         value = node.target(*args, **kwargs)  # type: ignore[operator]
-        if "val" in node.meta and torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()):
+        if free_unbacked_symbols(value) != free_unbacked_symbols(before := node.meta.get("val", value)):
             # Sizes that depend on data have new symbols each time: keep the ones that the graph knows.
-            value = pytree.tree_map(lambda old, new: old.to(new.dtype), node.meta["val"], value)
+            value = pytree.tree_map(_with_dtype, before, value)
         node.meta["val"] = value
     node.meta.pop("tensor_meta", None)
+
+
+def _with_dtype(before: Any, like: Any) -> Any:
+    return before.to(like.dtype) if isinstance(before, torch.Tensor) else before
 
 
 def _mode_of(graph: fx.Graph) -> Any:
