@@ -39,6 +39,7 @@ CONSTANT = [
     OpCase("pad-infinity", pads((1, 1), value=-math.inf), (IMAGE,)),
     OpCase("pad-dynamic", pads((1, 2, -1, 1)), (IMAGE,), dynamic={0: {0: (1, 4), 2: (3, 9), 3: (2, 8)}}),
     OpCase("pad-to-multiple", to_multiple, (IMAGE,), dynamic={0: {3: (2, 9)}}),
+    OpCase("pad-of-nothing", pads((0, 0, 1, 2), value=1.5), (IMAGE[:, :, :0],)),
     OpCase("pad-integers", each(pads((2, 1), value=7), pads((2, 1, -1, 1))), (WHOLE, WHOLE.int())),
     OpCase("pad-bool", pads((2, 1), value=True), (WHOLE % 3 == 0,)),
     OpCase("pad-float16", pads((2, 1), value=0.5), (IMAGE.half(),)),

@@ -86,6 +86,7 @@ AVERAGES = [
         (IMAGE,),
     ),
     OpCase("avg_pool1d-unbatched", F.avg_pool1d, (SEQUENCE[0], 3, 2, 1)),
+    OpCase("avg_pool1d-no-batch", F.avg_pool1d, (SEQUENCE[:0], 3, 2, 1)),
     OpCase("avg_pool2d-unbatched", F.avg_pool2d, (IMAGE[0], 3, 2, 1)),
     *(
         OpCase(f"avg_pool2d-{str(dtype)[6:]}", F.avg_pool2d, (IMAGE.to(dtype), 3, 2, 1, True))

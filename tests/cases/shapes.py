@@ -168,6 +168,7 @@ CASES = [
     OpCase("repeat-by-size", lambda x: x.repeat(1, x.shape[0], 1), (X,), dynamic=BOTH),
     OpCase("repeat-rank-6", lambda x: x.repeat(1, 2, 1, 1, 1, 3), (normal(1, 2, 1, 2, 1, 2),)),
     OpCase("order", ORDER, (X,)),
+    OpCase("order-of-nothing", lambda x: x.flip(0, 1), (X[:, :0],)),
     OpCase("order-bool", ORDER, (FLAGS,)),
     OpCase("order-dynamic", ORDER, (X,), dynamic=ALL),
     OpCase("pixel-shuffle", lambda x: torch.pixel_shuffle(x, 2), (normal(2, 8, 3, 3),), dynamic=BATCH),

@@ -61,9 +61,9 @@ def pooling(node: Node, x: Tensor) -> Tensor:
     """Maximum, average or a blend of both over windows of the innermost dimensions."""
     api = node.api
     window, kind = tuple(api.window_size_nd), api.type.name
-    # Channels do not meet: every leading dimension is one of them.
+    # Channels do not meet: every leading dimension counts as batch, of which torch allows none.
     lead, sides = x.shape[: -len(window)], x.shape[-len(window) :]
-    x = x.reshape(1, math.prod(lead), *sides)
+    x = x.reshape(math.prod(lead), 1, *sides)
     if kind == "MAX":
         y = _max_pool(api, x, window)
     elif kind == "AVERAGE":

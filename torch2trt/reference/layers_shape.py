@@ -85,6 +85,8 @@ def slice_(
             raise node.error(f"slices [{first}, {last}] of dimension {dim}, which has {x.shape[dim]} elements")
         if api.mode.name == "FILL":
             outside = outside | along((places < 0) | (places >= x.shape[dim]), dim, x.dim())
+            if not x.shape[dim]:
+                x = x.new_zeros([1 if d == dim else extent for d, extent in enumerate(x.shape)])
         x = x.index_select(dim, _inside(places, x.shape[dim], api.mode.name))
     if not outside.any():
         return x

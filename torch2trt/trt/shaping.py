@@ -186,7 +186,8 @@ class Shaping(NetworkCore):
 
     def flip(self, tensor: Tensor, axes: Sequence[int]) -> Tensor:
         """Dimensions in reverse order."""
-        axes = [axis % tensor.rank for axis in axes]
+        # Without elements a dimension has no last one to start at.
+        axes = [axis % tensor.rank for axis in axes if tensor.shape[axis] != 0]
         start = [size - 1 if axis in axes else 0 for axis, size in enumerate(tensor.shape)]
         stride = [-1 if axis in axes else 1 for axis in range(tensor.rank)]
         return self.slice(tensor, start, tensor.shape, stride)
