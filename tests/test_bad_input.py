@@ -156,8 +156,20 @@ class Sampling(nn.Module):
         return x + self.function(x)
 
 
-def test_control_flow_on_data(capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_flow_on_data() -> None:
     error = refused(errors.CaptureError, compiling(Branching(), X), "Branching", "torch.where")
+    assert f"{__file__}:" in error.source
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: x.narrow(0, x[0, 0].long(), 1), lambda x: x.tensor_split(x[0, 0].long())[0]],
+    ids=["narrow", "tensor_split"],
+)
+def test_sizes_and_places_that_are_data(function: Callable[..., Any]) -> None:
+    error = refused(
+        errors.CaptureError, compiling(Sampling(function), X), "Sampling", "depend on the values of tensors"
+    )
     assert f"{__file__}:" in error.source
 
 

@@ -117,7 +117,8 @@ def _capture_error(module: nn.Module, error: Exception) -> CaptureError | Dynami
     text = str(error).strip()
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
     name, source = type(module).__name__, _users_line(error)
-    if "Constraints violated" in text or "specialized" in text:
+    depends_on_data = any(word in text.lower() for word in ("data-dependent", "could not guard", "unbacked symbol"))
+    if not depends_on_data and ("Constraints violated" in text or "specialized" in text):
         # The first line says that something is wrong, those that begin with a dash what it is.
         reasons = [line.removeprefix("- ") for line in lines if line.startswith("- ")] or lines[:1]
         return DynamicShapeError(
@@ -127,7 +128,7 @@ def _capture_error(module: nn.Module, error: Exception) -> CaptureError | Dynami
             hint="narrow the Dim, leave the dimension static, or declare what it is a multiple of (2 * Dim('half'))",
         )
     hint = ""
-    if "data-dependent" in text.lower() or "Could not guard" in text:
+    if depends_on_data:
         hint = (
             "control flow or sizes that depend on the values of tensors cannot be captured: use torch.where, "
             "or compile the parts before and after it"
