@@ -160,6 +160,7 @@ CASES = [
     OpCase("joins", JOINS, (X,)),
     OpCase("joins-bytes", JOINS, (BYTES // 2,)),
     OpCase("joins-dynamic", JOINS, (X,), dynamic=BOTH),
+    OpCase("cat-of-nothing", lambda x, y: torch.cat([x, y, y], 1), (INTS[0, 0, :0], X[:, :0])),
     OpCase("cat-promoted", lambda x, y: (torch.cat([x, y]), torch.stack([y, x])), (X.half(), INTS)),
     OpCase("cat-bool", lambda x, y: torch.cat([x, y], -1), (FLAGS, FLAGS)),
     OpCase("repetitions", REPETITIONS, (X,)),

@@ -128,8 +128,11 @@ def unbind(net: Network, input: Tensor, dim: int) -> tuple[Tensor, ...]:
 @converter(aten.cat.default)
 def cat(net: Network, tensors: Sequence[Tensor], dim: int) -> Tensor:
     """cat(Tensor[] tensors, int dim=0) -> Tensor"""
+    promoted = net.promote(*tensors)
     # torch lets an empty vector join anything.
-    joined = [tensor for tensor in net.promote(*tensors) if tensor.shape != (0,) and tensor.shape[dim] != 0]
+    joined = [tensor for tensor in promoted if tensor.shape != (0,) and tensor.shape[dim] != 0]
+    if not joined:
+        return next(tensor for tensor in promoted if tensor.rank == net.results[0].rank)
     return net.concat(joined, dim)
 
 
