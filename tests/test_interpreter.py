@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy.lib.stride_tricks import as_strided
 from torch import Tensor
 
 from tests.bare_network import BareNetwork, first, trt
@@ -197,6 +198,17 @@ def test_weights_come_from_the_constants() -> None:
     net.constants.update({"conv.kernel": kernel, "conv.bias": bias})
     truth = F.conv2d(x.double(), kernel.double(), bias.double())
     torch.testing.assert_close(net.run(x)[0].double(), truth, rtol=4e-3, atol=1e-5)
+
+
+def test_weights_that_bindings_for_numpy_1_show_under_numpy_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take the size of an element from where it was, and find 0: every element looks like the first."""
+    net = BareNetwork()
+    net.output(net.constant([[1.0, 2.0], [3.0, 4.0]]))
+    plain = trt.IConstantLayer.weights.__get__
+    shown = property(lambda layer: as_strided(plain(layer), strides=(0,)))
+    monkeypatch.setattr(trt.IConstantLayer, "weights", shown)
+    (result,) = net.run()
+    assert result.tolist() == [[1, 2], [3, 4]]
 
 
 def test_weights_that_nobody_knows_are_an_error() -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch2trt.reference.readback import Node
-from torch2trt.reference.registry import along, layer, sizes
+from torch2trt.reference.registry import along, declared, layer, sizes
 
 # Nearest element to a coordinate, by the names of ResizeRoundMode.
 _ROUND: dict[str, Callable[[Tensor], Tensor]] = {
@@ -27,7 +27,7 @@ _GRID_PADDING = {"FILL": "zeros", "CLAMP": "border", "REFLECT": "reflection"}
 def resize(node: Node, x: Tensor, shape: Tensor | None = None) -> Tensor:
     """Other sizes, by the nearest element or by linear or cubic interpolation, dimension by dimension."""
     api = node.api
-    if shape is None and api.shape is None:
+    if shape is None and declared(api, "shape") is None:
         wanted = [int(size * scale) for size, scale in zip(x.shape, api.scales, strict=True)]
     else:
         wanted = sizes(api, "shape", shape)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import as_strided
 
 from torch2trt.errors import InterpreterError
 from torch2trt.trt.flavour import Flavour
@@ -135,7 +136,8 @@ class Node:
                     subject=self.subject,
                     hint=f"pass them as constants[{key!r}]",
                 )
-            value = torch.from_numpy(held)
+            # Bindings compiled for NumPy 1, TensorRT 10.6's, give arrays of stride 0 under NumPy 2.
+            value = torch.from_numpy(as_strided(held, strides=(held.itemsize,)))
         self._weights[role, device] = value = value.detach().to(device)
         return value
 
