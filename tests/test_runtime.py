@@ -37,6 +37,7 @@ from torch2trt.runtime.artifact import Artifact
 from torch2trt.runtime.cuda_graphs import CAPACITY, GraphCache
 from torch2trt.runtime.module import EngineModule
 from torch2trt.runtime.outputs import Results
+from torch2trt.runtime.recent import Recent
 from torch2trt.runtime.verification import compare
 from torch2trt.settings import Settings
 from torch2trt.sizes import DimRange, TensorSpec, symbol
@@ -695,8 +696,8 @@ class CountingCache(GraphCache):
         super().__init__(engine, torch.empty(0), enabled=enabled)
         self.captured: list[Any] = []
 
-    def _capture(self, shapes: Any, inputs: Any) -> Any:
-        self.captured.append(shapes)
+    def _capture(self, inputs: Any) -> Any:
+        self.captured += inputs
         return object()
 
 
@@ -713,8 +714,8 @@ def stream(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_shape_is_captured_once() -> None:
     cache = CountingCache()
     for count in (1, 2, 1, 2, 1):
-        assert cache.get(shapes_of(count), []) is not None
-    assert cache.captured == [shapes_of(1), shapes_of(2)]
+        assert cache.get(shapes_of(count), [count]) is not None
+    assert cache.captured == [1, 2]
 
 
 @pytest.mark.usefixtures("stream")
@@ -735,15 +736,32 @@ def test_shapes_that_always_change_do_not_capture_always() -> None:
     cache = CountingCache()
     for _ in range(32):
         for count in range(1, 2 * CAPACITY + 1):
-            cache.get(shapes_of(count), [])
+            cache.get(shapes_of(count), [count])
     calls = 32 * 2 * CAPACITY
     assert len(cache.captured) < calls / 10
 
 
 def test_what_is_never_captured() -> None:
     for cache in (CountingCache(enabled=False), CountingCache(host_inputs=frozenset({"n"}))):
-        assert cache.get(shapes_of(1), []) is None
+        assert cache.get(shapes_of(1), [1]) is None
         assert not cache.captured
     cache = CountingCache()
-    assert cache.get(shapes_of(0), []) is None
+    assert cache.get(shapes_of(0), [0]) is None
     assert not cache.captured
+
+
+def test_what_comes_once_makes_nothing() -> None:
+    kept: Recent[int, str] = Recent(2, first=3, later=5)
+    assert [kept.missed(1) for _ in range(4)] == [False, False, True, True]
+    kept.put(1, "one")
+    assert (kept.get(1), kept.get(2), kept.full) == ("one", None, False)
+    assert [kept.missed(2) for _ in range(3)] == [False, False, True]
+    kept.put(2, "two")
+    assert kept.full
+    assert [kept.missed(3) for _ in range(5)] == [False, False, False, False, True]
+    kept.get(1)
+    kept.displace()
+    kept.put(3, "three")
+    assert list(kept) == ["one", "three"]
+    # One that was displaced starts from nothing.
+    assert not kept.missed(2)

@@ -30,7 +30,7 @@ from torch2trt.errors import (
 from torch2trt.graph.signature import Signature, TensorLeaf
 from torch2trt.runtime.artifact import Artifact, gpu_here
 from torch2trt.runtime.context import Context
-from torch2trt.runtime.cuda_graphs import CAPACITY
+from torch2trt.runtime.cuda_graphs import _DISPLACES, CAPACITY
 from torch2trt.runtime.module import EngineModule
 from torch2trt.runtime.session import Session
 from torch2trt.settings import Settings
@@ -496,6 +496,56 @@ def test_more_shapes_than_graphs(graphs: EngineModule, eager: MLP) -> None:
         x = torch.randn(count, 64, device="cuda")
         close(graphs(x), eager(x))
     assert graph_count(graphs) == CAPACITY
+
+
+def in_place_count(module: EngineModule) -> int:
+    return sum(len(graph._in_place) for graph in module._session._contexts.graphs)  # type: ignore[union-attr]
+
+
+def test_inputs_that_stay_where_they_are_are_read_there(graphs: EngineModule, eager: MLP) -> None:
+    x, y = (torch.randn(8, 64, device="cuda") for _ in range(2))
+    results, expected = [], []
+    for number in range(12):
+        x.normal_()
+        results.append(graphs(x))
+        expected.append(eager(x))
+        if number % 2:
+            close(graphs(y), eager(y))
+    assert in_place_count(graphs) == 2
+    # Every result is its own, though all inputs were in one place.
+    close(torch.stack(results), torch.stack(expected))
+
+
+def test_other_tensors_in_the_same_place() -> None:
+    class Square(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 + torch.arange(64, device=x.device)
+
+    x = torch.randn(64, 64, device="cuda")
+    square = torch2trt.compile(Square().eval(), (x,), precision="fp32", progress="none", optimization_level=0)
+    for _ in range(6):
+        square(x)
+    assert in_place_count(square) == 1
+    for value in (x.t(), torch._neg_view(x), x.t().contiguous().t(), x[:, :1].expand(64, 64)):
+        close(square(value), Square()(value))
+    # Memory that was given back and handed out again.
+    place = x.data_ptr()
+    del x, value
+    others = [torch.randn(64, 64, device="cuda") for _ in range(512)]
+    (again,) = (other for other in others if other.data_ptr() == place)
+    close(square(again), Square()(again))
+    off = torch.randn(64 * 64 + 1, device="cuda")[1:].view(64, 64)
+    for _ in range(6):
+        close(square(off), Square()(off))
+    assert in_place_count(square) == 1
+
+
+def test_inputs_that_always_move_are_not_captured_for(graphs: EngineModule, eager: MLP) -> None:
+    values = torch.randn(3 * CAPACITY, 8, 64, device="cuda")
+    for _ in range(_DISPLACES - 2):
+        for value in values:
+            close(graphs(value), eager(value))
+    assert in_place_count(graphs) == CAPACITY
 
 
 def test_what_cannot_be_captured_runs_without(

@@ -16,7 +16,7 @@ from torch2trt.trt.logger import make_logger
 Shapes = tuple[tuple[int, ...], ...]
 """The shapes of the tensor inputs, in the signature's order."""
 
-_ALIGNMENT = 256  # bytes; TensorRT's kernels rely on it
+ALIGNMENT = 256  # bytes; TensorRT's kernels rely on it
 
 
 class Engine:
@@ -73,7 +73,7 @@ class Engine:
 
     def new_scratch(self) -> torch.Tensor:
         """Device memory for the activations of one run at a time, in bytes."""
-        size = max(int(self.handle.device_memory_size_v2), _ALIGNMENT)
+        size = max(int(self.handle.device_memory_size_v2), ALIGNMENT)
         return torch.empty(size, dtype=torch.uint8, device=self.device)
 
     def _check(self, artifact: Artifact, flavour: Flavour) -> None:
@@ -182,7 +182,7 @@ class Context:
             value = value.cpu()
         # Lazily negated memory and views that start in the middle of an allocation are rare enough to copy.
         value = value.resolve_neg().contiguous()
-        return value.clone() if value.data_ptr() % _ALIGNMENT else value
+        return value.clone() if value.data_ptr() % ALIGNMENT else value
 
 
 def _flavour(artifact: Artifact) -> Flavour:

@@ -3,45 +3,105 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 
 import torch
 
-from torch2trt.runtime.context import Context, Engine, Shapes
+from torch2trt.runtime.context import ALIGNMENT, Context, Engine, Shapes
+from torch2trt.runtime.recent import Recent
 
 log = logging.getLogger(__name__)
 
 CAPACITY = 8
-"""Graphs kept per engine."""
+"""Shapes per engine, and places in memory per shape, that have a graph."""
 
 # When all places are taken, a shape must come this often before it displaces another: a capture costs milliseconds,
 # and shapes that change with every call would otherwise capture with every call.
-_MISSES_BEFORE_EVICTION = 16
-_MISSES_KEPT = 1024
+_DISPLACES = 16
+# Memory that comes back this often is likely to go on doing so; a loop's first calls often do not.
+_SETTLED = 4
+
+
+class _NotCapturable(Exception):
+    """Says what went wrong."""
 
 
 class Graph:
-    """One captured run, its input and output buffers, and the context whose shapes and scratch it has baked in."""
+    """Captured runs at one combination of shapes, their buffers, and the context whose scratch they have baked in.
 
-    def __init__(
-        self,
-        graph: torch.cuda.CUDAGraph,
-        context: Context,
-        inputs: Sequence[torch.Tensor],
-        outputs: Sequence[torch.Tensor],
-    ) -> None:
+    One run reads buffers that the inputs are copied into. Inputs that lie where earlier ones lay get a run that reads
+    them in place.
+    """
+
+    def __init__(self, engine: Engine, context: Context, inputs: Sequence[torch.Tensor]) -> None:
         self.context = context
-        self.inputs = tuple(inputs)
-        self.outputs = tuple(outputs)
-        self._graph = graph
+        self._engine = engine
+        # Buffers made in inference mode could not be written outside it.
+        with torch.inference_mode(False):
+            self.inputs = tuple(torch.empty_like(value, memory_format=torch.contiguous_format) for value in inputs)
+            shapes = context.output_shapes(self.inputs, tuple(tuple(value.shape) for value in inputs))
+            self.outputs = tuple(
+                torch.empty(shape, dtype=dtype, device=engine.device)
+                for shape, dtype in zip(shapes, engine.output_dtypes, strict=True)
+            )
+        # The first run after a change of shapes does what cannot be captured; it needs sound values, indices say.
+        self._fill(inputs)
+        self._buffered = self._capture(self.inputs, warm=True)
+        self._in_place: Recent[tuple[int, ...], torch.cuda.CUDAGraph] = Recent(
+            CAPACITY, first=_SETTLED, later=_DISPLACES
+        )
 
     def replay(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Run on the current stream; the outputs are fresh tensors."""
+        graph = self._graph_at(inputs)
+        if graph is None:
+            self._fill(inputs)
+            graph = self._buffered
+        graph.replay()
+        return [buffer.clone() for buffer in self.outputs]
+
+    def _graph_at(self, inputs: Sequence[torch.Tensor]) -> torch.cuda.CUDAGraph | None:
+        """The run that reads the inputs where they are, if they can be read there and it pays."""
+        # A view of another layout, or one that negates lazily, may begin where a plain tensor did.
+        if not all(value.is_contiguous() and not value.is_neg() for value in inputs):
+            return None
+        addresses = tuple([value.data_ptr() for value in inputs])
+        graph = self._in_place.get(addresses)
+        if graph is not None:
+            return graph
+        if any(address % ALIGNMENT for address in addresses) or not self._in_place.missed(addresses):
+            return None
+        if self._in_place.full:
+            # What is displaced may still be running.
+            torch.cuda.current_stream(self._engine.device).synchronize()
+            self._in_place.displace()
+        graph = self._capture(inputs, warm=False)
+        self._in_place.put(addresses, graph)
+        return graph
+
+    def _fill(self, inputs: Sequence[torch.Tensor]) -> None:
         for buffer, value in zip(self.inputs, inputs, strict=True):
             buffer.copy_(value)
-        self._graph.replay()
-        return [buffer.clone() for buffer in self.outputs]
+
+    def _capture(self, inputs: Sequence[torch.Tensor], *, warm: bool) -> torch.cuda.CUDAGraph:
+        device = self._engine.device
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            if warm:
+                self.context.enqueue(inputs, self.outputs, side.cuda_stream)
+                side.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            try:
+                # Other threads may allocate memory meanwhile.
+                graph.capture_begin(capture_error_mode="thread_local")
+                try:
+                    self.context.enqueue(inputs, self.outputs, side.cuda_stream)
+                finally:
+                    graph.capture_end()
+            except RuntimeError as error:
+                raise _NotCapturable(str(error)) from error
+        return graph
 
 
 class GraphCache:
@@ -58,80 +118,38 @@ class GraphCache:
         self._scratch = scratch
         # Values that decide shapes are read when a run is enqueued: a graph would repeat the first ones.
         self._enabled = enabled and not engine.host_inputs
-        self._graphs: OrderedDict[Shapes, Graph] = OrderedDict()
-        self._misses: Counter[Shapes] = Counter()
+        self._graphs: Recent[Shapes, Graph] = Recent(CAPACITY, first=1, later=_DISPLACES)
 
     def __len__(self) -> int:
         return len(self._graphs)
 
     def __iter__(self) -> Iterator[Graph]:
-        return iter(self._graphs.values())
+        return iter(self._graphs)
 
     def peek(self, shapes: Shapes) -> Graph | None:
         """The graph for these shapes, if one is there."""
-        return self._graphs.get(shapes)
+        return self._graphs.peek(shapes)
 
     def get(self, shapes: Shapes, inputs: Sequence[torch.Tensor]) -> Graph | None:
         """The graph for these shapes, captured if need be; None where the run is to be enqueued plainly."""
         graph = self._graphs.get(shapes)
         if graph is not None:
-            if len(self._graphs) > 1:
-                self._graphs.move_to_end(shapes)
             return graph
         # A run on nothing may launch nothing, and torch warns of empty graphs.
-        if not self._enabled or any(0 in shape for shape in shapes) or not self._make_place(shapes):
+        if not self._enabled or any(0 in shape for shape in shapes) or not self._graphs.missed(shapes):
             return None
-        graph = self._capture(shapes, inputs)
-        if graph is not None:
-            self._graphs[shapes] = graph
+        if self._graphs.full:
+            # What is displaced may still be running.
+            torch.cuda.current_stream(self._engine.device).synchronize()
+            self._graphs.displace()
+        try:
+            graph = self._capture(inputs)
+        except _NotCapturable as error:
+            self._enabled = False
+            log.warning("%s runs without CUDA graphs, it cannot be captured: %s", self._engine.name, error)
+            return None
+        self._graphs.put(shapes, graph)
         return graph
 
-    def _make_place(self, shapes: Shapes) -> bool:
-        if len(self._graphs) < CAPACITY:
-            return True
-        if len(self._misses) >= _MISSES_KEPT:
-            self._misses.clear()
-        self._misses[shapes] += 1
-        if self._misses[shapes] < _MISSES_BEFORE_EVICTION:
-            return False
-        del self._misses[shapes]
-        # What is displaced may still be running.
-        torch.cuda.current_stream(self._engine.device).synchronize()
-        self._graphs.popitem(last=False)
-        return True
-
-    def _capture(self, shapes: Shapes, inputs: Sequence[torch.Tensor]) -> Graph | None:
-        engine = self._engine
-        device = engine.device
-        context = Context(engine, self._scratch)
-        # Buffers made in inference mode could not be written outside it.
-        with torch.inference_mode(False):
-            buffers = [
-                torch.empty(shape, dtype=value.dtype, device=device)
-                for shape, value in zip(shapes, inputs, strict=True)
-            ]
-            outputs = [
-                torch.empty(shape, dtype=dtype, device=device)
-                for shape, dtype in zip(context.output_shapes(buffers, shapes), engine.output_dtypes, strict=True)
-            ]
-        # The first run after a change of shapes does what cannot be captured; it needs sound values, indices say.
-        for buffer, value in zip(buffers, inputs, strict=True):
-            buffer.copy_(value)
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
-            context.enqueue(buffers, outputs, side.cuda_stream)
-            side.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            try:
-                # Other threads may allocate memory meanwhile.
-                graph.capture_begin(capture_error_mode="thread_local")
-                try:
-                    context.enqueue(buffers, outputs, side.cuda_stream)
-                finally:
-                    graph.capture_end()
-            except RuntimeError as error:
-                self._enabled = False
-                log.warning("%s runs without CUDA graphs, it cannot be captured: %s", engine.name, error)
-                return None
-        return Graph(graph, context, buffers, outputs)
+    def _capture(self, inputs: Sequence[torch.Tensor]) -> Graph:
+        return Graph(self._engine, Context(self._engine, self._scratch), inputs)
