@@ -41,7 +41,8 @@ def _refused(error: Any) -> UnsupportedNode:
     condition = error.desc()
     explained = re.search(r'"(.+)"', condition)
     detail = explained.group(1) if explained else condition
-    reason = error.code().name.lower().replace("_", " ")
+    # In TensorRT 10 the code's `name` is a method of another kind than enum's.
+    reason = str(error.code()).rpartition(".")[2].lower().replace("_", " ")
     if detail not in ("", "false"):
         reason += f": {detail}"
     return UnsupportedNode(error.node_name() or f"node {error.node()}", error.node_operator() or "onnx", reason)
