@@ -131,9 +131,7 @@ def cat(net: Network, tensors: Sequence[Tensor], dim: int) -> Tensor:
     promoted = net.promote(*tensors)
     # torch lets an empty vector join anything.
     joined = [tensor for tensor in promoted if tensor.shape != (0,) and tensor.shape[dim] != 0]
-    if not joined:
-        return next(tensor for tensor in promoted if tensor.rank == net.results[0].rank)
-    return net.concat(joined, dim)
+    return net.concat(joined, dim) if joined else max(promoted, key=lambda tensor: tensor.rank)
 
 
 @converter(aten.stack.default)
