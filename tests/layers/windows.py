@@ -187,7 +187,13 @@ POOLINGS = [
             average_count_excludes_padding=False,
         ),
         (IMAGE,),
-        lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, count_include_pad=True),
+        lambda x: F.avg_pool2d(pad(x, 1, 2, 1, 1), 3, 2),
+    ),
+    Row(
+        "pool-average-round-up-excluding-padding",
+        pool("AVERAGE", (3, 3), stride_nd=(2, 2), padding_nd=(1, 1), padding_mode=UP),
+        (IMAGE,),
+        lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, count_include_pad=False),
     ),
     Row(
         "pool-blend",

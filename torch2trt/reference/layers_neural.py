@@ -92,11 +92,10 @@ def _max_pool(api: Any, x: Tensor, window: tuple[int, ...]) -> Tensor:
 
 def _average_pool(api: Any, x: Tensor, window: tuple[int, ...]) -> Tensor:
     pre, post, extra = _padding(api, x.shape[2:], window)
-    counted = x.new_ones(1, 1, *x.shape[2:])
-    # What rounding the output size up adds is never counted; the padding itself is, unless it is excluded.
-    counted = _pad(counted, pre, post, 0.0 if api.average_count_excludes_padding else 1.0)
-    counted = _pad(counted, [0] * len(extra), extra, 0.0)
-    x = _pad(_pad(x, pre, post, 0.0), [0] * len(extra), extra, 0.0)
+    post = [a + e for a, e in zip(post, extra, strict=True)]
+    # Padding counts unless it is excluded, and with it, unlike in torch, what rounding the output size up adds.
+    counted = _pad(x.new_ones(1, 1, *x.shape[2:]), pre, post, 0.0 if api.average_count_excludes_padding else 1.0)
+    x = _pad(x, pre, post, 0.0)
     sums = [_AVERAGE_POOL[len(window)](t, window, tuple(api.stride_nd), divisor_override=1) for t in (x, counted)]
     return sums[0] / sums[1]
 
