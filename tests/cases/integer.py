@@ -42,9 +42,21 @@ DIVISION = [
     OpCase("floor_divide-size", lambda x: x // x.shape[0], (A,), dynamic={0: {0: (1, 9)}}),
 ]
 
+SHIFTS_FAR = (
+    *(torch.bitwise_left_shift, torch.bitwise_right_shift),
+    *(lambda a, b: a << 63, lambda a, b: a >> 62, lambda a, b: a >> 63, lambda a, b: a >> 64, lambda a, b: a << 64),
+)
 BITS = [
     OpCase("shifts", together(lambda a: a << 3, lambda a: a >> 1, lambda a: a.bitwise_left_shift(2)), (A,)),
     OpCase("shifts-tensor", together(torch.bitwise_left_shift, torch.bitwise_right_shift), (A, B.abs())),
+    # Up to the sign, beyond it, and by negative numbers of places.
+    OpCase("shifts-far", together(*SHIFTS_FAR), (A, torch.tensor([62, 63, 64, 99, -1, -64, 63, 0, 63]))),
+    OpCase(
+        "shifts-far-int32",
+        together(*SHIFTS_FAR[:2], lambda a, b: a << 31, lambda a, b: a >> 31, lambda a, b: a >> 40),
+        tuple(torch.tensor(values, dtype=torch.int32) for values in ([7, -7, -7, -1, -5], [30, 31, 32, -1, 31])),
+    ),
+    OpCase("shifts-bytes", together(lambda a: a << 3, lambda a: a >> 1, lambda a: a << 9, lambda a: a >> 9), (BYTES,)),
     OpCase("shifts-int32", together(lambda a: a << 3, lambda a: a >> 1), (A.to(torch.int32),)),
     OpCase("low-bits", together(lambda a: a & 3, lambda a: a & 1, lambda a: a.bitwise_and(15)), (A,)),
     OpCase("low-bit-of-bool", lambda a: a & 1, (FLAGS,)),

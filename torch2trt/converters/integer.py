@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -92,21 +91,58 @@ def fmod(net: Network, input: Operand, other: Operand) -> Tensor:
 # -- bits --------------------------------------------------------------------------------------------------------------
 
 
-def _shift(operation: str) -> Callable[..., Tensor]:
-    def shift(net: Network, input: Tensor, other: Operand) -> Tensor:
-        a, places = net.promote(input, other)
-        return net.elementwise(operation, a, net.elementwise("POW", net.tensor(2, a.dtype), places))
+def _places(net: Network, input: Tensor, other: Operand) -> tuple[Tensor, Tensor, int]:
+    """Both operands by torch's promotion, 8-bit ones as int32, and the number of bits.
 
-    return shift
+    Places that are negative, or as many as there are bits and more, become that many: to torch they are the same.
+    """
+    dtype = net.promoted_dtype(input, other)
+    wide = dtype if dtype == torch.int64 else torch.int32
+    a, places = (net.tensor(operand, wide) for operand in (input, other))
+    bits = torch.iinfo(wide).bits
+    if places.value is not None:
+        value = places.value
+        return a, net.constant(value.where((value >= 0) & (value < bits), bits)), bits
+    too_many = net.tensor(bits, wide)
+    negative = net.elementwise("LESS", places, net.tensor(0, wide))
+    return a, net.select(negative, too_many, net.elementwise("MIN", places, too_many)), bits
 
 
-for _name, _overloads, _operation in (
-    ("bitwise_left_shift", ("Tensor", "Tensor_Scalar"), "PROD"),
-    ("bitwise_right_shift", ("Tensor", "Tensor_Scalar"), "FLOOR_DIV"),
-    ("__lshift__", ("Tensor", "Scalar"), "PROD"),
-    ("__rshift__", ("Tensor", "Scalar"), "FLOOR_DIV"),
-):
-    converter(*(getattr(getattr(aten, _name), _overload) for _overload in _overloads))(_shift(_operation))
+def _look_up(net: Network, table: list[int], places: Tensor) -> Tensor:
+    """The table's entry for each number of places."""
+    entries = torch.tensor(table, dtype=places.dtype)
+    if places.value is not None:
+        return net.constant(entries[places.value.long()])
+    return net.gather(net.constant(entries), places, 0)
+
+
+@converter(
+    *(aten.bitwise_left_shift.Tensor, aten.bitwise_left_shift.Tensor_Scalar),
+    *(aten.__lshift__.Tensor, aten.__lshift__.Scalar),
+)
+def left_shift(net: Network, input: Tensor, other: Operand) -> Tensor:
+    """bitwise_left_shift.Tensor(Tensor self, Tensor other) -> Tensor"""
+    a, places, bits = _places(net, input, other)
+    # The last bit is the sign's.
+    factors = [*(2**place for place in range(bits - 1)), -(2 ** (bits - 1)), 0]
+    shifted = net.elementwise("PROD", a, _look_up(net, factors, places))
+    return net.cast(shifted, net.promoted_dtype(input, other))
+
+
+@converter(
+    *(aten.bitwise_right_shift.Tensor, aten.bitwise_right_shift.Tensor_Scalar),
+    *(aten.__rshift__.Tensor, aten.__rshift__.Scalar),
+)
+def right_shift(net: Network, input: Tensor, other: Operand) -> Tensor:
+    """bitwise_right_shift.Tensor(Tensor self, Tensor other) -> Tensor"""
+    a, places, bits = _places(net, input, other)
+    # The type holds no divisor for the last two numbers of places: what is beyond goes into a second one.
+    most = bits - 2
+    for divisors in ([2 ** min(place, most) for place in range(bits + 1)], [*[1] * (most + 1), 2, 4]):
+        divisor = _look_up(net, divisors, places)
+        if divisor.value is None or (divisor.value != 1).any():
+            a = net.elementwise("FLOOR_DIV", a, divisor)
+    return net.cast(a, net.promoted_dtype(input, other))
 
 
 def _are_low_bits(mask: Any) -> bool:
