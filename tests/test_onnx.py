@@ -226,6 +226,17 @@ def test_one_dimension_has_one_range() -> None:
         torch2trt.onnx.compile(proto, shapes={"x": (2, 3), "z": (3, 3)})
 
 
+def test_built_in_a_child_process(net: nn.Module, dynamic: Any, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    dynamic.save(path, external_data=True)
+    here = torch2trt.onnx.compile(path, shapes=RANGE, precision="fp32")
+    there = torch2trt.onnx.compile(path, shapes=RANGE, precision="fp32", build_in_subprocess=True)
+    assert there.artifact.signature.to_json() == here.artifact.signature.to_json()
+    assert abs(len(there.artifact.plan) - len(here.artifact.plan)) < 0.01 * len(here.artifact.plan)
+    with pytest.raises(torch2trt.BuildTimeoutError, match="net"):
+        torch2trt.onnx.compile(path, shapes=RANGE, precision="fp32", build_timeout=0.01)
+
+
 def test_every_refused_node_is_listed() -> None:
     nodes = [
         helper.make_node("Relu", ["x"], ["a"]),

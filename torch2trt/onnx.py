@@ -13,6 +13,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from torch2trt.engine import builder
+from torch2trt.engine.child import build_model_in_child
 from torch2trt.errors import SettingError
 from torch2trt.frontend import onnx as frontend
 from torch2trt.frontend.onnx import OnnxModel, Shapes
@@ -63,7 +64,10 @@ def compile(model: Any, *, shapes: Shapes | None = None, name: str | None = None
     network = ParsedNetwork(flavour, source.data, source.path)
     signature = _signature(source, network, flavour)
     parsed = time.perf_counter()
-    plan = builder.build(network, signature, chosen, name=source.name)
+    if chosen.build_in_subprocess or chosen.build_timeout is not None:
+        plan = build_model_in_child(source.data, source.path, signature, chosen, flavour.name, name=source.name)
+    else:
+        plan = builder.build(network, signature, chosen, name=source.name)
     artifact = Artifact(
         name=source.name,
         plan=plan,
@@ -98,9 +102,6 @@ def _with_precision(settings: Settings, model: OnnxModel) -> Settings:
             subject="precision",
             hint="an ONNX model has its dtypes inside: export it from a module in that precision (module.half())",
         )
-    for item in ("build_in_subprocess", "build_timeout"):
-        if getattr(settings, item):
-            raise SettingError("is for modules; an ONNX model is built in this process", subject=item)
     return dataclasses.replace(settings, precision=settings.precision or own)
 
 

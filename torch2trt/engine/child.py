@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -31,12 +32,15 @@ from torch2trt.errors import (
 )
 from torch2trt.graph.program import Program
 from torch2trt.graph.serialize import save_program
+from torch2trt.graph.signature import Signature
 from torch2trt.settings import Settings
 
-# What lies in the folder that parent and child share, beside the program.
+# What lies in the folder that parent and child share, beside the program or instead of it.
 JOB_FILE = "job.json"
 PLAN_FILE = "plan"
 ERROR_FILE = "error.json"
+MODEL_FILE = "model.onnx"
+CALL_FILE = "call.json"
 LOG_FILE = "log.jsonl"
 _OUTPUT_FILE = "output"
 
@@ -68,15 +72,19 @@ class Job:
         try:
             (folder / JOB_FILE).write_text(text, encoding="utf-8")
         except OSError as error:
-            raise ArtifactWriteError(
-                f"could not be written: {error}", subject=str(folder), hint="look at the folder's free space"
-            ) from error
+            raise _unwritten(folder, error) from error
 
     @classmethod
     def read(cls, folder: Path) -> Job:
         """The job in a folder."""
         data = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
         return cls(**data | {"settings": Settings.make(**data["settings"])})
+
+
+def _unwritten(folder: Path, error: OSError) -> ArtifactWriteError:
+    return ArtifactWriteError(
+        f"could not be written: {error}", subject=str(folder), hint="look at the folder's free space"
+    )
 
 
 def build_in_child(program: Program, settings: Settings, flavour_name: str, *, name: str) -> bytes:
@@ -93,6 +101,35 @@ def build_in_child(program: Program, settings: Settings, flavour_name: str, *, n
         Torch2TRTError: whatever the child raised, as it raised it.
         ArtifactError, ArtifactWriteError: the program cannot be written for the child.
     """
+    return _build(functools.partial(save_program, program), settings, flavour_name, name)
+
+
+def build_model_in_child(
+    data: bytes, path: Path | None, signature: Signature, settings: Settings, flavour_name: str, *, name: str
+) -> bytes:
+    """Parse and build an ONNX model in a child process, as :func:`build_in_child` does a Program.
+
+    Args:
+        data: a serialized ``ModelProto``.
+        path: the file that it comes from, beside which its external weights are.
+        signature: how the engine is called.
+
+    Returns:
+        The plan.
+    """
+
+    def save(folder: Path) -> None:
+        call = {"path": None if path is None else os.fspath(path), "signature": signature.to_json()}
+        try:
+            (folder / MODEL_FILE).write_bytes(data)
+            (folder / CALL_FILE).write_text(json.dumps(call), encoding="utf-8")
+        except OSError as error:
+            raise _unwritten(folder, error) from error
+
+    return _build(save, settings, flavour_name, name)
+
+
+def _build(save: Callable[[Path], object], settings: Settings, flavour_name: str, name: str) -> bytes:
     show = resolve(settings.progress) == "terminal"
     job = Job(
         name=name,
@@ -103,7 +140,7 @@ def build_in_child(program: Program, settings: Settings, flavour_name: str, *, n
     )
     with tempfile.TemporaryDirectory(prefix="torch2trt-", ignore_cleanup_errors=True) as path:
         folder = Path(path)
-        save_program(program, folder)
+        save(folder)
         job.write(folder)
         command = [sys.executable, "-m", _WORKER, path]
         return run_worker(command, folder, name=name, timeout=settings.build_timeout, show=show)

@@ -13,10 +13,23 @@ import torch
 
 from torch2trt.converters.lower import lower
 from torch2trt.engine.builder import build
-from torch2trt.engine.child import ERROR_FILE, LOG_FILE, PLAN_FILE, UNWRITTEN, Job, error_to_json
+from torch2trt.engine.child import (
+    CALL_FILE,
+    ERROR_FILE,
+    LOG_FILE,
+    MODEL_FILE,
+    PLAN_FILE,
+    UNWRITTEN,
+    Job,
+    error_to_json,
+)
 from torch2trt.errors import Torch2TRTError
 from torch2trt.graph.serialize import load_program
-from torch2trt.trt import flavour
+from torch2trt.graph.signature import Signature
+from torch2trt.trt import flavour as flavours
+from torch2trt.trt.core import NetworkCore
+from torch2trt.trt.flavour import Flavour
+from torch2trt.trt.parser import ParsedNetwork
 
 ORPHANED = 3
 """The exit code of a worker whose parent is gone."""
@@ -45,9 +58,8 @@ def main(folder: Path) -> int:
     try:
         if job.device is not None:
             torch.cuda.set_device(job.device)
-        program = load_program(folder)
-        network = lower(program, flavour.load(job.flavour))
-        plan = build(network, program.signature, job.settings, name=job.name)
+        network, signature = _network(folder, flavours.load(job.flavour))
+        plan = build(network, signature, job.settings, name=job.name)
         try:
             (folder / PLAN_FILE).write_bytes(plan)
         except OSError:
@@ -59,6 +71,16 @@ def main(folder: Path) -> int:
         log.exception("the build failed")
         return 1
     return 0
+
+
+def _network(folder: Path, flavour: Flavour) -> tuple[NetworkCore, Signature]:
+    if not (folder / MODEL_FILE).exists():
+        program = load_program(folder)
+        return lower(program, flavour), program.signature
+    call = json.loads((folder / CALL_FILE).read_text(encoding="utf-8"))
+    path = None if call["path"] is None else Path(call["path"])
+    network = ParsedNetwork(flavour, (folder / MODEL_FILE).read_bytes(), path)
+    return network, Signature.from_json(call["signature"])
 
 
 def end_with_parent() -> None:
