@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,12 @@ import torch
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--sweep", action="store_true", help="run the tests marked `sweep` too")
+    parser.addoption(
+        "--opinfo-results",
+        type=Path,
+        default=Path("build/opinfo.jsonl"),
+        help="where the sweep of PyTorch's operator samples keeps its results; what is there is not run again",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,0 +1,208 @@
+"""PyTorch's own operator samples as a second source of rows: each is computed right, or refused with a reason."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.testing._internal.common_methods_invocations import op_db
+from torch.testing._internal.opinfo.core import OpInfo, SampleInput
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.harness import OpCase, OpModule, check_case, truth
+from torch2trt.errors import ContractError, InterpreterError, Torch2TRTError
+
+Status = Literal["right", "refused", "skipped", "wrong", "crash", "hang"]
+
+# Times the dtype's own: samples cancel and amplify at will.
+TOLERANCE = 20.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one sample: ``skipped`` has no true result, and from ``wrong`` on it is a defect."""
+
+    op: str
+    dtype: str
+    sample: int
+    status: Status
+    detail: str = ""
+
+    @property
+    def is_defect(self) -> bool:
+        return self.status in ("wrong", "crash", "hang")
+
+
+Check = Callable[[str, str, int, SampleInput], Outcome]
+
+
+def _name(op: OpInfo) -> str:
+    return f"{op.name}.{op.variant_test_name}" if op.variant_test_name else str(op.name)
+
+
+def _samples(op: OpInfo, dtype: torch.dtype) -> Iterator[SampleInput]:
+    # `op.sample_inputs` also searches the stack for the test that asks, which takes longer than most samples.
+    return iter(op.sample_inputs_func(op, "cpu", dtype, False))
+
+
+class _Ran(TorchDispatchMode):
+    """Notes which ATen operators run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: set[Any] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operators.add(func)
+        return func(*args, **(kwargs or {}))
+
+
+def _is_core(op: OpInfo) -> bool:
+    """Whether an operator is named after one of the Core ATen opset, or its first sample runs such ones alone."""
+    packet = getattr(torch.ops.aten, op.aten_name or "", None)
+    if packet is not None and any(torch.Tag.core in getattr(packet, name).tags for name in packet.overloads()):
+        return True
+    # Jiterator's are compiled for a GPU.
+    if not op.supports_dtype(torch.float32, "cpu") or op.name.startswith("jiterator"):
+        return False
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sample = next(_samples(op, torch.float32))
+        with _Ran() as ran:
+            op.op(sample.input, *sample.args, **sample.kwargs)
+    return bool(ran.operators) and all(torch.Tag.core in operator.tags for operator in ran.operators)
+
+
+OPS: dict[str, OpInfo] = {_name(op): op for op in op_db if _is_core(op)}
+"""The operators of the Core ATen opset, by name and variant: ``nn.functional.pad.constant``."""
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "int64": torch.int64, "bool": torch.bool}
+
+
+def samples(name: str, dtype: str, limit: int | None) -> list[SampleInput]:
+    """An operator's first samples, the same in every run."""
+    torch.manual_seed(0)
+    return list(itertools.islice(_samples(OPS[name], DTYPES[dtype]), limit))
+
+
+def check_sample(name: str, dtype: str, index: int, sample: SampleInput) -> Outcome:
+    """Take one sample through every stage, as any other row."""
+    case = OpCase(name, OPS[name].op, (sample.input, *sample.args), sample.kwargs, tolerance=TOLERANCE)
+
+    def outcome(status: Status, detail: str = "") -> Outcome:
+        return Outcome(name, dtype, index, status, detail[:1000])
+
+    module = OpModule(case)
+    leaves = pytree.tree_leaves((tuple(case.args), dict(case.kwargs)))
+    try:
+        truth(module, tuple(leaves[position] for position in module.inputs))
+    except Exception as error:  # whatever eager cannot do in float64
+        return outcome("skipped", f"{type(error).__name__}: {error}")
+    try:
+        check_case(case)
+    except (ContractError, InterpreterError) as error:
+        return outcome("wrong", str(error))
+    except Torch2TRTError as error:
+        return outcome("refused", str(error))
+    except Exception as error:  # a mismatch, or what should have been refused by name
+        return outcome("wrong", f"{type(error).__name__}: {error}")
+    return outcome("right")
+
+
+class Worker:
+    """A process that checks samples; where TensorRT takes it down or never returns, that costs one sample.
+
+    Args:
+        check: what to do with each.
+        patience: after so many seconds, a sample hangs.
+    """
+
+    def __init__(self, check: Check = check_sample, patience: float = 120.0) -> None:
+        self._check = check
+        self._patience = patience
+        self._start()
+
+    def _start(self) -> None:
+        # A fresh process, not a fork: threads and CUDA do not survive one.
+        context = multiprocessing.get_context("spawn")
+        self._connection, other = context.Pipe()
+        self._process = context.Process(target=_work, args=(other, self._check), daemon=True)
+        self._process.start()
+        other.close()
+        self._connection.recv()  # it is ready
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
+
+    def check(self, name: str, dtype: str, limit: int | None = None) -> list[Outcome]:
+        """Check an operator's first samples, or all."""
+        outcomes: list[Outcome] = []
+        while True:
+            self._connection.send((name, dtype, limit, len(outcomes)))
+            lost: Status = "hang"
+            try:
+                while self._connection.poll(self._patience):
+                    outcome = self._connection.recv()
+                    if outcome is None:
+                        return outcomes
+                    outcomes.append(outcome)
+            except EOFError:
+                self._process.join()
+                lost = "crash"
+            detail = f"exit code {self._process.exitcode}" if lost == "crash" else f"{self._patience:g} s"
+            outcomes.append(Outcome(name, dtype, len(outcomes), lost, detail))
+            self.close()
+            self._start()
+
+
+def _work(connection: Connection, check: Check) -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    connection.send(None)
+    while True:
+        name, dtype, limit, first = connection.recv()
+        for index, sample in enumerate(samples(name, dtype, limit)):
+            if index >= first:
+                connection.send(check(name, dtype, index, sample))
+        connection.send(None)
+
+
+# Results in a file, one JSON line a sample ----------------------------------------------------------------------------
+
+
+def append(path: Path, outcomes: list[Outcome]) -> None:
+    """Add an operator's outcomes in one write, so that several processes may share the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write("".join(json.dumps(asdict(outcome)) + "\n" for outcome in outcomes))
+
+
+def recorded(path: Path) -> list[Outcome]:
+    """The outcomes in a file, the last of each sample."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = (Outcome(**json.loads(line)) for line in lines)
+    return list({(outcome.op, outcome.dtype, outcome.sample): outcome for outcome in found}.values())
+
+
+def _count(path: Path) -> None:
+    counts: Counter[tuple[str, str]] = Counter((outcome.dtype, outcome.status) for outcome in recorded(path))
+    for (dtype, status), count in sorted(counts.items()):
+        print(f"{dtype:10}{status:10}{count:6}")
+
+
+if __name__ == "__main__":
+    _count(Path(sys.argv[1]))

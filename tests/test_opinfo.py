@@ -1,0 +1,111 @@
+"""PyTorch's own operator samples: the first of each operator here, all of them with ``--sweep``."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from torch.testing._internal.opinfo.core import SampleInput
+
+from tests.opinfo import DTYPES, OPS, Outcome, Worker, append, recorded
+
+_REFUSED = {
+    "no tensor among the example inputs": """
+        arange empty empty_strided full randn scalar_tensor signal.windows.bartlett
+        signal.windows.blackman signal.windows.cosine signal.windows.exponential signal.windows.gaussian
+        signal.windows.general_cosine signal.windows.general_hamming signal.windows.hamming signal.windows.hann
+        signal.windows.kaiser signal.windows.nuttall""",
+    "no converter": """
+        argwhere as_strided as_strided.partial_views cdist fft.fft fft.irfft fft.irfft2 fft.irfftn fft.rfft fft.rfft2
+        fft.rfftn masked_scatter max_pool2d_with_indices_backward nn.functional.pdist nonzero resize_ scatter_add
+        scatter_reduce.amax scatter_reduce.amin scatter_reduce.mean scatter_reduce.prod scatter_reduce.sum""",
+    "TensorRT has no torch.": """
+        cdouble cfloat chalf double float_power log_softmax.with_dtype nn.functional.softmin.with_dtype short
+        softmax.with_dtype to""",
+    "TensorRT keeps the statistics to itself": "native_group_norm native_layer_norm",
+    "does not tell where the largest elements were": """
+        nn.functional.max_pool1d nn.functional.max_pool2d nn.functional.max_pool3d""",
+    "TensorRT sorts 3840 elements at most": "argsort msort sort",
+    "a number taken from the values of a tensor": "tensor_split",
+    "the module changes": "_native_batch_norm_legit",
+    "a result of kind": "item",
+}
+REFUSED = {name: reason for reason, names in _REFUSED.items() for name in names.split()}
+"""Operators whose first sample may be refused, and part of the reason."""
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    worker = Worker()
+    yield worker
+    worker.close()
+
+
+@pytest.mark.parametrize("name", [name for name, op in OPS.items() if op.supports_dtype(DTYPES["float32"], "cpu")])
+def test_first_sample(worker: Worker, name: str) -> None:
+    (outcome,) = worker.check(name, "float32", limit=1)
+    if outcome.status == "refused" and name in REFUSED:
+        assert REFUSED[name] in outcome.detail, outcome
+    else:
+        assert outcome.status == "right", outcome
+
+
+# The sweep, which may be stopped and taken up again -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def results(pytestconfig: pytest.Config) -> Path:
+    path: Path = pytestconfig.getoption("opinfo_results")
+    return path
+
+
+@pytest.fixture(scope="module")
+def done(results: Path) -> dict[tuple[str, str], list[Outcome]]:
+    """What was right or refused in an earlier run."""
+    found = defaultdict(list)
+    for outcome in recorded(results):
+        found[outcome.op, outcome.dtype].append(outcome)
+    return {key: outcomes for key, outcomes in found.items() if not any(outcome.is_defect for outcome in outcomes)}
+
+
+@pytest.mark.sweep
+@pytest.mark.timeout(0)  # some have a thousand samples; the worker sees to those that hang
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, dtype) for dtype in DTYPES for name, op in OPS.items() if op.supports_dtype(DTYPES[dtype], "cpu")],
+)
+def test_all_samples(
+    worker: Worker, results: Path, done: dict[tuple[str, str], list[Outcome]], name: str, dtype: str
+) -> None:
+    if (name, dtype) in done:
+        pytest.skip(f"done, see {results}")
+    outcomes = worker.check(name, dtype)
+    append(results, outcomes)
+    defects = [outcome for outcome in outcomes if outcome.is_defect]
+    assert not defects, "\n".join(map(str, defects))
+
+
+# The worker -----------------------------------------------------------------------------------------------------------
+
+
+def _falls(name: str, dtype: str, index: int, sample: SampleInput) -> Outcome:
+    if index == 1:
+        os.abort()
+    if index == 2:
+        time.sleep(60)
+    return Outcome(name, dtype, index, "right")
+
+
+def test_a_crash_and_a_hang_cost_one_sample_each(tmp_path: Path) -> None:
+    worker = Worker(_falls, patience=1.0)
+    outcomes = worker.check("reshape", "float32", limit=4)
+    worker.close()
+    assert [outcome.status for outcome in outcomes] == ["right", "crash", "hang", "right"]
+    assert outcomes[1].detail == "exit code -6"
+    append(tmp_path / "results.jsonl", outcomes)
+    append(tmp_path / "results.jsonl", [Outcome("reshape", "float32", 1, "right")])
+    assert [outcome.status for outcome in recorded(tmp_path / "results.jsonl")] == ["right", "right", "hang", "right"]
