@@ -92,15 +92,23 @@ COMBINED = [
 ]
 
 EXPONENTS = (0, 1, 2, 3, 0.5, -0.5, 2.5, 4, -1)
+FAR_EXPONENTS = torch.tensor([-3, -2, -1, 0, 1, 5, 39, 62, 63, 64, 126, 255])
 POWERS = [
     OpCase("powers", together(*(lambda x, n=n: x**n for n in EXPONENTS)), (POSITIVE,)),
     OpCase("powers-half", together(*(lambda x, n=n: x**n for n in EXPONENTS)), (POSITIVE.half(),)),
     OpCase("powers-int", together(*(lambda x, n=n: x**n for n in EXPONENTS[:-1])), (INTS.abs() + 1,)),
     OpCase("powers-int32", together(*(lambda x, n=n: x**n for n in (2, 4))), (NARROW_INTS,)),
+    OpCase("powers-overflowing", together(*(lambda x, n=n: x**n for n in (7, 20, 63, 101))), (INTS,)),
+    OpCase("powers-bytes", together(*(lambda x, n=n: x**n for n in (2, 5)), lambda x: x**x), (BYTES,)),
     OpCase("powers-bool", together(lambda x: x**2, lambda x: x**1.5, torch.square), (FLAGS,)),
     OpCase("powers-of-negative", together(lambda x: x**3.0, lambda x: x**4, lambda x: x ** torch.arange(4)), (X,)),
     OpCase("powers-tensor", together(torch.pow, lambda x, y: 2**y, lambda x, y: 2 ** y.abs().long()), (POSITIVE, Y)),
     OpCase("powers-tensor-int", lambda x, n: (x**n, 2**n), (INTS, torch.arange(4))),
+    OpCase("powers-tensor-int-far", torch.pow, torch.meshgrid(torch.arange(-3, 4), FAR_EXPONENTS, indexing="ij")),
+    OpCase("powers-tensor-int32", lambda x, n: (x**n, 3**n), (NARROW_INTS, NARROW_INTS.flip(0).abs())),
+    OpCase(
+        "powers-of-units", torch.pow, (torch.tensor([[-1], [0], [1], [2]]), torch.tensor([254, 255, 256, 2**40 + 1]))
+    ),
 ]
 
 WHOLE = together(torch.floor, torch.ceil, torch.round, torch.trunc, torch.fix, torch.abs, torch.neg, torch.sign)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -85,22 +84,65 @@ def div(net: Network, input: Operand, other: Operand) -> Tensor:
 def pow_scalar(net: Network, input: Tensor, exponent: float) -> Tensor:
     """pow.Tensor_Scalar(Tensor self, Scalar exponent) -> Tensor"""
     base = net.tensor(input, net.promoted_dtype(input, exponent))
-    if exponent in (1, 2, 3):
-        return functools.reduce(lambda one, other: net.elementwise("PROD", one, other), [base] * int(exponent))
-    if base.dtype.is_floating_point:
-        if exponent == 0.5:
-            return net.unary("SQRT", base)
-        if exponent == -0.5:
-            return net.unary("RECIP", net.unary("SQRT", base))
-        if exponent == -1:
-            return net.unary("RECIP", base)
+    if exponent in (1, 2, 3) or not base.dtype.is_floating_point:
+        return _whole_power(net, base, int(exponent))
+    if exponent == 0.5:
+        return net.unary("SQRT", base)
+    if exponent == -0.5:
+        return net.unary("RECIP", net.unary("SQRT", base))
+    if exponent == -1:
+        return net.unary("RECIP", base)
     return net.binary("POW", base, exponent)
+
+
+def _whole_power(net: Network, base: Tensor, exponent: int) -> Tensor:
+    """A power by squaring, which of integers wraps around as torch's does; the exponent is not negative."""
+    if exponent == 0:
+        return net.expand(net.tensor(1, base.dtype), base.shape)
+    result = base
+    for bit in f"{exponent:b}"[1:]:
+        result = net.elementwise("PROD", result, result)
+        if bit == "1":
+            result = net.elementwise("PROD", result, base)
+    return result
+
+
+_EXPONENT_BITS = 8
+
+
+def _integer_powers(net: Network, base: Tensor, exponent: Tensor) -> Tensor:
+    """Powers of integers, exact where the type holds them; those with negative exponents are 0, 1 or -1.
+
+    An exponent of more bits becomes the largest of as many bits with its parity: but for powers of -1, 0 and 1, which
+    that leaves as they are, all have overflowed by then.
+    """
+    zero, one, two = (net.tensor(number, base.dtype) for number in (0, 1, 2))
+
+    def odd(number: Tensor) -> tuple[Tensor, Tensor]:
+        half = net.elementwise("FLOOR_DIV", number, two)
+        return half, net.elementwise("SUB", number, net.elementwise("PROD", half, two))
+
+    rest, result, factor = net.unary("ABS", exponent), one, base
+    _, parity = odd(rest)
+    largest = net.tensor(2**_EXPONENT_BITS - 2, base.dtype)
+    rest = net.elementwise("MIN", rest, net.elementwise("SUM", largest, parity))
+    for _ in range(_EXPONENT_BITS):
+        rest, bit = odd(rest)
+        result = net.elementwise("PROD", result, net.select(net.elementwise("EQUAL", bit, one), factor, one))
+        factor = net.elementwise("PROD", factor, factor)
+    is_unit = net.elementwise("EQUAL", net.unary("ABS", base), one)
+    inverse = net.select(is_unit, result, zero)
+    return net.select(net.elementwise("LESS", exponent, zero), inverse, result)
 
 
 @converter(aten.pow.Tensor_Tensor, aten.pow.Scalar)
 def pow(net: Network, input: Operand, exponent: Operand) -> Tensor:
     """pow.Tensor_Tensor(Tensor self, Tensor exponent) -> Tensor"""
-    return net.binary("POW", input, exponent)
+    dtype = net.promoted_dtype(input, exponent)
+    if dtype.is_floating_point:
+        return net.binary("POW", input, exponent)
+    wide = dtype if dtype == torch.int64 else torch.int32
+    return net.cast(_integer_powers(net, net.tensor(input, wide), net.tensor(exponent, wide)), dtype)
 
 
 @converter(aten.square.default)
