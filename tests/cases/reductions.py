@@ -44,6 +44,13 @@ EXTREMES = together(
     lambda x: torch.aminmax(x, dim=1),
     torch.aminmax,
 )
+FAR = together(
+    lambda x: x.amax(-1),
+    lambda x: x.amin(-1),
+    lambda x: x.max(1, keepdim=True).values,
+    lambda x: torch.aminmax(x, dim=0),
+)
+ENDS = torch.stack([torch.full((4,), -math.inf), torch.full((4,), math.inf), torch.tensor([-math.inf, 1, 2, math.inf])])
 LOGICAL = together(
     torch.any,
     torch.all,
@@ -89,6 +96,8 @@ CASES = [
     OpCase("means-dynamic", MEANS, (X,), dynamic=BOTH),
     OpCase("extremes", EXTREMES, (X,)),
     OpCase("extremes-int64", EXTREMES, (INTS,)),
+    OpCase("extremes-infinite", FAR, (ENDS,)),
+    OpCase("extremes-infinite-half", FAR, (ENDS.half(),)),
     OpCase("extremes-bool", together(torch.max, lambda x: x.amin(1), lambda x: x.amax((0, 1))), (FLAGS,)),
     OpCase("extremes-half-dynamic", EXTREMES, (X.half(),), dynamic=BOTH),
     OpCase("extremes-bytes", EXTREMES, (BYTES,)),

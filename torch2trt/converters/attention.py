@@ -62,16 +62,17 @@ def scaled_dot_product_attention(
     scores = net.cast(net.matmul(query, key, transpose_second=True), torch.float32)
     if scale_scores:
         scores = net.binary("PROD", scores, scale)
-    dead = None
+    seen = None
     if is_causal:
         scores = net.select(_future(net, *scores.shape[-2:]), net.constant(torch.tensor(_LOWEST)), scores)
     elif attn_mask is not None:
         scores = _masked(net, scores, attn_mask)
-        dead = _fully_masked(net, attn_mask)
-    result = net.matmul(net.cast(net.softmax(scores, -1), value.dtype), value)
-    if dead is None:
-        return result
-    return net.select(dead, net.constant(torch.zeros((), dtype=result.dtype)), result)
+        seen = _seen(net, attn_mask)
+    weights = net.cast(net.softmax(scores, -1), value.dtype)
+    if seen is not None:
+        # Queries that may attend to nothing: torch's result is 0 there. All other weights are 0 here already.
+        weights = net.select(seen, weights, net.constant(torch.zeros((), dtype=weights.dtype)))
+    return net.matmul(weights, value)
 
 
 def _masked(net: Network, scores: Tensor, mask: Tensor) -> Tensor:
@@ -81,16 +82,15 @@ def _masked(net: Network, scores: Tensor, mask: Tensor) -> Tensor:
     return net.elementwise("SUM", scores, net.cast(mask, torch.float32))
 
 
-def _fully_masked(net: Network, mask: Tensor) -> Tensor | None:
-    """Which queries may attend to nothing, [..., 1]: torch's result is 0 there. None where it is known to be none."""
+def _seen(net: Network, mask: Tensor) -> Tensor | None:
+    """Which keys each query may attend to; None where it is known that every query may attend to some."""
     if mask.value is not None:
         seen = mask.value if mask.dtype == torch.bool else mask.value > -math.inf
         if seen.any(-1).all():
             return None
     if mask.dtype == torch.bool:
-        return net.unary("NOT", net.reduce("MAX", mask, [-1], keep_dims=True))
-    highest = net.reduce("MAX", net.cast(mask, torch.float32), [-1], keep_dims=True)
-    return net.elementwise("LESS", highest, net.constant(torch.tensor(_LOWEST)))
+        return mask
+    return net.elementwise("GREATER", mask, net.constant(torch.tensor(-math.inf, dtype=mask.dtype)))
 
 
 def _future(net: Network, queries: Size, keys: Size) -> Tensor:
