@@ -34,7 +34,13 @@ def index_select(net: Network, input: Tensor, dim: int, index: Tensor) -> Tensor
     return net.reshape(picked, net.result.shape)
 
 
-@converter(aten.gather.default)
+def _gather_unsupported(index: TensorSpec, **_: Any) -> str | None:
+    if index.dtype not in (torch.int32, torch.int64):
+        return f"indices of {index.dtype}, which torch takes where there are none"
+    return None
+
+
+@converter(aten.gather.default, unsupported=_gather_unsupported)
 def gather(net: Network, input: Tensor, dim: int, index: Tensor, **_: Any) -> Tensor:
     """gather(Tensor self, int dim, Tensor index, *, bool sparse_grad=False) -> Tensor"""
     input, index = _at_least_1d(net, input), _at_least_1d(net, index)
