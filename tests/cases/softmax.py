@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ def along(function: Callable[..., torch.Tensor], *dims: int) -> Callable[..., An
 
 
 CASES = [
+    OpCase(
+        "softmax-of-nothing", together(*(partial(f, dim=1) for f in (torch.softmax, torch.log_softmax))), (X[:, :0],)
+    ),
     *(
         OpCase(name, along(function, -1, 0, 1, 1, 0, 0), (X, X, FAR, INFINITE[:1], X[0, 0], X[0, 0, 0]))
         for name, function in {"softmax": torch.softmax, "log_softmax": torch.log_softmax}.items()

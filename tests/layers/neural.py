@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -134,6 +135,15 @@ REDUCTIONS = [
     Row("reduce-SUM-int32", reduce("SUM", True), (integers(2, 3, 2, 4),), lambda x: x.sum((1, 3), keepdim=True)),
     Row(
         "reduce-MAX-int64", reduce("MAX", True), (integers(2, 3, 2, 4).long(),), lambda x: x.amax((1, 3), keepdim=True)
+    ),
+    *(
+        Row(
+            f"reduce-{op}-of-nothing",
+            reduce(op, True),
+            (normal(2, 0, 2, 4),),
+            lambda x, bound=bound: x.new_full((2, 1, 2, 1), bound),
+        )
+        for op, bound in (("MAX", -math.inf), ("MIN", math.inf), ("SUM", 0.0), ("PROD", 1.0))
     ),
     *(
         Row(f"cumulative-{name}", cumulative(1, exclusive, reverse), (normal(2, 4, 3),), truth, needs="cumulative")

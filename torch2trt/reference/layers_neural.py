@@ -203,8 +203,8 @@ def einsum(node: Node, *operands: Tensor) -> Tensor:
 # By the names of ReduceOperation: x, axes, keep_dims.
 _REDUCE: dict[str, Callable[[Tensor, list[int], bool], Tensor]] = {
     "SUM": lambda x, axes, keep: x.sum(axes, keepdim=keep, dtype=x.dtype),
-    "MAX": lambda x, axes, keep: x.amax(axes, keepdim=keep),
-    "MIN": lambda x, axes, keep: x.amin(axes, keepdim=keep),
+    "MAX": lambda x, axes, keep: _or_bound(x, axes, "min").amax(axes, keepdim=keep),
+    "MIN": lambda x, axes, keep: _or_bound(x, axes, "max").amin(axes, keepdim=keep),
     "PROD": lambda x, axes, keep: _product(x, axes, keep),
     "AVG": lambda x, axes, keep: _average(x, axes, keep),
 }
@@ -214,6 +214,15 @@ _REDUCE: dict[str, Callable[[Tensor, list[int], bool], Tensor]] = {
 def reduce(node: Node, x: Tensor) -> Tensor:
     """One of ReduceOperation over axes; integer sums wrap around, and integer averages truncate."""
     return _REDUCE[node.api.op.name](x, bits(node.api.axes), node.api.keep_dims)
+
+
+def _or_bound(x: Tensor, axes: list[int], end: str) -> Tensor:
+    """The tensor, or the dtype's own bound where there is nothing to reduce: torch then refuses, TensorRT does not."""
+    if all(x.shape[axis] for axis in axes):
+        return x
+    infinite = {"min": -math.inf, "max": math.inf}[end]
+    bound = infinite if x.is_floating_point() else getattr(torch.iinfo(x.dtype), end)
+    return x.new_full([1 if axis in axes else size for axis, size in enumerate(x.shape)], bound)
 
 
 def _product(x: Tensor, axes: list[int], keep: bool) -> Tensor:
