@@ -70,15 +70,18 @@ SLICES = together(
 )
 DYNAMIC_SLICES = together(
     SLICES,
-    lambda x: x[:, : x.shape[1] // 2],
-    lambda x: x[:, x.shape[1] // 2 :],
     lambda x: x[:, x.shape[1] - 2 :],
     lambda x: x[:, : x.shape[1] - 2],
-    lambda x: x[:, -x.shape[0] :],
     lambda x: x[:, x.shape[1] // 2],
+)
+COMPUTED_SLICES = (
+    lambda x: x[:, : x.shape[1] // 2],
+    lambda x: x[:, x.shape[1] // 2 :],
+    lambda x: x[:, -x.shape[0] :],
     lambda x: x[:, x.shape[0] : 7],
     lambda x: x[:, 5:],
 )
+SIZE_OF_SLICE = "" if torch.torch_version.TorchVersion(torch.__version__) >= (2, 12) else "the size of a slice"
 PARTS = together(
     lambda x: x.split(4, 1),
     lambda x: x.split([1, 3, 2], 1),
@@ -138,6 +141,10 @@ CASES = [
     OpCase("slices-bool", SLICES, (FLAGS,)),
     OpCase("slices-bytes", SLICES, (BYTES,)),
     OpCase("slices-dynamic", DYNAMIC_SLICES, (X,), dynamic=BOTH),
+    *(
+        OpCase(f"slices-computed-{number}", function, (X,), dynamic=BOTH, raises=SIZE_OF_SLICE)
+        for number, function in enumerate(COMPUTED_SLICES)
+    ),
     OpCase(
         "slice-of-unknown-sign",
         lambda x: x[:, x.shape[1] - 3 : x.shape[1] - 1],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import sympy
@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from torch2trt.errors import CaptureError, DynamicShapeError
 from torch2trt.graph.program import Program, provenance
-from torch2trt.sizes import DimRange, TensorSpec
+from torch2trt.sizes import DimRange, TensorSpec, to_shape
 
 _AT_ONE = "the module fails, or computes something else, where a dynamic dimension is 1"
 _AT_ONE_HINT = "declare the Dim with min=2, or compile that size on its own"
@@ -57,6 +57,12 @@ def drop_checks(
                 named = value.node.expr.subs(names)
                 failing = _failing(named, spans)
                 if failing is not None and not failing.keys() <= dims.keys():
+                    if any(_is_size_of_a_slice(sliced, failing.keys(), names) for sliced in graph.nodes):
+                        raise CaptureError(
+                            "torch.export cannot tell the size of a slice whose ends are computed from sizes",
+                            source=provenance(node)[1],
+                            hint="torch 2.12 and newer can",
+                        )
                     raise CaptureError(
                         f"the module needs {named}, which depends on the values of tensors",
                         source=provenance(node)[1],
@@ -73,6 +79,16 @@ def drop_checks(
             graph.erase_node(node)
     graph.eliminate_dead_code()
     return differs_at_one
+
+
+def _is_size_of_a_slice(node: fx.Node, numbers: Collection[str], names: Mapping[sympy.Symbol, sympy.Symbol]) -> bool:
+    """Whether a node is a slice from and to known places whose size is one of these numbers, which are not known."""
+    if node.target is not torch.ops.aten.slice.Tensor:
+        return False
+    places = to_shape([arg.meta["val"] if isinstance(arg, fx.Node) else arg or 0 for arg in node.args[2:4]])
+    known = all(place.free_symbols <= names.keys() for place in places if isinstance(place, sympy.Expr))
+    sizes = to_shape(node.meta["val"].shape)
+    return known and any(str(size) in numbers for size in sizes)
 
 
 def _failing(condition: sympy.Basic, spans: Mapping[str, DimRange]) -> dict[str, int] | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import _meta_registrations, fx, nn
 from torch.export import ExportedProgram, ShapesCollection
 from torch.export.graph_signature import ConstantArgument, InputKind, SymIntArgument, TensorArgument
 from torch.fx.experimental import _config as symbolic_config
@@ -98,9 +99,11 @@ def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dy
 
 @contextlib.contextmanager
 def _export_mode() -> Iterator[None]:
-    """No gradients, no fast paths that are opaque to export, and sizes that are not specialised where they are 1."""
-    fast_path = torch.backends.mha.get_fastpath_enabled()
+    """No gradients, no fast paths that are opaque to export, and sizes that are specialised by nothing."""
+    fast_path, rounded = torch.backends.mha.get_fastpath_enabled(), _meta_registrations.div_rtn
     torch.backends.mha.set_fastpath_enabled(False)
+    # Up to torch 2.11 the sizes of pooling depend on whether a division has a remainder, and so does the trace.
+    _meta_registrations.div_rtn = operator.floordiv
     try:
         with (
             torch.no_grad(),
@@ -111,6 +114,7 @@ def _export_mode() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
+        _meta_registrations.div_rtn = rounded
 
 
 def _capture_error(module: nn.Module, error: Exception) -> CaptureError | DynamicShapeError:
