@@ -44,6 +44,7 @@ CASES = [
     OpCase("arguments-dynamic", ARGUMENTS, (X,), dynamic=BOTH),
     OpCase("arguments-bytes", ARGUMENTS, ((INTS + 9).to(torch.uint8),)),
     OpCase("arguments-scalar", together(torch.argmax, lambda x: x.argmin(0), lambda x: x.max(0)), (SCALAR,)),
+    OpCase("argmin-nan", lambda x: x.argmin(-1), (X.masked_fill(X > 1, torch.nan),)),
     OpCase("argmax-vector", torch.argmax, (X[0, 0],)),
     OpCase("max-outer-of-six", lambda x: x.max(1), (normal(2, 3, 2, 2, 2, 2),)),
     OpCase("ranks", RANKS, (X,)),

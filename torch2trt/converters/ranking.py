@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -18,6 +19,9 @@ _MOST = 3840  # elements that a TopK layer returns
 
 def _first(net: Network, input: Tensor, dim: int, largest: bool) -> Tensor:
     """The position of the extreme along a dimension, which keeps size 1."""
+    if not largest and input.dtype.is_floating_point:
+        # NaN ranks above all numbers, but torch has it for the smallest too.
+        input = net.select(net.unary("ISNAN", input), net.tensor(-math.inf, input.dtype), input)
     _, indices = net.top_k(input, 1, dim, largest=largest)
     return net.cast(indices, torch.int64)
 
