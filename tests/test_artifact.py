@@ -292,6 +292,14 @@ def test_a_missing_file_is_just_missing(tmp_path: Path) -> None:
         load(tmp_path / "nothing.t2t")
 
 
+def test_a_class_that_is_not_registered_here() -> None:
+    signature = make_artifact().signature.to_json()
+    unknown = [1, {"type": "package.outputs.Output", "context": "null", "children_spec": []}]
+    with pytest.raises(ArtifactError, match=r"here: package\.outputs\.Output") as raised:
+        Signature.from_json(signature | {"out_spec": json.dumps(unknown)})
+    assert "import package.outputs before" in str(raised.value)
+
+
 def test_a_newer_format_version() -> None:
     with pytest.raises(ArtifactError, match="format version 99, this is version 1"):
         load(with_manifest(to_bytes(make_artifact()), version=99))

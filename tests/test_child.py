@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,15 @@ from torch2trt.passes.pipeline import run_passes
 from torch2trt.settings import Settings
 from torch2trt.tools import build_worker
 from torch2trt.trt import flavour
+
+
+@dataclass
+class Output:
+    hidden: torch.Tensor
+    others: tuple[torch.Tensor, ...]
+
+
+torch.export.register_dataclass(Output, serialized_type_name=f"{__name__}.Output")
 
 FLAVOUR = flavour.load()
 QUIET = Settings(progress="none")
@@ -76,6 +86,14 @@ def test_same_plan(program: Program, caplog: pytest.LogCaptureFixture, tmp_path:
     assert "torch2trt.tensorrt" in {record.name for record in caplog.records}
     here = build(lower(program, FLAVOUR), program.signature, settings, name="net")
     assert abs(len(plan) - len(here)) < 0.01 * len(here)
+
+
+def test_results_of_classes_that_the_child_has_not_imported() -> None:
+    class Named(nn.Module):
+        def forward(self, x: torch.Tensor) -> Output:
+            return Output(x + 1, (x * 2, x))
+
+    assert build_in_child(make(Named()), QUIET, FLAVOUR.name, name="named")
 
 
 def test_error_of_ours_comes_back() -> None:

@@ -101,6 +101,7 @@ def build_in_child(program: Program, settings: Settings, flavour_name: str, *, n
         Torch2TRTError: whatever the child raised, as it raised it.
         ArtifactError, ArtifactWriteError: the program cannot be written for the child.
     """
+    program = dataclasses.replace(program, signature=program.signature.flat())
     return _build(functools.partial(save_program, program), settings, flavour_name, name)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -135,6 +136,11 @@ class Signature:
             {name: named[name] for name in example_kwargs},
         )
 
+    def flat(self) -> Signature:
+        """The same inputs and outputs one beside the other, for who runs no calls and may not know their classes."""
+        in_spec, out_spec = (pytree.tree_structure((0,) * len(leaves)) for leaves in (self.inputs, self.outputs))
+        return replace(self, in_spec=in_spec, out_spec=out_spec)
+
     def to_json(self) -> dict[str, Any]:
         """JSON values from which :meth:`from_json` makes an equal signature."""
         return {
@@ -159,8 +165,11 @@ class Signature:
         try:
             in_spec, out_spec = (_tree_from_json(data[key]) for key in ("in_spec", "out_spec"))
         except NotImplementedError as error:
+            named = re.match(r"Deserializing (\S+) in pytree", str(error))
+            name = named.group(1) if named else str(error)
             raise ArtifactError(
-                str(error), hint="import the package that defines the module's input and output classes first"
+                f"the inputs or outputs hold a class that is not registered with torch's pytree here: {name}",
+                hint=f"import {name.rpartition('.')[0] or 'the module that defines it'} before",
             ) from error
         return cls(
             inputs=inputs,  # type: ignore[arg-type]
