@@ -162,6 +162,19 @@ def test_control_flow_on_data() -> None:
 
 
 @pytest.mark.parametrize(
+    "number",
+    [lambda x: x.sum().item(), lambda x: x.sum().long().item() + x.shape[0], lambda x: (x.sum() > 0).item()],
+    ids=["float", "int", "bool"],
+)
+def test_results_that_are_numbers_from_tensors(number: Callable[..., Any]) -> None:
+    class Numbers(nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return x * 2, number(x)
+
+    refused(errors.CaptureError, compiling(Numbers(), X), "Numbers", "a number taken from a tensor")
+
+
+@pytest.mark.parametrize(
     "function",
     [lambda x: x.narrow(0, x[0, 0].long(), 1), lambda x: x.tensor_split(x[0, 0].long())[0]],
     ids=["narrow", "tensor_split"],

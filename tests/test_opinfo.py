@@ -32,7 +32,7 @@ _REFUSED = {
     "TensorRT sorts 3840 elements at most": "argsort msort sort",
     "a number taken from the values of a tensor": "tensor_split",
     "the module changes": "_native_batch_norm_legit",
-    "a result of kind": "item",
+    "a number taken from a tensor": "item",
 }
 REFUSED = {name: reason for reason, names in _REFUSED.items() for name in names.split()}
 """Operators whose first sample may be refused, and part of the reason."""

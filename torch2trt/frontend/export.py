@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from torch import _meta_registrations, fx, nn
 from torch.export import ExportedProgram, ShapesCollection
-from torch.export.graph_signature import ConstantArgument, InputKind, SymIntArgument, TensorArgument
+from torch.export.graph_signature import (
+    ConstantArgument,
+    InputKind,
+    SymBoolArgument,
+    SymFloatArgument,
+    SymIntArgument,
+    TensorArgument,
+)
 from torch.fx.experimental import _config as symbolic_config
 from torch.utils import _pytree as pytree
 
@@ -30,6 +37,7 @@ from torch2trt.frontend.dynamic_shapes import (
 from torch2trt.graph.program import Program, is_within_torch
 from torch2trt.graph.signature import ConstantLeaf, InputLeaf, Leaf, Signature, SizeLeaf, TensorLeaf
 from torch2trt.graph.weights import WeightsGraph
+from torch2trt.sizes import Size
 
 Keep = Callable[[Any], bool]
 
@@ -257,11 +265,21 @@ def _outputs(program: Program, exported: ExportedProgram, leaf_of: Mapping[str, 
                 assert isinstance(node, fx.Node)
                 name = engine.setdefault(node, f"output{len(engine)}")
                 leaves.append(TensorLeaf(name, program.spec(node)))
-            case SymIntArgument():
-                leaves.append(SizeLeaf(program.size(node)))
+            case SymIntArgument() if _is_made_of_sizes(size := program.size(node), program.signature):
+                leaves.append(SizeLeaf(size))
             case ConstantArgument(value=value):
                 leaves.append(ConstantLeaf(value))
+            case SymIntArgument() | SymFloatArgument() | SymBoolArgument():
+                raise CaptureError(
+                    "a result is a number taken from a tensor, or no integer made of dynamic sizes",
+                    subject=program.name,
+                    hint="return it as a tensor",
+                )
             case _:
                 raise CaptureError(f"a result of kind {type(spec.arg).__name__} cannot be compiled")
     output.args = (tuple(engine),)
     return tuple(leaves)
+
+
+def _is_made_of_sizes(size: Size, signature: Signature) -> bool:
+    return isinstance(size, int) or {symbol.name for symbol in size.free_symbols} <= signature.dims.keys()
