@@ -241,6 +241,10 @@ class Network(Arithmetic):
         """
         if tuple(shape) == tuple(tensor.shape):
             return tensor
+        if tensor.dtype == torch.bfloat16 and not self.flavour.has("resize_of_bfloat16"):
+            wide = self.cast(tensor, torch.float32)
+            result = self.resize(wide, shape, mode=mode, coordinates=coordinates, rounding=rounding)
+            return self.cast(result, torch.bfloat16)
         layer = self.add("add_resize", tensor.itensor)
         layer.resize_mode = getattr(self.trt.InterpolationMode, mode)
         layer.coordinate_transformation = getattr(self.trt.ResizeCoordinateTransformation, coordinates)

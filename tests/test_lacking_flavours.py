@@ -1,0 +1,53 @@
+"""What a TensorRT that lacks a type or a kernel is given in its place."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.cases import normal
+from tests.harness import OpCase, OpModule, compare, truth
+from torch2trt import api
+from torch2trt.converters.lower import lower
+from torch2trt.reference.interpreter import Interpreter
+from torch2trt.settings import Settings
+from torch2trt.trt import flavour as flavours
+from torch2trt.trt.network import Network
+
+
+@pytest.fixture
+def lacking() -> flavours.Flavour:
+    """This flavour as if it were so old that the table of capabilities knows none of it."""
+    return dataclasses.replace(flavours.load(), version=(1, 0))
+
+
+def lowered(flavour: flavours.Flavour, function: Callable[..., Any], *inputs: torch.Tensor) -> Network:
+    """The network of a function, after the interpreter has found it right."""
+    module = OpModule(OpCase("row", function, inputs)).eval()
+    program = api.optimize(api.capture(module, inputs), Settings(precision=None))
+    net = lower(program, flavour)
+    names = [leaf.name for leaf in program.signature.tensor_inputs]
+    found = Interpreter(flavour, net.definition, net.constants).run(dict(zip(names, inputs, strict=True)))
+    compare([found[name] for name in program.output_names], truth(module, inputs), 1.0)
+    return net
+
+
+def types_into(net: Network, kind: str) -> set[str]:
+    """The data types of the first inputs of all layers of a kind."""
+    layers = [net.definition.get_layer(index) for index in range(net.definition.num_layers)]
+    return {layer.get_input(0).dtype.name for layer in layers if layer.type.name == kind}
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
+def test_resizes_of_bfloat16(mode: str, lacking: flavours.Flavour) -> None:
+    resize = partial(F.interpolate, scale_factor=2, mode=mode)
+    image = normal(1, 2, 5, 6).bfloat16()
+    assert types_into(lowered(lacking, resize, image), "RESIZE") == {"FLOAT"}
+    if flavours.load().has("resize_of_bfloat16"):
+        assert types_into(lowered(flavours.load(), resize, image), "RESIZE") == {"BF16"}
