@@ -51,3 +51,17 @@ def test_resizes_of_bfloat16(mode: str, lacking: flavours.Flavour) -> None:
     assert types_into(lowered(lacking, resize, image), "RESIZE") == {"FLOAT"}
     if flavours.load().has("resize_of_bfloat16"):
         assert types_into(lowered(flavours.load(), resize, image), "RESIZE") == {"BF16"}
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
+def test_bytes_are_only_cast(dtype: torch.dtype) -> None:
+    def moved(x: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return x.flip(0).abs(), x.mT, torch.cat([x, table]), torch.where(x > 2, x, table), x[:, table[:, 0].long()]
+
+    x, table = (torch.arange(6).reshape(2, 3).add(first).to(dtype) for first in (1, 0))
+    net = lowered(flavours.load(), moved, x, table % 2)
+    layers = [net.definition.get_layer(index) for index in range(net.definition.num_layers)]
+    read = {
+        layer.type.name for layer in layers if layer.get_input(0) and layer.get_input(0).dtype.name.endswith("INT8")
+    }
+    assert read == {"CAST"}

@@ -54,7 +54,11 @@ NUMBERS = [
         ("int", INTS + 13, (lambda x: x + 2, lambda x: x + 2.5, lambda x: 1 - x, lambda x: x / 4, lambda x: x * 0.5)),
         ("bool", FLAGS, (lambda x: x + 2, lambda x: x + 0.5, lambda x: x * True, lambda x: 1 - x.int())),
         ("bytes", BYTES, (lambda x: x + 9, lambda x: x - 250, lambda x: (x * 2 + 1) * 0.5, lambda x: 255 - x)),
-        ("int8", INTS.to(torch.int8), (lambda x: x + 2, lambda x: x * 5, lambda x: x * 0.5, lambda x: x.flip(0).abs())),
+        (
+            "int8",
+            INTS.to(torch.int8),
+            (lambda x: x + 2, lambda x: x * 50, lambda x: x * 0.5, lambda x: x.flip(0).abs()),
+        ),
         ("scalar", SCALAR, (lambda x: x + 2, lambda x: 1 - x, lambda x: x * x)),
     )
 ]
@@ -156,6 +160,8 @@ CASTS = [
         ("bool", FLAGS, (torch.float32, HALF, torch.int64, torch.uint8)),
         ("bytes", BYTES, (torch.float32, HALF, torch.int64, torch.bool)),
         ("to-bytes", POSITIVE * 50, (torch.uint8,)),
+        ("int8", INTS.to(torch.int8), (torch.float32, HALF, torch.int32, torch.int64, torch.bool, torch.uint8)),
+        ("to-int8", INTS * 1000, (torch.int8, torch.uint8)),
     )
 ]
 

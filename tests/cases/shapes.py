@@ -10,7 +10,7 @@ from tests.harness import OpCase
 
 X = normal(2, 6, 4)
 INTS = torch.arange(48).reshape(2, 6, 4)
-FLAGS, BYTES = X > 0, INTS.to(torch.uint8)
+FLAGS, BYTES, INT8 = X > 0, INTS.to(torch.uint8), (INTS - 9).to(torch.int8)
 SCALAR = torch.tensor(1.5)
 BATCH, BOTH = {0: {0: (1, 5)}}, {0: {0: (1, 5), 1: (4, 12)}}
 ALL = {0: {0: (1, 5), 1: (4, 12), 2: (2, 6)}}
@@ -126,6 +126,7 @@ CASES = [
     OpCase("views", VIEWS, (X,)),
     OpCase("views-bool", VIEWS, (FLAGS,)),
     OpCase("views-bytes", VIEWS, (BYTES,)),
+    OpCase("views-int8", VIEWS, (INT8,)),
     OpCase("views-bfloat16", VIEWS, (X.bfloat16(),)),
     OpCase("views-dynamic-batch", VIEWS, (X,), dynamic=BATCH),
     OpCase("views-dynamic", DYNAMIC_VIEWS, (X,), dynamic=BOTH),
@@ -140,6 +141,8 @@ CASES = [
     OpCase("slices-int32", SLICES, (INTS.to(torch.int32),)),
     OpCase("slices-bool", SLICES, (FLAGS,)),
     OpCase("slices-bytes", SLICES, (BYTES,)),
+    OpCase("slices-int8", SLICES, (INT8,)),
+    OpCase("slices-int8-weight", lambda x, w: (x + w[1:2, 0], w.flip(0) * x[0, 0, 0]), (INT8, INT8 * 5), weights=(1,)),
     OpCase("slices-dynamic", DYNAMIC_SLICES, (X,), dynamic=BOTH),
     *(
         OpCase(f"slices-computed-{number}", function, (X,), dynamic=BOTH, raises=SIZE_OF_SLICE)
@@ -166,6 +169,7 @@ CASES = [
     ),
     OpCase("joins", JOINS, (X,)),
     OpCase("joins-bytes", JOINS, (BYTES // 2,)),
+    OpCase("joins-int8", JOINS, (INT8,)),
     OpCase("joins-dynamic", JOINS, (X,), dynamic=BOTH),
     OpCase("cat-of-nothing", lambda x, y: torch.cat([x, y, y], 1), (INTS[0, 0, :0], X[:, :0])),
     OpCase("cat-promoted", lambda x, y: (torch.cat([x, y]), torch.stack([y, x])), (X.half(), INTS)),

@@ -10,7 +10,7 @@ import sympy
 import torch
 
 from torch2trt.sizes import Size, volume
-from torch2trt.trt.core import FLOAT_DTYPES
+from torch2trt.trt.core import BYTES, FLOAT_DTYPES
 from torch2trt.trt.dims import broadcast
 from torch2trt.trt.shaping import Shaping
 from torch2trt.trt.tensor import Tensor
@@ -19,7 +19,7 @@ Operand = Tensor | Size | float | bool
 
 _COMPARISONS = ("EQUAL", "GREATER", "LESS")
 _LOGICAL = ("AND", "OR", "XOR")
-_NARROW = (torch.bool, torch.int8, torch.uint8)
+_NARROW = (torch.bool, *BYTES)
 _FOR_BOOL = (*_LOGICAL, "EQUAL")
 _FLOAT_UNARY = (
     *("EXP", "LOG", "SQRT", "RECIP", "SIN", "COS", "TAN", "SINH", "COSH", "ASIN", "ACOS", "ATAN"),
@@ -36,25 +36,27 @@ class Arithmetic(Shaping):
         """The tensor in another dtype; floats become integers by truncation, as in torch."""
         if tensor.dtype == dtype:
             return tensor
-        if tensor.value is not None and (tensor.value.numel() <= 1024 or tensor.dtype == torch.uint8):
+        if tensor.value is not None and (tensor.value.numel() <= 1024 or tensor.dtype in BYTES):
             return self.constant(tensor.value.to(dtype))
-        if dtype == torch.uint8:
-            # A byte is cast from and to floats only, and what it cannot hold wraps around.
+        if dtype in BYTES:
+            # What a byte cannot hold wraps around.
             if tensor.dtype != torch.bool:
-                tensor = self._modulo(self.cast(tensor, torch.int32), 256)
+                tensor = self._wrapped(self.cast(tensor, torch.int32), torch.iinfo(dtype).min)
             return Tensor(self, None, tensor.shape, dtype, floats=self.cast(tensor, torch.float16))
         if tensor.floats is not None:
             return self.cast(tensor.floats, dtype)
         if tensor.dtype == torch.uint8 and dtype not in (torch.float32, torch.float16):
+            # It is cast from and to floats only.
             return self.cast(self.cast(tensor, torch.float16), dtype)
         layer = self.add("add_cast", tensor.itensor, self.dtype(dtype))
         return self.output_of(layer, tensor.shape)
 
-    def _modulo(self, tensor: Tensor, divisor: int) -> Tensor:
-        """What remains of integers after division by a positive number, not negative."""
-        number = self.constant(torch.tensor(divisor, dtype=tensor.dtype))
-        quotient = self.elementwise("FLOOR_DIV", tensor, number)
-        return self.elementwise("SUB", tensor, self.elementwise("PROD", quotient, number))
+    def _wrapped(self, tensor: Tensor, lowest: int) -> Tensor:
+        """Integers as a byte holds them whose lowest number is 0 or -128."""
+        count, first = (self.constant(torch.tensor(number, dtype=tensor.dtype)) for number in (256, lowest))
+        above = self.elementwise("SUB", tensor, first) if lowest else tensor
+        quotient = self.elementwise("FLOOR_DIV", above, count)
+        return self.elementwise("SUB", tensor, self.elementwise("PROD", quotient, count))
 
     def tensor(self, operand: Operand, dtype: torch.dtype | None = None) -> Tensor:
         """An operand as a tensor: Python numbers become 0-d constants, symbolic sizes are computed.

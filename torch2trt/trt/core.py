@@ -19,6 +19,8 @@ from torch2trt.trt.tensor import Tensor
 
 SUPPORTED_DTYPES = tuple(NAMES)
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+BYTES = (torch.uint8, torch.int8)
+"""What TensorRT does little with but cast: UINT8 is for inputs and outputs, INT8 for quantized numbers."""
 
 
 class NetworkCore:
@@ -177,9 +179,9 @@ class NetworkCore:
             with self.scope(label):
                 return self.add_constant_layer(value)
         value = value.cpu().contiguous()
-        if value.dtype == torch.uint8:
-            # TensorRT has no UINT8 constants, but casts to that type.
-            return self.add_cast_layer(self.add_constant_layer(value.half()), torch.uint8)
+        if value.dtype in BYTES:
+            # TensorRT has no constants of these but quantized ones; it casts to both types.
+            return self.add_cast_layer(self.add_constant_layer(value.half()), value.dtype)
         layer = self.add("add_constant", tuple(value.shape), self.weights(value))
         self.constants[layer.name] = value
         return layer.get_output(0)

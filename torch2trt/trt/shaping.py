@@ -10,7 +10,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from torch2trt.sizes import Size, volume
-from torch2trt.trt.core import NetworkCore
+from torch2trt.trt.core import BYTES, NetworkCore
 from torch2trt.trt.dims import broadcast
 from torch2trt.trt.tensor import Tensor
 
@@ -23,17 +23,18 @@ def is_static(shape: Sequence[Size]) -> bool:
 
 
 def bytes_as_half(method: Method) -> Method:
-    """Let a layer move bytes: TensorRT only casts them, and FP16 holds all of their values."""
+    """Let a layer move bytes, which TensorRT only casts, or takes for quantized numbers: FP16 holds their values."""
 
     @functools.wraps(method)
     def wrapped(net: NetworkCore, *args: Any, **kwargs: Any) -> Tensor:
         def is_bytes(value: Any) -> bool:
-            return isinstance(value, Tensor) and value.dtype == torch.uint8
+            return isinstance(value, Tensor) and value.dtype in BYTES
 
-        if any(map(is_bytes, pytree.tree_leaves((args, kwargs)))):
+        given = [value.dtype for value in pytree.tree_leaves((args, kwargs)) if is_bytes(value)]
+        if given:
             args, kwargs = pytree.tree_map_only(is_bytes, lambda value: net.cast(value, torch.float16), (args, kwargs))
             moved = method(net, *args, **kwargs)
-            return Tensor(net, None, moved.shape, torch.uint8, floats=moved)
+            return Tensor(net, None, moved.shape, given[0], floats=moved)
         return method(net, *args, **kwargs)
 
     return wrapped  # type: ignore[return-value]
@@ -46,7 +47,7 @@ class Shaping(NetworkCore):
 
     def size_of(self, tensor: Tensor, axis: int) -> Tensor:
         """One dimension of a tensor as an INT64 tensor of shape [1]."""
-        if tensor.dtype == torch.uint8:
+        if tensor.dtype in BYTES:
             tensor = self.cast(tensor, torch.float16)
         layer = self.add("add_shape", tensor.itensor)
         shape = self.output_of(layer, (tensor.rank,))

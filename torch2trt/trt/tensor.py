@@ -16,7 +16,7 @@ class Tensor:
     """Shape (sizes may be symbolic), dtype, and the TensorRT tensor behind them.
 
     A constant knows its value, and enters the network only when a layer needs it as an input: a convolution's kernel
-    never does. UINT8 exists at the borders of an engine only: inside, bytes are the floats they were made from.
+    never does. UINT8 and INT8 exist at the borders of an engine only: inside, bytes are the floats they were made from.
     """
 
     __slots__ = ("_itensor", "dtype", "floats", "label", "net", "shape", "value")
