@@ -144,9 +144,8 @@ class Worker:
 
     def close(self) -> None:
         """End the process."""
-        self._process.kill()
-        self._process.join()
         self._connection.close()
+        self._process.join()
 
     def check(self, name: str, dtype: str, limit: int | None = None) -> list[Outcome]:
         """Check an operator's first samples, or all."""
@@ -160,12 +159,11 @@ class Worker:
                     if outcome is None:
                         return outcomes
                     outcomes.append(outcome)
+                self._process.kill()
             except EOFError:
-                self._process.join()
                 lost = "crash"
-            detail = f"exit code {self._process.exitcode}" if lost == "crash" else f"{self._patience:g} s"
-            outcomes.append(Outcome(name, dtype, len(outcomes), lost, detail))
             self.close()
+            outcomes.append(Outcome(name, dtype, len(outcomes), lost, f"exit code {self._process.exitcode}"))
             self._start()
 
 
@@ -174,7 +172,10 @@ def _work(connection: Connection, check: Check) -> None:
     warnings.simplefilter("ignore")
     connection.send(None)
     while True:
-        name, dtype, limit, first = connection.recv()
+        try:
+            name, dtype, limit, first = connection.recv()
+        except EOFError:
+            return
         for index, sample in enumerate(samples(name, dtype, limit)):
             if index >= first:
                 connection.send(check(name, dtype, index, sample))
