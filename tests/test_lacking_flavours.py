@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,9 +27,12 @@ def lacking() -> flavours.Flavour:
     return dataclasses.replace(flavours.load(), version=(1, 0))
 
 
-def lowered(flavour: flavours.Flavour, function: Callable[..., Any], *inputs: torch.Tensor) -> Network:
-    """The network of a function, after the interpreter has found it right."""
-    module = OpModule(OpCase("row", function, inputs)).eval()
+def lowered(
+    flavour: flavours.Flavour, function: Callable[..., Any], *inputs: torch.Tensor, weights: Sequence[torch.Tensor] = ()
+) -> Network:
+    """The network of a function of inputs and constant weights, after the interpreter has found it right."""
+    constants = range(len(inputs), len(inputs) + len(weights))
+    module = OpModule(OpCase("row", function, (*inputs, *weights), weights=constants)).eval()
     program = api.optimize(api.capture(module, inputs), Settings(precision=None))
     net = lower(program, flavour)
     names = [leaf.name for leaf in program.signature.tensor_inputs]
@@ -51,6 +54,18 @@ def test_resizes_of_bfloat16(mode: str, lacking: flavours.Flavour) -> None:
     assert types_into(lowered(lacking, resize, image), "RESIZE") == {"FLOAT"}
     if flavours.load().has("resize_of_bfloat16"):
         assert types_into(lowered(flavours.load(), resize, image), "RESIZE") == {"BF16"}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "kind"), [(6, 2, "FLOAT"), (8, 4, "HALF"), (2, 1, "HALF"), (4, 1, "FLOAT")]
+)
+def test_grouped_convolutions_of_halves(outputs: int, inputs: int, kind: str, lacking: flavours.Flavour) -> None:
+    convolve = partial(F.conv2d, stride=(2, 1), padding=(1, 2), dilation=(2, 1), groups=2)
+    image = normal(2, 2 * inputs, 9, 8).half()
+    weights = normal(outputs, inputs, 3, 3).half(), normal(outputs).half()
+    assert types_into(lowered(lacking, convolve, image, weights=weights), "CONVOLUTION") == {kind}
+    if flavours.load().has("odd_groups_of_halves"):
+        assert types_into(lowered(flavours.load(), convolve, image, weights=weights), "CONVOLUTION") == {"HALF"}
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])

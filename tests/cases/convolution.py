@@ -57,6 +57,26 @@ CONVOLUTIONS = [
     conv("conv2d-depthwise", partial(F.conv2d, groups=4, padding=1), IMAGE, normal(8, 1, 3, 3), normal(8)),
     conv("conv1d-depthwise", partial(F.conv1d, groups=4, padding=1), SEQUENCE, normal(4, 1, 3), normal(4)),
     conv("conv3d-groups", partial(F.conv3d, groups=2), VOLUME, normal(6, 2, 2, 2, 2), BIAS),
+    *(
+        conv(
+            f"conv2d-groups-{str(dtype)[6:]}",
+            forms(partial(F.conv2d, groups=2), {}, {"stride": (2, 1), "padding": (1, 2), "dilation": (2, 1)}),
+            *(part.to(dtype) for part in (IMAGE, normal(6, 2, 3, 3), BIAS)),
+        )
+        for dtype in (torch.float16, torch.bfloat16)
+    ),
+    *(
+        conv(
+            f"conv2d-groups-{name}-float16",
+            partial(F.conv2d, groups=2, padding=1),
+            *(part.half() for part in (normal(2, channels, 9, 8), kernel)),
+        )
+        for name, channels, kernel in (
+            ("of-four", 8, normal(8, 4, 3, 3)),
+            ("of-eight", 16, normal(16, 8, 3, 3)),
+            ("of-one", 2, normal(2, 1, 3, 3)),
+        )
+    ),
     conv("conv2d-1x1", F.conv2d, IMAGE, normal(6, 4, 1, 1), BIAS),
     OpCase(
         "convolutions-unbatched",

@@ -13,6 +13,12 @@ from torch2trt.trt.shaping import is_static
 from torch2trt.trt.tensor import Tensor
 
 
+def _has_odd_groups(weight: Tensor, groups: int) -> bool:
+    """Whether a convolution has groups, not of one channel each, whose channels do not come in fours."""
+    channels = weight.shape[1], weight.shape[0] // groups
+    return groups > 1 and channels != (1, 1) and any(count % 4 != 0 for count in channels)
+
+
 class Network(Arithmetic):
     """The layers of neural networks, beside those of :class:`Shaping` and :class:`Arithmetic`."""
 
@@ -38,6 +44,21 @@ class Network(Arithmetic):
             bias: [K] or None.
             padding: zeros before (and, unless ``padding_after`` says otherwise, after) each spatial dimension.
         """
+        # Of FP16, 10.6 has no kernel for groups that make 3 channels of 2, and one for every kind in FP32.
+        if (
+            _has_odd_groups(weight, groups)
+            and tensor.dtype != torch.float32
+            and not self.flavour.has("odd_groups_of_halves")
+        ):
+            result = self.convolution(
+                *self._widened(tensor, weight, bias),
+                stride=stride,
+                padding=padding,
+                dilation=dilation,
+                groups=groups,
+                padding_after=padding_after,
+            )
+            return self.cast(result, tensor.dtype)
         return self._convolution(
             "add_convolution_nd",
             tensor,
@@ -65,9 +86,8 @@ class Network(Arithmetic):
         """A transposed convolution; weight [C, K // groups, *window], otherwise as :meth:`convolution`."""
         if tensor.dtype == torch.bfloat16:
             # TensorRT has no BF16 kernels for it.
-            wide = [None if item is None else self.cast(item, torch.float32) for item in (tensor, weight, bias)]
             result = self.deconvolution(
-                *wide,  # type: ignore[arg-type]
+                *self._widened(tensor, weight, bias),
                 stride=stride,
                 padding=padding,
                 dilation=dilation,
@@ -140,6 +160,16 @@ class Network(Arithmetic):
                 break
         shape = (tensor.shape[0], maps, *sizes) if sizes else None
         return self.output_of(layer, shape)
+
+    def _widened(self, tensor: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The operands in float32; what is constant stays so."""
+        tensor, weight = self.cast(tensor, torch.float32), self._constant_or_cast(weight)
+        return tensor, weight, None if bias is None else self._constant_or_cast(bias)
+
+    def _constant_or_cast(self, weight: Tensor) -> Tensor:
+        if weight.value is None:
+            return self.cast(weight, torch.float32)
+        return self.constant(weight.value.float(), weight.label)
 
     def _inner_weights(self, tensor: Tensor | None) -> torch.Tensor | None:
         """The value of a weight that can live inside a layer: a constant."""
