@@ -55,6 +55,11 @@ def built(row: Row, dtype: torch.dtype) -> tuple[BareNetwork, list[torch.Tensor]
     return net, inputs
 
 
+def skip_refused(row: Row, dtype: torch.dtype) -> None:
+    if row.refused and dtype in row.refused_in:
+        pytest.skip(row.refused)
+
+
 def assert_near(result: torch.Tensor, truth: torch.Tensor, error: float) -> None:
     """Equal up to an error relative to the largest finite value; integers are equal."""
     error = error if result.is_floating_point() else 0.0
@@ -76,6 +81,7 @@ def test_layer_gives_its_truth(row: Row, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.engine != index.BY_DATA], ids=lambda row: row.name)
 def test_tensorrt_builds_the_row(row: Row) -> None:
+    skip_refused(row, torch.float32)
     build(built(row, torch.float32)[0])
 
 
@@ -99,6 +105,7 @@ def test_every_layer_type_has_a_row() -> None:
 def test_engine_agrees_with_the_interpreter(row: Row, dtype: torch.dtype) -> None:
     if row.engine:
         pytest.skip(row.engine)
+    skip_refused(row, dtype)
     net, inputs = built(row, dtype)
     for result, truth in zip(run_engine(net, inputs), net.run(*inputs), strict=True):
         assert_near(result, truth, ENGINE_TOLERANCES[dtype])

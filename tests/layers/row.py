@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.bare_network import BareNetwork, first
+from tests.bare_network import FLAVOUR, BareNetwork, first
+from torch2trt.trt.flavour import TENSORRT
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Weights inside a layer (not constants) are tried in bfloat16 in test_interpreter.py.
@@ -27,9 +28,18 @@ class Row:
     needs: str = ""
     """A capability without which the flavour has no such layer."""
     engine: str = ""
-    """Why no engine is built from it, where that is so."""
+    """Why no engine of it is compared with the interpreter, where that is so."""
+    refused: str = ""
+    """Why this flavour's TensorRT builds no engine from it, where that is so."""
+    refused_in: tuple[torch.dtype, ...] = FLOATS
+    """The types in which it does not."""
     floats: tuple[torch.dtype, ...] = FLOATS
     """The types to try it in; float64 is FLOAT computed in float64, to tell a wrong result from rounding."""
+
+
+def in_tensorrt_10(reason: str) -> str:
+    """The reason, where it is TensorRT 10 that these tests run with."""
+    return reason if FLAVOUR.name == TENSORRT and FLAVOUR.version < (11,) else ""
 
 
 def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:

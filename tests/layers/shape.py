@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.bare_network import BareNetwork, first, trt
-from tests.layers.row import Row, add, const, normal
+from tests.layers.row import Row, add, const, in_tensorrt_10, normal
 
 X = normal(2, 3, 3, 3)
 SMALL = normal(1, 1, 3, 4)
@@ -35,6 +35,7 @@ def with_inputs(method: str, *arguments: Any, inputs: dict[int, Tensor], **attri
     return build
 
 
+PADDING = in_tensorrt_10("its builder fails on a network of this deprecated layer alone; converters take slices")
 SHUFFLES = [
     Row("shuffle-nothing", add("shuffle"), (X,), lambda x: x),
     Row("shuffle-transpose", add("shuffle", first_transpose=(0, 2, 3, 1)), (X,), lambda x: x.permute(0, 2, 3, 1)),
@@ -71,8 +72,14 @@ SHUFFLES = [
         (normal(2, 3, 4), normal(2, 1, 4), normal(2, 2, 4)),
         lambda *xs: torch.cat(xs, 1),
     ),
-    Row("padding", add("padding_nd", (1, 0), (0, 2)), (X,), lambda x: torch.nn.functional.pad(x, (0, 2, 1, 0))),
-    Row("padding-crops", add("padding_nd", (-1, 0), (0, -2)), (X,), lambda x: x[:, :, 1:, :-2]),
+    Row(
+        "padding",
+        add("padding_nd", (1, 0), (0, 2)),
+        (X,),
+        lambda x: torch.nn.functional.pad(x, (0, 2, 1, 0)),
+        refused=PADDING,
+    ),
+    Row("padding-crops", add("padding_nd", (-1, 0), (0, -2)), (X,), lambda x: x[:, :, 1:, :-2], refused=PADDING),
     Row("shape", add("shape"), (X,), lambda x: torch.tensor([2, 3, 3, 3])),
 ]
 

@@ -6,18 +6,21 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tests.bare_network import BareNetwork, first, trt
-from tests.layers.row import READABLE_FLOATS, Row, add, normal
+from tests.layers.row import READABLE_FLOATS, Row, add, in_tensorrt_10, normal
 
 
 def pad(x: Tensor, *amounts: int, value: float = 0.0) -> Tensor:
     return F.pad(x, amounts, value=value)
 
 
-def conv(name: str, x: Tensor, kernel: Tensor, truth: Any, *, deconv: bool = False, **attributes: Any) -> Row:
+def conv(
+    name: str, x: Tensor, kernel: Tensor, truth: Any, *, deconv: bool = False, refused: str = "", **attributes: Any
+) -> Row:
     groups = attributes.get("num_groups", 1)
     maps = kernel.shape[1] * groups if deconv else kernel.shape[0]
     bias = normal(maps, seed=5)
@@ -34,7 +37,15 @@ def conv(name: str, x: Tensor, kernel: Tensor, truth: Any, *, deconv: bool = Fal
 
     if name.endswith("input"):
         return Row(name, build, (x, kernel, bias), truth)
-    return Row(name, build, (x,), lambda x: truth(x, kernel.double(), bias.double()), floats=READABLE_FLOATS)
+    return Row(
+        name,
+        build,
+        (x,),
+        lambda x: truth(x, kernel.double(), bias.double()),
+        floats=READABLE_FLOATS,
+        refused=refused,
+        refused_in=(torch.float16,),
+    )
 
 
 IMAGE, VOLUME = normal(2, 4, 9, 8), normal(2, 4, 5, 6, 7)
@@ -49,6 +60,7 @@ CONVOLUTIONS = [
         IMAGE,
         normal(6, 2, 3, 3),
         lambda x, w, b: F.conv2d(x, w, b, (2, 1), (1, 2), (2, 1), 2),
+        refused=in_tensorrt_10("it has no kernel for such groups in FP16; the network builder makes them FP32"),
         num_groups=2,
         stride_nd=(2, 1),
         padding_nd=(1, 2),

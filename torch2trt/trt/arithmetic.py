@@ -131,7 +131,7 @@ class Arithmetic(Shaping):
 
     def activation(self, kind: str, tensor: Tensor, alpha: float | None = None, beta: float | None = None) -> Tensor:
         """An ``ActivationType`` with its parameters."""
-        if tensor.dtype not in FLOAT_DTYPES and not (kind == "RELU" and tensor.dtype in (torch.int32, torch.int64)):
+        if tensor.dtype not in FLOAT_DTYPES:
             tensor = self.cast(tensor, torch.float32)
         if tensor.rank == 0:
             return self.reshape(self.activation(kind, self.reshape(tensor, (1,)), alpha, beta), ())
