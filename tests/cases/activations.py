@@ -62,6 +62,7 @@ WHOLE = torch.arange(-6, 6).reshape(3, 4)
 CASES = [
     *(OpCase(name, at_all(function), (X, FAR)) for name, function in NAMED.items()),
     *(OpCase(f"activations-{str(dtype)[6:]}", ALL, (X.to(dtype),)) for dtype in (torch.float16, torch.bfloat16)),
+    OpCase("hardtanh-integers", together(F.hardtanh, lambda x: F.hardtanh(x, -2.5, 3.7)), (X.long() * 2,)),
     OpCase("activations-dynamic", ALL, (X,), dynamic={0: {0: (1, 3), 2: (2, 7)}}),
     # Not together with GELU: TensorRT-RTX 1.7 crashes where two of them share a scalar.
     *(OpCase(f"{name}-scalar", NAMED[name], (X[0, 0, 0],)) for name in ("relu", "elu", "softplus")),

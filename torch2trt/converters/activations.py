@@ -109,6 +109,8 @@ def relu6(net: Network, input: Tensor) -> Tensor:
 @converter(aten.hardtanh.default)
 def hardtanh(net: Network, input: Tensor, min_val: float, max_val: float) -> Tensor:
     """hardtanh(Tensor self, Scalar min_val=-1, Scalar max_val=1) -> Tensor"""
+    if not input.dtype.is_floating_point:
+        min_val, max_val = int(min_val), int(max_val)  # as torch does: the result is of integers too
     return clamp(net, input, min_val, max_val)
 
 
