@@ -96,9 +96,19 @@ def samples(name: str, dtype: str, limit: int | None) -> list[SampleInput]:
     return list(itertools.islice(_samples(OPS[name], DTYPES[dtype]), limit))
 
 
+def _topk(x: torch.Tensor, k: int, dim: int = -1, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    values, indices = torch.topk(x, k, dim, *args)
+    return values, x.gather(dim, indices)
+
+
+# Which of equal elements come first is nobody's promise: what counts is that they are where the indices say.
+_INSTEAD = {"topk": _topk}
+
+
 def check_sample(name: str, dtype: str, index: int, sample: SampleInput) -> Outcome:
     """Take one sample through every stage, as any other row."""
-    case = OpCase(name, OPS[name].op, (sample.input, *sample.args), sample.kwargs, tolerance=TOLERANCE)
+    function = _INSTEAD.get(name, OPS[name].op)
+    case = OpCase(name, function, (sample.input, *sample.args), sample.kwargs, tolerance=TOLERANCE)
 
     def outcome(status: Status, detail: str = "") -> Outcome:
         return Outcome(name, dtype, index, status, detail[:1000])
