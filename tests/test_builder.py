@@ -6,22 +6,28 @@ import contextlib
 import dataclasses
 import io
 import logging
+import platform
 import signal
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import filelock
+import psutil
 import pytest
 import torch
 from torch.utils import _pytree as pytree
 
+from torch2trt.engine import plan as plans
 from torch2trt.engine import progress, timing_cache
 from torch2trt.engine.builder import build
+from torch2trt.engine.memory import give_back
 from torch2trt.engine.progress import build_monitor
-from torch2trt.errors import BuildError, MissingPackageError
+from torch2trt.errors import ArtifactWriteError, BuildError, MissingPackageError
 from torch2trt.graph.signature import Signature, TensorLeaf
 from torch2trt.settings import Settings
 from torch2trt.sizes import DimRange, TensorSpec, symbol
@@ -42,18 +48,18 @@ class HandMade:
     logger: Any
     builder: Any
     definition: Any
-    weights: list[torch.Tensor]
+    constants: dict[str, torch.Tensor]
 
 
 def convolutions(batch: int = 4, depth: int = 3, dtype: Any = TRT.float32) -> HandMade:
     logger = make_logger(FLAVOUR)
     builder = TRT.Builder(logger)
     definition = builder.create_network(1 << int(TRT.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    weights = []
+    weights = {}
     tensor = definition.add_input("x", dtype, (batch, 8, 16, 16))
-    for _ in range(depth):
+    for index in range(depth):
         weight = torch.randn(8, 8, 3, 3)
-        weights.append(weight)
+        weights[str(index)] = weight
         kernel = TRT.Weights(TRT.float32, weight.data_ptr(), weight.numel())
         layer = definition.add_convolution_nd(tensor, 8, (3, 3), kernel)
         layer.padding_nd = (1, 1)
@@ -78,6 +84,71 @@ def test_static() -> None:
     assert type(plan) is bytes
     # The weights are in it.
     assert len(plan) > 3 * 8 * 8 * 9 * 4
+
+
+STREAMS = pytest.mark.skipif(not FLAVOUR.has("stream_writer"), reason="this TensorRT writes no streams")
+
+
+@STREAMS
+def test_a_large_plan_goes_through_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = convolutions()
+    whole = build(network, signature(), QUIET, name="net")
+    sizes: list[int] = []
+    make = tempfile.TemporaryFile
+
+    @contextlib.contextmanager
+    def watched(**options: Any) -> Iterator[Any]:
+        with make(**options) as file:
+            yield file
+            sizes.append(file.tell())
+
+    monkeypatch.setattr(plans.tempfile, "TemporaryFile", watched)
+    assert len(build(network, signature(), QUIET, name="net")) == len(whole)
+    assert not sizes
+    monkeypatch.setattr(plans, "_LARGE", 3 * 8 * 8 * 9 * 4)
+    assert len(build(network, signature(), QUIET, name="net")) == len(whole)
+    assert sizes == [len(whole)]
+
+
+@STREAMS
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+def test_no_room_for_a_large_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "_LARGE", 0)
+    monkeypatch.setattr(plans.tempfile, "TemporaryFile", lambda prefix: io.FileIO("/dev/full", "w"))
+    with pytest.raises(ArtifactWriteError, match="No space left") as raised:
+        build(convolutions(), signature(), QUIET, name="net")
+    assert "TMPDIR" in raised.value.hint
+
+
+@STREAMS
+def test_a_large_network_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "_LARGE", 0)
+    with pytest.raises(BuildError, match="TensorRT built no engine"):
+        build(convolutions(dtype=TRT.float16), signature(), QUIET, name="net")
+
+
+def test_freed_memory_is_given_back_while_building(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[float] = []
+
+    def slow() -> None:
+        calls.append(time.monotonic())
+        time.sleep(0.002)
+
+    monkeypatch.setattr(progress, "give_back", slow)
+    start = time.monotonic()
+    build(convolutions(depth=8), signature(), QUIET, name="net")
+    # At least once, and for a twentieth of the time at most.
+    assert 1 <= len(calls) <= 1 + 0.05 * (time.monotonic() - start) / 0.002
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are not asked")
+def test_freed_memory_between_used() -> None:
+    blocks = [bytearray(100_000) for _ in range(1000)]
+    del blocks[::2]
+    before = psutil.Process().memory_info().rss
+    give_back()
+    assert before - psutil.Process().memory_info().rss > 30e6
+    assert len(blocks) == 500
 
 
 @pytest.mark.parametrize("size", ["n", "2*n", "9 - n"])

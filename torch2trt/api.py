@@ -135,6 +135,7 @@ def build(
     """
     from torch2trt.converters.lower import lower
     from torch2trt.engine import builder
+    from torch2trt.engine.memory import give_back
     from torch2trt.graph.ops import FUSED_BLOCKS
 
     start = time.perf_counter()
@@ -148,6 +149,7 @@ def build(
     else:
         plan = builder.build(network, program.signature, settings, name=program.name)
         network.release()
+    give_back()
     artifact = Artifact(
         name=program.name,
         plan=plan,

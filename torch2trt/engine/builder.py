@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import torch
 
+from torch2trt.engine.memory import give_back
+from torch2trt.engine.plan import serialize
 from torch2trt.engine.progress import build_monitor
 from torch2trt.engine.timing_cache import timing_cache
 from torch2trt.errors import BuildError
@@ -30,6 +32,8 @@ class Buildable(Protocol):
     """The ``IBuilder`` that made the definition."""
     definition: Any
     """A strongly typed ``INetworkDefinition``."""
+    constants: dict[str, torch.Tensor]
+    """The weights by name, as far as they are known."""
 
 
 def build(network: Buildable, signature: Signature, settings: Settings, *, name: str) -> bytes:
@@ -46,6 +50,7 @@ def build(network: Buildable, signature: Signature, settings: Settings, *, name:
 
     Raises:
         BuildError: TensorRT returned no plan; the reason is what it logged.
+        ArtifactWriteError: a large plan did not fit into the folder for temporary files.
     """
     device = torch.cuda.current_device() if torch.cuda.is_available() else None
 
@@ -68,13 +73,15 @@ def _build(network: Buildable, signature: Signature, settings: Settings, monitor
             spans = ", ".join(f"{dim} {span.min}…{span.opt}…{span.max}" for dim, span in signature.dims.items())
             raise _error(f"TensorRT refused the optimization profile {spans}", errors, name)
         with timing_cache(config, network.flavour, settings):
-            memory = network.builder.build_serialized_network(network.definition, config)
+            # What came before has left more free than TensorRT could use: weights were folded and cast there.
+            give_back()
+            weight_bytes = sum(value.nbytes for value in network.constants.values())
+            plan = serialize(network.builder, network.definition, config, network.flavour, weight_bytes=weight_bytes)
             # Inside, so that the timings of a build that failed are not kept.
-            if memory is None:
+            if plan is None:
                 hint = "raise the workspace limit, or leave it unset" if settings.workspace is not None else ""
                 raise _error("TensorRT built no engine", errors, name, hint)
-        # By now TensorRT has given back what it needed to build: the copy is not the peak.
-        return bytes(memory)
+        return plan
 
 
 def _configure(network: Buildable, settings: Settings) -> Any:

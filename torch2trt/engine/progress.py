@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -12,9 +13,12 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from torch2trt.engine.memory import give_back
 from torch2trt.errors import MissingPackageError
 from torch2trt.settings import ProgressMode
 from torch2trt.trt.flavour import Flavour
+
+_SHARE = 0.05  # of a build's time, at most, goes into returning memory: there may be thousands of phases
 
 
 def resolve(mode: ProgressMode) -> Literal["terminal", "notebook", "none"]:
@@ -39,7 +43,8 @@ def resolve(mode: ProgressMode) -> Literal["terminal", "notebook", "none"]:
 def build_monitor(flavour: Flavour, mode: ProgressMode, name: str) -> Iterator[Any]:
     """An ``IProgressMonitor`` that shows the phases of a build while the context is open.
 
-    Its method ``cancel()``, which any thread may call, ends the build at TensorRT's next step.
+    Its method ``cancel()``, which any thread may call, ends the build at TensorRT's next step. At the end of phases it
+    returns freed memory to the system.
 
     Args:
         name: the model's, shown beside the outermost phase.
@@ -66,6 +71,8 @@ def _monitor_class(flavour: Flavour) -> Any:
             self._name = name
             self._tasks: dict[str, tuple[TaskID, int]] = {}
             self._cancelled = False
+            self._gave_back = 0.0
+            self._took = 0.0
 
         def cancel(self) -> None:
             self._cancelled = True
@@ -85,6 +92,12 @@ def _monitor_class(flavour: Flavour) -> Any:
         def phase_finish(self, phase: str) -> None:
             if self._display is not None and phase in self._tasks:
                 self._display.remove_task(self._tasks.pop(phase)[0])
+            # What one phase has freed may be of no use to the next.
+            start = time.monotonic()
+            if start - self._gave_back >= self._took / _SHARE:
+                give_back()
+                self._gave_back = time.monotonic()
+                self._took = self._gave_back - start
 
     return BuildMonitor
 

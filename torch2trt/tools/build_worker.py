@@ -23,7 +23,7 @@ from torch2trt.engine.child import (
     Job,
     error_to_json,
 )
-from torch2trt.errors import Torch2TRTError
+from torch2trt.errors import ArtifactWriteError, Torch2TRTError
 from torch2trt.graph.serialize import load_program
 from torch2trt.graph.signature import Signature
 from torch2trt.trt import flavour as flavours
@@ -62,9 +62,11 @@ def main(folder: Path) -> int:
         plan = build(network, signature, job.settings, name=job.name)
         try:
             (folder / PLAN_FILE).write_bytes(plan)
-        except OSError:
-            # Where this does not fit, the reason may not either.
-            return UNWRITTEN
+        except OSError as error:
+            raise ArtifactWriteError("could not be written", subject=PLAN_FILE) from error
+    except ArtifactWriteError:
+        # Where the plan does not fit, the reason may not either.
+        return UNWRITTEN
     except Torch2TRTError as error:
         (folder / ERROR_FILE).write_text(json.dumps(error_to_json(error)), encoding="utf-8")
     except Exception:

@@ -46,6 +46,7 @@ _CAPABILITIES: dict[str, dict[str, tuple[Version, Version | None]]] = {
     "inspector": {TENSORRT: ((10, 0), None)},
     "non_zero": {TENSORRT: ((10, 0), None)},
     "nms": {TENSORRT: ((10, 0), None)},
+    "stream_writer": {TENSORRT: ((10, 15), None), TENSORRT_RTX: ((1, 2), None)},
     "runtime_config": {TENSORRT: ((10, 8), None), TENSORRT_RTX: ((1, 0), None)},
     "explicit_precision_of_normalization": {TENSORRT: ((10, 0), (11,))},
 }
