@@ -78,7 +78,8 @@ def scaled_dot_product_attention(
 def _masked(net: Network, scores: Tensor, mask: Tensor) -> Tensor:
     """A boolean mask says where to attend, any other is added."""
     if mask.dtype == torch.bool:
-        return net.select(mask, scores, net.constant(torch.tensor(_LOWEST)))
+        # Added, as torch does: selecting between the scores and a constant makes TensorRT 10.6 use a slower kernel.
+        mask = net.select(mask, net.constant(torch.tensor(0.0)), net.constant(torch.tensor(_LOWEST)))
     return net.elementwise("SUM", scores, net.cast(mask, torch.float32))
 
 
