@@ -35,6 +35,7 @@ class OpCase:
         weights: positions of tensor arguments that are the module's parameters instead of inputs.
         unsupported: part of the reason with which it must be refused.
         raises: number of the error that compiling it must raise.
+        tensorrt: part of the reason with which enterprise TensorRT must refuse it.
         rtx: why TensorRT-RTX cannot build it, where it cannot ("no runner").
         tolerance: times the dtype's own, for operators that amplify rounding.
     """
@@ -47,6 +48,7 @@ class OpCase:
     weights: Sequence[int] = ()
     unsupported: str = ""
     raises: str = ""
+    tensorrt: str = ""
     rtx: str = ""
     tolerance: float = 1.0
 
@@ -101,13 +103,14 @@ def check_case(case: OpCase, settings: Settings | None = None) -> None:
                 for index in module.inputs
             ),
         )
+    enterprise = flavours.load().name == flavours.TENSORRT
     check_module(
         module,
         inputs,
         settings or _exact_settings(flat),
         dynamic_shapes=shapes,
         others=_at_other_sizes(case, module, inputs),
-        unsupported=case.unsupported,
+        unsupported=case.unsupported or (case.tensorrt if enterprise else ""),
         raises=case.raises,
         rtx=case.rtx,
         tolerance=case.tolerance,

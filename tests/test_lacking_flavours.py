@@ -15,10 +15,14 @@ from tests.cases import normal
 from tests.harness import OpCase, OpModule, compare, truth
 from torch2trt import api
 from torch2trt.converters.lower import lower
+from torch2trt.errors import UnsupportedOpsError
 from torch2trt.reference.interpreter import Interpreter
 from torch2trt.settings import Settings
 from torch2trt.trt import flavour as flavours
 from torch2trt.trt.network import Network
+
+X = torch.arange(-3.0, 3).reshape(2, 3)
+INT8 = X.to(torch.int8)
 
 
 @pytest.fixture
@@ -70,6 +74,9 @@ def test_grouped_convolutions_of_halves(outputs: int, inputs: int, kind: str, la
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
 def test_bytes_are_only_cast(dtype: torch.dtype) -> None:
+    if dtype == torch.int8 and not flavours.load().has("int8_numbers"):
+        pytest.skip("refused, see below")
+
     def moved(x: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return x.flip(0).abs(), x.mT, torch.cat([x, table]), torch.where(x > 2, x, table), x[:, table[:, 0].long()]
 
@@ -80,3 +87,25 @@ def test_bytes_are_only_cast(dtype: torch.dtype) -> None:
         layer.type.name for layer in layers if layer.get_input(0) and layer.get_input(0).dtype.name.endswith("INT8")
     }
     assert read == {"CAST"}
+
+
+@pytest.mark.parametrize(
+    ("function", "inputs", "refused"),
+    [
+        (lambda x: x + 2, (INT8,), ["input", "aten.add.Tensor"]),
+        (lambda x, y: y * 2, (INT8, X), ["input"]),
+        (lambda x: (x * 2).to(torch.int8), (X,), ["aten._to_copy.default"]),
+        (lambda x: x * 2 + INT8, (X,), ["aten.add.Tensor"]),
+    ],
+    ids=["input", "unread-input", "output", "constant"],
+)
+def test_int8_is_refused(
+    function: Callable[..., Any], inputs: tuple[torch.Tensor, ...], refused: list[str], lacking: flavours.Flavour
+) -> None:
+    module = OpModule(OpCase("row", function, inputs)).eval()
+    program = api.optimize(api.capture(module, inputs), Settings(precision=None))
+    with pytest.raises(UnsupportedOpsError, match=r"TensorRT has no torch\.int8 .* pass torch\.int32") as caught:
+        lower(program, lacking)
+    assert [node.op for node in caught.value.nodes] == refused
+    if flavours.load().has("int8_numbers"):
+        lower(program, flavours.load())

@@ -24,7 +24,7 @@ _REFUSED = {
         fft.rfftn masked_scatter max_pool2d_with_indices_backward nn.functional.pdist nonzero resize_ scatter_add
         scatter_reduce.amax scatter_reduce.amin scatter_reduce.mean scatter_reduce.prod scatter_reduce.sum""",
     "TensorRT has no torch.": """
-        cdouble cfloat chalf double float_power log_softmax.with_dtype nn.functional.softmin.with_dtype short
+        cdouble cfloat chalf char double float_power log_softmax.with_dtype nn.functional.softmin.with_dtype short
         softmax.with_dtype to""",
     "TensorRT keeps the statistics to itself": "native_group_norm native_layer_norm",
     "does not tell where the largest elements were": """

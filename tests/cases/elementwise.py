@@ -47,7 +47,7 @@ PROMOTED = [
 ]
 
 NUMBERS = [
-    OpCase(f"numbers-{text}", together(*functions), (x,))
+    OpCase(f"numbers-{text}", together(*functions), (x,), tensorrt="torch.int8" if x.dtype == torch.int8 else "")
     for text, x, functions in (
         ("float", POSITIVE, (lambda x: x + 2, lambda x: 1 - x, lambda x: 2 / x, lambda x: x / 3, lambda x: 2 * x - 1)),
         ("half", POSITIVE.half(), (lambda x: x + 0.1, lambda x: 1 - x, lambda x: 2 / x, lambda x: x * 7)),
@@ -151,7 +151,12 @@ FUNCTIONS = [
 ]
 
 CASTS = [
-    OpCase(f"casts-{text}", together(*(lambda x, dtype=dtype: x.to(dtype) for dtype in dtypes)), (x,))
+    OpCase(
+        f"casts-{text}",
+        together(*(lambda x, dtype=dtype: x.to(dtype) for dtype in dtypes)),
+        (x,),
+        tensorrt="torch.int8" if torch.int8 in (x.dtype, *dtypes) else "",
+    )
     for text, x, dtypes in (
         ("float", X * 3, (HALF, BRAIN, torch.int64, torch.int32, torch.bool)),
         ("fractions", torch.tensor([0.0, 0.25, -0.25, 2.0]), (torch.bool, torch.int64)),

@@ -21,8 +21,11 @@ from torch2trt.trt.tensor import Tensor
 
 
 def unsupported_nodes(program: Program, flavour: Flavour) -> list[UnsupportedNode]:
-    """Every node of the main graph that cannot be converted, with the reason."""
+    """Every input and node of the main graph that cannot be converted, with the reason."""
     found: list[UnsupportedNode] = []
+    for leaf in program.signature.tensor_inputs:
+        if reason := _unsupported_dtype(leaf.spec.dtype, flavour):
+            found.append(UnsupportedNode(leaf.name, "input", reason))
     for node in program.calls:
         reason = unsupported_reason(program, node, flavour)
         if reason:
@@ -43,8 +46,8 @@ def unsupported_reason(program: Program, node: fx.Node, flavour: Flavour) -> str
     bound = _map_nodes(bind(node), lambda arg: _spec_or_size(program, arg))
     specs = [item for item in _leaves([list(bound.values()), program.result(node)]) if isinstance(item, TensorSpec)]
     for spec in specs:
-        if spec.dtype not in SUPPORTED_DTYPES:
-            return f"TensorRT has no {spec.dtype}"
+        if reason := _unsupported_dtype(spec.dtype, flavour):
+            return reason
         if spec.rank > 8:
             return f"TensorRT tensors have at most 8 dimensions, this has {spec.rank}"
     if converter.unsupported is None:
@@ -53,6 +56,16 @@ def unsupported_reason(program: Program, node: fx.Node, flavour: Flavour) -> str
     named = inspect.signature(converter.unsupported).parameters
     bound |= {name: value for name, value in (("flavour", flavour), ("used", used)) if name in named}
     return converter.unsupported(**registry.arguments_for(converter.unsupported, bound))
+
+
+def _unsupported_dtype(dtype: torch.dtype, flavour: Flavour) -> str | None:
+    """Why no tensor can have a dtype, or None."""
+    if dtype not in SUPPORTED_DTYPES:
+        return f"TensorRT has no {dtype}"
+    if dtype == torch.int8 and not flavour.has("int8_numbers"):
+        # 10.6 takes a cast of INT8 for quantization, and fails to build where the layer behind it cannot be quantized.
+        return f"TensorRT has no {dtype} but for quantized numbers, pass torch.int32 or torch.uint8"
+    return None
 
 
 def _unsupported_number(program: Program, node: fx.Node) -> str | None:
