@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from torch2trt.converters.registry import converter
+from torch2trt.graph.ops import ATTENTION
 from torch2trt.sizes import Size, TensorSpec
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
@@ -22,10 +23,10 @@ def _unsupported(
     key: TensorSpec,
     value: TensorSpec,
     attn_mask: TensorSpec | None,
-    dropout_p: float,
-    is_causal: bool,
     scale: float | None,
     enable_gqa: bool,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
 ) -> str | None:
     if dropout_p > 0:
         return f"dropout of attention weights (dropout_p {dropout_p})"
@@ -51,6 +52,37 @@ def scaled_dot_product_attention(
     **_: Any,
 ) -> Tensor:
     """scaled_dot_product_attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask=None, ...) -> Tensor"""
+    seen = None if attn_mask is None else _seen(net, attn_mask)
+    return _attend(net, query, key, value, scale, enable_gqa, mask=attn_mask, seen=seen, is_causal=is_causal)
+
+
+@converter(ATTENTION, unsupported=_unsupported)
+def attention(
+    net: Network,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor,
+    scale: float | None,
+    enable_gqa: bool,
+) -> Tensor:
+    """attention(Tensor query, Tensor key, Tensor value, Tensor attn_mask, float? scale, bool enable_gqa) -> Tensor"""
+    return _attend(net, query, key, value, scale, enable_gqa, mask=attn_mask)
+
+
+def _attend(
+    net: Network,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float | None,
+    enable_gqa: bool,
+    *,
+    mask: Tensor | None,
+    seen: Tensor | None = None,
+    is_causal: bool = False,
+) -> Tensor:
+    """Attention, with a result of zero for the queries that may attend to nothing where ``seen`` says which do."""
     if scale is None:
         scale = 1 / math.sqrt(query.shape[-1])
     if enable_gqa:
@@ -62,25 +94,24 @@ def scaled_dot_product_attention(
     scores = net.cast(net.matmul(query, key, transpose_second=True), torch.float32)
     if scale_scores:
         scores = net.binary("PROD", scores, scale)
-    seen = None
     if is_causal:
         scores = net.select(_future(net, *scores.shape[-2:]), net.constant(torch.tensor(_LOWEST)), scores)
-    elif attn_mask is not None:
-        scores = _masked(net, scores, attn_mask)
-        seen = _seen(net, attn_mask)
+    elif mask is not None and mask.dtype == torch.bool and seen is None:
+        # What TensorRT 10.6 has its fastest kernels for.
+        scores = net.select(mask, scores, net.constant(torch.tensor(_LOWEST)))
+    elif mask is not None:
+        scores = net.elementwise("SUM", scores, _added(net, mask))
     weights = net.cast(net.softmax(scores, -1), value.dtype)
     if seen is not None:
-        # Queries that may attend to nothing: torch's result is 0 there. All other weights are 0 here already.
+        # The weights of all other queries are 0 here already. With this, adding the mask is the faster way.
         weights = net.select(seen, weights, net.constant(torch.zeros((), dtype=weights.dtype)))
     return net.matmul(weights, value)
 
 
-def _masked(net: Network, scores: Tensor, mask: Tensor) -> Tensor:
-    """A boolean mask says where to attend, any other is added."""
-    if mask.dtype == torch.bool:
-        # Added, as torch does: selecting between the scores and a constant makes TensorRT 10.6 use a slower kernel.
-        mask = net.select(mask, net.constant(torch.tensor(0.0)), net.constant(torch.tensor(_LOWEST)))
-    return net.elementwise("SUM", scores, net.cast(mask, torch.float32))
+def _added(net: Network, mask: Tensor) -> Tensor:
+    if mask.dtype != torch.bool:
+        return net.cast(mask, torch.float32)
+    return net.select(mask, net.constant(torch.tensor(0.0)), net.constant(torch.tensor(_LOWEST)))
 
 
 def _seen(net: Network, mask: Tensor) -> Tensor | None:

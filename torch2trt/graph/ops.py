@@ -105,6 +105,41 @@ def _(
     return torch.ops.aten.linear(input, weight, bias)  # type: ignore[no-any-return]
 
 
+@torch.library.custom_op("torch2trt::attention", mutates_args=())
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor,
+    scale: float | None,
+    enable_gqa: bool,
+) -> torch.Tensor:
+    """Masked attention whose result for queries that may attend to nothing is not used.
+
+    Args:
+        query: [..., L, E].
+        key: [..., S, E].
+        value: [..., S, V].
+        attn_mask: broadcasts to [..., L, S]; boolean, true where to attend, or added to the scores.
+        scale: of the scores; None: 1 / sqrt(E).
+        enable_gqa: whether the third dimension from the right of key and value may be a divisor of the query's.
+    """
+    return F.scaled_dot_product_attention(query, key, value, attn_mask, scale=scale, enable_gqa=enable_gqa)
+
+
+@attention.register_fake
+def _(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor,
+    scale: float | None,
+    enable_gqa: bool,
+) -> torch.Tensor:
+    return query.new_empty((*query.shape[:-1], value.shape[-1]))
+
+
 CONV_BLOCK = torch.ops.torch2trt.conv_block.default
+ATTENTION = torch.ops.torch2trt.attention.default
 LINEAR_BLOCK = torch.ops.torch2trt.linear_block.default
 FUSED_BLOCKS = frozenset({CONV_BLOCK, LINEAR_BLOCK})

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch2trt.graph.contract import check
 from torch2trt.graph.program import Program
+from torch2trt.passes.defer_blind_queries import defer_blind_queries
 from torch2trt.passes.fold_batch_norm import BATCH_NORMS, fold_batch_norm
 from torch2trt.passes.fuse_conv_blocks import fuse_conv_blocks
 from torch2trt.passes.fuse_linear_blocks import fuse_linear_blocks
@@ -36,6 +37,7 @@ PASSES: tuple[Pass, ...] = (
     merge_common_subexpressions,
     merge_views,
     hoist_weights,
+    defer_blind_queries,
     fuse_conv_blocks,
     fuse_linear_blocks,
     remove_dead_code,
