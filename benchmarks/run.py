@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def requests_of(options: argparse.Namespace) -> list[Request]:
-    """What the options ask for, in the suite's order.
+    """What the options ask for, in the order that they name, or the suite's.
 
     Raises:
         SettingError: a row that the suite does not have, or an unknown backend.
@@ -71,14 +71,14 @@ def requests_of(options: argparse.Namespace) -> list[Request]:
 
 
 def select(cases: Sequence[Case], names: Sequence[str]) -> list[Case]:
-    """The cases named ``model`` or ``model:batch``, in their own order; all of them where none is named."""
+    """The cases named ``model`` or ``model:batch``, in the order of the names; all of them where none is named."""
     keys = {name: [case for case in cases if name in (case.name, f"{case.name}:{case.batch}")] for name in names}
     for name, found in keys.items():
         if not found:
             known = ", ".join(f"{case.name}:{case.batch}" for case in cases)
             raise SettingError("is no row of the suite", subject=name, hint=f"its rows are: {known}")
-    chosen = [case for found in keys.values() for case in found]
-    return [case for case in cases if case in chosen] if names else list(cases)
+    chosen = dict.fromkeys(case for found in keys.values() for case in found)
+    return list(chosen) if names else list(cases)
 
 
 def pending(requests: Iterable[Request], known: Iterable[Row], commit: str) -> list[Request]:

@@ -542,6 +542,23 @@ def test_a_model_that_cannot_be_loaded_fails_in_every_row(
     assert "absent" in found[0].error
 
 
+def test_a_case_is_measured_before_the_next_is_built(
+    models: Path, tmp_path: Path, fake_backends: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    build = session.build_all
+
+    def noted(tasks: list[Any], *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        events.append(f"build {tasks[0][0].batch}")
+        return build(tasks, *args, **kwargs)
+
+    monkeypatch.setattr(session, "build_all", noted)
+    requests = [Request(case_of(models, batch=size), ("eager", "torch2trt")) for size in (3, 1)]
+    made = Session(Options(tmp_path, rounds=2), FakeMachine())
+    made.run(requests, lambda found: events.append(f"keep {found[0].batch}"))
+    assert events == ["build 3", "keep 3", "build 1", "keep 1"]
+
+
 def test_a_run_ends_before_its_deadline(models: Path, tmp_path: Path, fake_backends: dict[str, Any]) -> None:
     said: list[str] = []
     assert run_one(models, tmp_path, FakeMachine(), "eager", deadline=10.0, say=said.append) == {}

@@ -1,4 +1,4 @@
-"""A run: everything is built first, then case after case is measured alone on the GPU."""
+"""A run: case after case is built, and then measured alone on the GPU."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Session:
         return rows.csv_name(self._machine.name, self._flavour.name, self._flavour.version_text, self._torch)
 
     def run(self, requests: Sequence[Request], keep: Callable[[list[Row]], None] = lambda rows: None) -> list[Row]:
-        """Build everything and measure it.
+        """Build each case and measure it, so that a run that is stopped has measured what it has built.
 
         Args:
             keep: takes the rows of a case as soon as they are there.
@@ -106,9 +106,9 @@ class Session:
         Returns:
             All rows. A backend that failed has one that says why; one for which there was no time has none.
         """
-        outcomes = self._build(requests)
         found: list[Row] = []
         for request in requests:
+            outcomes = self._build(request)
             if self._end - time.monotonic() < self._expected(request):
                 self._options.say(f"{request.case}: no time is left to measure it")
                 continue
@@ -119,14 +119,9 @@ class Session:
             found += measured
         return found
 
-    def _build(self, requests: Sequence[Request]) -> Mapping[Task, Outcome]:
+    def _build(self, request: Request) -> Mapping[Task, Outcome]:
         options = self._options
-        tasks = [
-            (request.case, candidate.source)
-            for request in requests
-            for candidate in request.candidates
-            if candidate.source is not None
-        ]
+        tasks = [(request.case, candidate.source) for candidate in request.candidates if candidate.source is not None]
         return build_all(
             tasks,
             options.work / (options.commit or "work"),
@@ -135,7 +130,7 @@ class Session:
             jobs=options.jobs,
             gpus=self._machine.gpus,
             limit=options.limit,
-            deadline=self._end - sum(map(self._expected, requests)),
+            deadline=self._end - self._expected(request),
             say=options.say,
         )
 
