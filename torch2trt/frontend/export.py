@@ -108,13 +108,12 @@ def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dy
 @contextlib.contextmanager
 def _export_mode() -> Iterator[None]:
     """No gradients, no fast paths that are opaque to export, and sizes that are specialised by nothing."""
-    fast_path, rounded = torch.backends.mha.get_fastpath_enabled(), _meta_registrations.div_rtn
+    fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    # Up to torch 2.11 the sizes of pooling depend on whether a division has a remainder, and so does the trace.
-    _meta_registrations.div_rtn = operator.floordiv
     try:
         with (
             torch.no_grad(),
+            _divisions_without_remainders(),
             symbolic_config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
             warnings.catch_warnings(),
         ):
@@ -122,7 +121,20 @@ def _export_mode() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-        _meta_registrations.div_rtn = rounded
+
+
+@contextlib.contextmanager
+def _divisions_without_remainders() -> Iterator[None]:
+    """Up to torch 2.11 the sizes of pooling depend on whether a division has a remainder, and so does the trace."""
+    own = getattr(_meta_registrations, "div_rtn", None)
+    if own is None:
+        yield
+        return
+    _meta_registrations.div_rtn = operator.floordiv
+    try:
+        yield
+    finally:
+        _meta_registrations.div_rtn = own
 
 
 def _capture_error(module: nn.Module, error: Exception) -> CaptureError | DynamicShapeError:
