@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import warnings
@@ -17,6 +18,7 @@ from torch.export import Dim
 from torch.nn import functional as F
 
 import torch2trt
+from torch2trt.frontend import onnx_exact
 from torch2trt.runtime.artifact import export_plan
 
 
@@ -38,6 +40,11 @@ def export(module: nn.Module, args: tuple[torch.Tensor, ...], dynamic_shapes: An
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's, of itself
         return torch.onnx.export(module.eval(), args, dynamo=True, dynamic_shapes=dynamic_shapes, verbose=False)
+
+
+def names_of(program: Any) -> tuple[list[str], list[str]]:
+    graph = program.model_proto.graph
+    return [value.name for value in graph.input], [value.name for value in graph.output]
 
 
 def pair(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -126,6 +133,55 @@ def test_from_a_file_with_external_weights(net: nn.Module, dynamic: Any, tmp_pat
     assert loaded.artifact.signature.to_json() == compiled.artifact.signature.to_json()
     with pytest.raises(torch2trt.ProgramMissingError):
         loaded.reference(x, y)
+
+
+def test_the_truth_is_in_float64(tmp_path: Path) -> None:
+    class Exact(nn.Sequential):
+        """No constant of its own, which the exporter would round to float32."""
+
+        def forward(self, x: torch.Tensor) -> Any:
+            probabilities = super().forward(x).flatten(1).softmax(-1)
+            return probabilities, probabilities.argmax(-1)
+
+    module = Exact(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.LayerNorm(6), nn.MaxPool2d(2)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    program = export(module, (x,))
+    program.save(path := tmp_path / "net.onnx", external_data=True)
+    wanted = copy.deepcopy(module).double()(x.double())
+    for source in (program, path):
+        inputs, outputs = names_of(program)
+        found = onnx_exact.evaluate(source, {inputs[0]: x}, outputs)
+        for have, want in zip(found, wanted, strict=True):
+            assert have.dtype == want.dtype
+            torch.testing.assert_close(have, want, rtol=0, atol=1e-10)
+
+
+def test_the_truth_rounds_nowhere() -> None:
+    branch = [
+        helper.make_graph(
+            [helper.make_node("Mul", ["c", factor], [f"{name}_out"])],
+            name,
+            [],
+            [helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT16, ["n", 3])],
+            [numpy_helper.from_array(torch.full((3,), value).half().numpy(), factor)],
+        )
+        for name, factor, value in (("then", "two", 2.0), ("else", "four", 4.0))
+    ]
+    nodes = [
+        helper.make_node("Cast", ["x"], ["c"], to=TensorProto.FLOAT16),
+        helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0),
+        helper.make_node("Constant", [], ["zero"], value=numpy_helper.from_array(torch.zeros(()).numpy())),
+        helper.make_node("Greater", ["sum", "zero"], ["positive"]),
+        helper.make_node("If", ["positive"], ["i"], then_branch=branch[0], else_branch=branch[1]),
+        helper.make_node("Cast", ["i"], ["y"], to=TensorProto.FLOAT),
+    ]
+    proto = model(nodes)
+    before = proto.SerializeToString()
+    for sign, factor in ((1, 2), (-1, 4)):
+        x = sign * torch.rand(2, 3)
+        (found,) = onnx_exact.evaluate(proto, {"x": x}, ["y"])
+        assert torch.equal(found, x.double() * factor)
+    assert proto.SerializeToString() == before
 
 
 def test_one_output_and_no_names() -> None:

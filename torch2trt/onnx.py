@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import os
 import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch.utils import _pytree as pytree
 
 from torch2trt.engine import builder
 from torch2trt.engine.child import build_model_in_child
 from torch2trt.errors import SettingError
 from torch2trt.frontend import onnx as frontend
+from torch2trt.frontend import onnx_exact
 from torch2trt.frontend.onnx import OnnxModel, Shapes
 from torch2trt.graph.signature import Signature, TensorLeaf
 from torch2trt.reference.interpreter import Interpreter
@@ -145,46 +143,12 @@ class _Reference:
 
 
 def _truth(model: Any, signature: Signature) -> Callable[..., Any]:
-    """A function from a call's arguments to what the model itself gives, outside TensorRT."""
+    """A function from a call's arguments to what the model itself gives in float64, outside TensorRT."""
     names = [leaf.name for leaf in signature.tensor_outputs]
 
     def truth(*args: Any, **kwargs: Any) -> Any:
         tensors = signature.flatten(args, kwargs)
-        inputs = {leaf.name: _to_numpy(value) for leaf, value in zip(signature.tensor_inputs, tensors, strict=True)}
-        outputs = _evaluate(model, names, inputs)
-        return pytree.tree_unflatten([_from_numpy(value) for value in outputs], signature.out_spec)
+        inputs = {leaf.name: value for leaf, value in zip(signature.tensor_inputs, tensors, strict=True)}
+        return pytree.tree_unflatten(onnx_exact.evaluate(model, inputs, names), signature.out_spec)
 
     return truth
-
-
-def _evaluate(model: Any, names: list[str], inputs: dict[str, Any]) -> list[Any]:
-    proto, path = frontend.load(model)
-    if importlib.util.find_spec("onnxruntime") is not None:
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(
-            os.fspath(path) if path else proto.SerializeToString(), providers=["CPUExecutionProvider"]
-        )
-        return list(session.run(names, inputs))
-    import onnx.reference
-
-    evaluator = onnx.reference.ReferenceEvaluator(os.fspath(path) if path else proto)
-    return list(evaluator.run(names, inputs))
-
-
-def _to_numpy(tensor: torch.Tensor) -> Any:
-    tensor = tensor.detach().cpu()
-    if tensor.dtype is not torch.bfloat16:
-        return tensor.numpy()
-    import ml_dtypes
-
-    return tensor.float().numpy().astype(ml_dtypes.bfloat16)
-
-
-def _from_numpy(array: Any) -> torch.Tensor:
-    import numpy
-
-    value = numpy.asarray(array)
-    if value.dtype.kind in "biu":
-        return torch.from_numpy(value.copy())
-    return torch.from_numpy(value.astype(numpy.float64))
