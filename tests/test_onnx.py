@@ -129,6 +129,9 @@ def test_from_a_file_with_external_weights(net: nn.Module, dynamic: Any, tmp_pat
     torch.testing.assert_close(compiled.reference(x, y), net(x, y))
     assert compiled.verify(x, y).passed
     compiled.save(tmp_path / "net.t2t")
+    with pytest.raises(torch2trt.ProgramMissingError, match="ONNX model"):
+        compiled.save(tmp_path / "whole.t2t", program=True)
+    assert not (tmp_path / "whole.t2t").exists()
     loaded = torch2trt.load(tmp_path / "net.t2t")
     assert loaded.artifact.signature.to_json() == compiled.artifact.signature.to_json()
     with pytest.raises(torch2trt.ProgramMissingError):

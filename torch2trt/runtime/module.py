@@ -281,6 +281,12 @@ class EngineModule(nn.Module):
             ArtifactWriteError: it could not be written whole; nothing is left behind.
             ProgramMissingError: it has no Program to write.
         """
+        if program and self._program is None:
+            raise ProgramMissingError(
+                "has no Program to write: it was loaded without one, or made of an ONNX model",
+                subject=self.artifact.name,
+                hint="save it without program=True, and keep what it was made of",
+            )
         artifacts.save(self.artifact, path, program=self._restored_program() if program else None)
 
     def get_extra_state(self) -> torch.Tensor:
