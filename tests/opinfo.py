@@ -25,6 +25,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.harness import OpCase, OpModule, check_case, truth
 from torch2trt.errors import ContractError, InterpreterError, Torch2TRTError
 
+# Importing the samples forbids setting torch's switches for good, and other tests set them.
+torch.backends.m.__allow_nonbracketed_mutation_flag = True  # type: ignore[attr-defined]
+
 Status = Literal["right", "refused", "skipped", "wrong", "crash", "hang"]
 
 # Times the dtype's own: samples cancel and amplify at will.

@@ -44,6 +44,7 @@ NOT_FOLDED = {
     "cast-from-uint8": "there are no constants of this type",
     "gather-nd": "too large",
     "gather-outside": "an error while building, zeros in an engine",
+    **{f"reduce-{op}-of-nothing": "there are no empty constants" for op in ("MAX", "MIN", "SUM", "PROD")},
     "slice-FILL-value": "only integers are folded",
     "slice-empty": "there are no empty constants",
 }

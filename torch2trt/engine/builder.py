@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import nullcontext
@@ -120,8 +121,16 @@ def _error(what: str, errors: list[str], name: str, hint: str = "") -> BuildErro
 def _interruptible(work: Callable[[], bytes], cancel: Callable[[], None]) -> bytes:
     """Do the work in a thread, because Python delivers no signal to one that is inside TensorRT."""
     pool = ThreadPoolExecutor(1, thread_name_prefix="torch2trt-build")
+    watched = threading.Event()
+
+    def begin() -> bytes:
+        # An exception that reached this thread's start would make the pool forget it.
+        watched.wait()
+        return work()
+
     try:
-        future = pool.submit(work)
+        future = pool.submit(begin)
+        watched.set()
         # In slices, because on Windows Ctrl-C does not end a wait.
         while wait([future], timeout=0.2).not_done:
             pass
@@ -129,5 +138,6 @@ def _interruptible(work: Callable[[], bytes], cancel: Callable[[], None]) -> byt
         cancel()
         raise
     finally:
+        watched.set()
         pool.shutdown()
     return future.result()
