@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -214,17 +215,25 @@ ERRORS = [
 ]
 
 
+TRAVELS = {
+    "json": lambda error: error_from_json(error_to_json(error)),
+    "pickle": lambda error: pickle.loads(pickle.dumps(error)),
+}
+
+
 @pytest.mark.parametrize("kind", ERRORS)
-def test_errors_as_json(kind: Any) -> None:
+@pytest.mark.parametrize("travel", TRAVELS.values(), ids=TRAVELS)
+def test_errors_travel(kind: Any, travel: Callable[[Any], Any]) -> None:
     error = kind("reason", subject="subject", source="a.py:1 in f", hint="hint")
-    again = error_from_json(error_to_json(error))
+    again = travel(error)
     assert type(again) is kind
     assert str(again) == str(error)
 
 
-def test_unsupported_nodes_as_json() -> None:
+@pytest.mark.parametrize("travel", TRAVELS.values(), ids=TRAVELS)
+def test_unsupported_nodes_travel(travel: Callable[[Any], Any]) -> None:
     error = UnsupportedOpsError([UnsupportedNode("n", "aten.x.default", "no", "a.py:1", "layer")], hint="hint")
-    again = error_from_json(error_to_json(error))
+    again = travel(error)
     assert isinstance(again, UnsupportedOpsError)
     assert str(again) == str(error)
     assert again.nodes == error.nodes

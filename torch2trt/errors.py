@@ -163,7 +163,13 @@ class UnsupportedOpsError(Torch2TRTError):
         super().__init__("\n".join(lines), hint=hint)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.nodes,)
+        return _rebuild_unsupported, (type(self), self.nodes, self.hint)
+
+
+def _rebuild_unsupported(
+    cls: type[UnsupportedOpsError], nodes: Sequence[UnsupportedNode], hint: str
+) -> UnsupportedOpsError:
+    return cls(nodes, hint=hint)
 
 
 class NetworkError(Torch2TRTError):
