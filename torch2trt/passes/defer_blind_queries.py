@@ -12,13 +12,13 @@ from torch2trt.graph.ops import ATTENTION
 from torch2trt.graph.program import Program
 from torch2trt.graph.rewrite import call, only_user
 from torch2trt.graph.schema import bind
+from torch2trt.passes.views import PERMUTING, axes_of
 from torch2trt.settings import Settings
 from torch2trt.sizes import volume
 
 aten = torch.ops.aten
 
 _Seeing = dict[tuple[fx.Node, tuple[int, ...], int], fx.Node]
-_PERMUTING = frozenset({aten.permute.default, aten.transpose.int})
 
 
 def defer_blind_queries(program: Program, settings: Settings) -> None:
@@ -55,7 +55,7 @@ class _Chain(NamedTuple):
 
 def _chain(program: Program, node: fx.Node, mask: fx.Node) -> _Chain | None:
     permute = only_user(node)
-    if permute is None or permute.target not in _PERMUTING:
+    if permute is None or permute.target not in PERMUTING:
         return None
     reshape = only_user(permute)
     if reshape is None or reshape.target is not aten.reshape.default:
@@ -67,20 +67,10 @@ def _chain(program: Program, node: fx.Node, mask: fx.Node) -> _Chain | None:
     joined = next((count for count in range(1, len(before)) if volume(before[-count:]) == after[-1]), None)
     if joined is None or before[:-joined] != after[:-1]:
         return None
-    axes = _axes(permute, len(before))
+    axes = axes_of(permute, len(before))
     mine = program.spec(mask).shape
     seen = (*(1 for _ in range(len(before) - len(mine))), *mine[:-1], 1)
     return _Chain(axes, joined, linear) if all(seen[axis] == 1 for axis in axes[-joined:]) else None
-
-
-def _axes(permute: fx.Node, rank: int) -> tuple[int, ...]:
-    bound = bind(permute)
-    if permute.target is aten.permute.default:
-        return tuple(axis % rank for axis in bound["dims"])
-    axes = list(range(rank))
-    first, second = bound["dim0"] % rank, bound["dim1"] % rank
-    axes[first], axes[second] = second, first
-    return tuple(axes)
 
 
 def _rewrite(program: Program, node: fx.Node, chain: _Chain, seeing: _Seeing) -> None:

@@ -10,13 +10,12 @@ from torch import fx
 from torch2trt.graph.program import Program
 from torch2trt.graph.rewrite import call
 from torch2trt.graph.schema import bind
-from torch2trt.passes.views import View
+from torch2trt.passes.views import PERMUTING, View, axes_of
 from torch2trt.settings import Settings
 from torch2trt.sizes import Shape
 
 aten = torch.ops.aten
 
-_PERMUTING = frozenset({aten.permute.default, aten.transpose.int, aten.t.default})
 _RESHAPING = frozenset(
     {aten.reshape.default, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims}
 )
@@ -67,7 +66,7 @@ class _Merger:
 
     def _follow(self, node: fx.Node) -> _Tracked | None:
         """The node as a view, if it is one."""
-        if node.target in _PERMUTING or node.target in _RESHAPING:
+        if node.target in PERMUTING or node.target in _RESHAPING:
             base = self._base(node.all_input_nodes[0])
             view = self._applied(node, base.view)
             return None if view is None else _Tracked(base.source, view, base.calls + 1, base.rewritten)
@@ -83,16 +82,7 @@ class _Merger:
     def _applied(self, node: fx.Node, view: View) -> View | None:
         if node.target in _RESHAPING:
             return view.reshape(self.program.spec(node).shape)
-        rank = len(view.dims)
-        axes = list(range(rank))
-        if node.target is aten.permute.default:
-            axes = [axis % rank for axis in bind(node)["dims"]]
-        elif node.target is aten.transpose.int and rank:
-            first, second = (bind(node)[name] % rank for name in ("dim0", "dim1"))
-            axes[first], axes[second] = axes[second], axes[first]
-        elif node.target is aten.t.default:
-            axes.reverse()
-        return view.permute(axes)
+        return view.permute(axes_of(node, len(view.dims)))
 
     def _selected(self, node: fx.Node) -> _Tracked | None:
         bound = bind(node)
@@ -119,7 +109,7 @@ class _Merger:
     def _through_linear(self, node: fx.Node) -> _Tracked | None:
         bound = bind(node)
         base = self.tracked.get(bound["input"])
-        views = _PERMUTING | _RESHAPING | {aten.select.int}
+        views = PERMUTING | _RESHAPING | {aten.select.int}
         if base is None or not node.users or any(user.target not in views for user in node.users):
             return None
         view = base.view

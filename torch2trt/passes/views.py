@@ -7,8 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import sympy
+import torch
+from torch import fx
 
+from torch2trt.graph.schema import bind
 from torch2trt.sizes import Shape, Size, simplify, volume
+
+aten = torch.ops.aten
+
+PERMUTING = frozenset({aten.permute.default, aten.transpose.int, aten.t.default})
+"""The operators that bring dimensions into another order."""
 
 Steps = tuple[Shape | None, tuple[int, ...] | None, Shape | None]
 
@@ -104,6 +112,19 @@ class View:
         split = tuple(self.size(blocks[index]) for index in in_source)
         permuted = tuple(self.size(block) for block in blocks)
         return (split if split != source_shape else None, axes, self.shape if self.shape != permuted else None)
+
+
+def axes_of(node: fx.Node, rank: int) -> tuple[int, ...]:
+    """The order into which a call of one of :data:`PERMUTING` brings the dimensions."""
+    axes = list(range(rank))
+    if node.target is aten.permute.default:
+        axes = [axis % rank for axis in bind(node)["dims"]]
+    elif node.target is aten.t.default:
+        axes.reverse()
+    elif rank:
+        first, second = (bind(node)[name] % rank for name in ("dim0", "dim1"))
+        axes[first], axes[second] = axes[second], axes[first]
+    return tuple(axes)
 
 
 def _renamed(dim: Sequence[int], atom: int, pair: tuple[int, int]) -> tuple[int, ...]:
