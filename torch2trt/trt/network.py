@@ -44,21 +44,6 @@ class Network(Arithmetic):
             bias: [K] or None.
             padding: zeros before (and, unless ``padding_after`` says otherwise, after) each spatial dimension.
         """
-        # Of FP16, 10.6 has no kernel for groups that make 3 channels of 2, and one for every kind in FP32.
-        if (
-            _has_odd_groups(weight, groups)
-            and tensor.dtype != torch.float32
-            and not self.flavour.has("odd_groups_of_halves")
-        ):
-            result = self.convolution(
-                *self._widened(tensor, weight, bias),
-                stride=stride,
-                padding=padding,
-                dilation=dilation,
-                groups=groups,
-                padding_after=padding_after,
-            )
-            return self.cast(result, tensor.dtype)
         return self._convolution(
             "add_convolution_nd",
             tensor,
@@ -84,17 +69,6 @@ class Network(Arithmetic):
         output_padding: Sequence[int] = (),
     ) -> Tensor:
         """A transposed convolution; weight [C, K // groups, *window], otherwise as :meth:`convolution`."""
-        if tensor.dtype == torch.bfloat16:
-            # TensorRT has no BF16 kernels for it.
-            result = self.deconvolution(
-                *self._widened(tensor, weight, bias),
-                stride=stride,
-                padding=padding,
-                dilation=dilation,
-                groups=groups,
-                output_padding=output_padding,
-            )
-            return self.cast(result, torch.bfloat16)
         extra = output_padding or (0,) * len(padding)
         # What is wanted beyond the padding comes from zeros behind the input.
         zeros = [max(0, -(-(e - p) // s)) for e, p, s in zip(extra, padding, stride, strict=True)]
@@ -117,6 +91,9 @@ class Network(Arithmetic):
         groups: int,
     ) -> Tensor:
         spatial = weight.rank - 2
+        if tensor.dtype != torch.float32 and self._needs_float32(method, tensor.dtype, weight, groups):
+            wide = self._widened(tensor, weight, bias)
+            return self.cast(self._convolution(method, *wide, stride, before, after, dilation, groups), tensor.dtype)
         if tensor.rank == weight.rank - 1:
             batched = self.unsqueeze(tensor, 0)
             result = self._convolution(method, batched, weight, bias, stride, before, after, dilation, groups)
@@ -160,6 +137,13 @@ class Network(Arithmetic):
                 break
         shape = (tensor.shape[0], maps, *sizes) if sizes else None
         return self.output_of(layer, shape)
+
+    def _needs_float32(self, method: str, dtype: torch.dtype, weight: Tensor, groups: int) -> bool:
+        """Whether TensorRT lacks the 16-bit kernels."""
+        if method == "add_deconvolution_nd":
+            return dtype == torch.bfloat16
+        # Of FP16, 10.6 has no kernel for groups that make 3 channels of 2, and one for every kind in FP32.
+        return _has_odd_groups(weight, groups) and not self.flavour.has("odd_groups_of_halves")
 
     def _widened(self, tensor: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """The operands in float32; what is constant stays so."""
