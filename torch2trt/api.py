@@ -141,7 +141,7 @@ def build(
     start = time.perf_counter()
     network = lower(program, flavour)
     lowered, layers = time.perf_counter(), network.definition.num_layers
-    if settings.build_in_subprocess or settings.build_timeout is not None:
+    if settings.in_child:
         from torch2trt.engine.child import build_in_child
 
         network.release()

@@ -62,7 +62,7 @@ def compile(model: Any, *, shapes: Shapes | None = None, name: str | None = None
     network = ParsedNetwork(flavour, source.data, source.path)
     signature = _signature(source, network, flavour)
     parsed = time.perf_counter()
-    if chosen.build_in_subprocess or chosen.build_timeout is not None:
+    if chosen.in_child:
         plan = build_model_in_child(source.data, source.path, signature, chosen, flavour.name, name=source.name)
     else:
         plan = builder.build(network, signature, chosen, name=source.name)

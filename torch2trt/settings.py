@@ -60,6 +60,11 @@ class Settings:
         if self.build_timeout is not None and self.build_timeout <= 0:
             raise SettingError(f"must be positive, got {self.build_timeout}", subject="build_timeout")
 
+    @property
+    def in_child(self) -> bool:
+        """Whether the build has a process of its own."""
+        return self.build_in_subprocess or self.build_timeout is not None
+
     @classmethod
     def make(cls, **values: Any) -> Settings:
         """Settings from keywords; an unknown name is an error that suggests the nearest.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from torch2trt.frontend.onnx import load
+from torch2trt.graph.exact import widened
 
 _DTYPES = ("to", "dtype")
 """Attributes of operators that name a dtype."""
@@ -39,14 +40,9 @@ def evaluate(model: Any, inputs: Mapping[str, torch.Tensor], outputs: Sequence[s
     _widen_graph(exact.graph)
     for function in exact.functions:
         _widen_nodes(function.node)
-    given = {name: _widened(value).numpy() for name, value in inputs.items()}
+    given = {name: widened(value.detach().cpu()).numpy() for name, value in inputs.items()}
     found = onnx.reference.ReferenceEvaluator(exact).run(list(outputs), given)
     return [torch.as_tensor(value) for value in found]
-
-
-def _widened(value: torch.Tensor) -> torch.Tensor:
-    value = value.detach().cpu()
-    return value.double() if value.is_floating_point() else value
 
 
 def _widen_graph(graph: Any) -> None:

@@ -48,7 +48,7 @@ class Row:
     """The ratio of gpu_ms_p50 in the same run."""
     speedup_over_onnx: float | None = None
     jobs: int = 1
-    """Builds that ran at once: more share the machine, and take longer."""
+    """Builds that ran at once on one GPU: more share it, and take longer."""
     timing_cache: str = ""
     """``carried`` where the build began with the timings of earlier ones."""
     gpu: str = ""
