@@ -34,7 +34,8 @@ from torch2trt.graph.program import Program
 from torch2trt.graph.signature import ConstantLeaf, InputLeaf, Leaf, Signature, SizeLeaf, TensorLeaf
 from torch2trt.runtime import context, inputs
 from torch2trt.runtime.artifact import Artifact
-from torch2trt.runtime.cuda_graphs import CAPACITY, GraphCache
+from torch2trt.runtime.context import ALIGNMENT
+from torch2trt.runtime.cuda_graphs import CAPACITY, Graph, GraphCache, _NotCapturable
 from torch2trt.runtime.module import EngineModule
 from torch2trt.runtime.outputs import Results
 from torch2trt.runtime.recent import Recent
@@ -748,6 +749,30 @@ def test_what_is_never_captured() -> None:
     cache = CountingCache()
     assert cache.get(shapes_of(0), [0]) is None
     assert not cache.captured
+
+
+def test_a_capture_in_place_that_fails_is_tried_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Placed(Graph):
+        """Captures the run over its buffers, and none in place."""
+
+        tries = 0
+
+        def _capture(self, inputs: Any, *, warm: bool) -> Any:
+            if warm:
+                return types.SimpleNamespace(replay=lambda: self.outputs[0].copy_(self.inputs[0] + 1))
+            self.tries += 1
+            raise _NotCapturable("no memory")
+
+    engine: Any = types.SimpleNamespace(name="net", device=torch.device("cpu"), output_dtypes=(torch.float32,))
+    shapes: Any = types.SimpleNamespace(output_shapes=lambda inputs, given: given)
+    memory = torch.zeros(128)
+    x = next(memory[start:][:64] for start in range(64) if memory[start:].data_ptr() % ALIGNMENT == 0)
+    graph = Placed(engine, shapes, [x])
+    for number in range(40):
+        x.fill_(number)
+        assert graph.replay([x])[0].eq(number + 1).all()
+    assert graph.tries == 1
+    assert ["goes on copying" in record.message for record in caplog.records] == [True]
 
 
 def test_what_comes_once_makes_nothing() -> None:

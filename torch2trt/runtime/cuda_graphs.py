@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -47,6 +48,7 @@ class Graph:
         # The first run after a change of shapes does what cannot be captured; it needs sound values, indices say.
         self._fill(inputs)
         self._buffered = self._capture(self.inputs, warm=True)
+        self._reads_in_place = True
         self._in_place: Recent[tuple[int, ...], torch.cuda.CUDAGraph] = Recent(
             CAPACITY, first=_SETTLED, later=_DISPLACES
         )
@@ -69,13 +71,16 @@ class Graph:
         graph = self._in_place.get(addresses)
         if graph is not None:
             return graph
-        if any(address % ALIGNMENT for address in addresses) or not self._in_place.missed(addresses):
+        aligned = not any(address % ALIGNMENT for address in addresses)
+        if not self._reads_in_place or not aligned or not self._in_place.missed(addresses):
             return None
-        if self._in_place.full:
-            # What is displaced may still be running.
-            torch.cuda.current_stream(self._engine.device).synchronize()
-            self._in_place.displace()
-        graph = self._capture(inputs, warm=False)
+        _make_place(self._in_place, self._engine.device)
+        try:
+            graph = self._capture(inputs, warm=False)
+        except _NotCapturable as error:
+            self._reads_in_place = False
+            log.warning("%s goes on copying its inputs, no run reads them in place: %s", self._engine.name, error)
+            return None
         self._in_place.put(addresses, graph)
         return graph
 
@@ -102,6 +107,13 @@ class Graph:
             except RuntimeError as error:
                 raise _NotCapturable(str(error)) from error
         return graph
+
+
+def _make_place(kept: Recent[Any, Any], device: torch.device) -> None:
+    if kept.full:
+        # What is displaced may still be running.
+        torch.cuda.current_stream(device).synchronize()
+        kept.displace()
 
 
 class GraphCache:
@@ -138,10 +150,7 @@ class GraphCache:
         # A run on nothing may launch nothing, and torch warns of empty graphs.
         if not self._enabled or any(0 in shape for shape in shapes) or not self._graphs.missed(shapes):
             return None
-        if self._graphs.full:
-            # What is displaced may still be running.
-            torch.cuda.current_stream(self._engine.device).synchronize()
-            self._graphs.displace()
+        _make_place(self._graphs, self._engine.device)
         try:
             graph = self._capture(inputs)
         except _NotCapturable as error:
