@@ -589,6 +589,25 @@ def test_a_dead_gpu_ends_the_run(models: Path, tmp_path: Path, fake_backends: di
         run_one(models, tmp_path, Dead(), "torch2trt")
 
 
+def test_torchs_switches_are_as_they_were_after_a_run(
+    models: Path, tmp_path: Path, fake_backends: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def switches() -> tuple[str, bool]:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+
+    seen = []
+
+    class Seeing(FakeMachine):
+        def host_us(self, call: Callable[[int], Any], calls: int) -> float:
+            seen.append(switches())
+            return super().host_us(call, calls)
+
+    before = switches()
+    run_one(models, tmp_path, Seeing(), "eager")
+    assert set(seen) == {("highest", True)}
+    assert switches() == before
+
+
 # The suites and the command line --------------------------------------------------------------------------------------
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,15 +25,25 @@ Call = Callable[[int], Any]
 """Enqueues a run, on the input set whose turn it is at this number, and returns its result."""
 
 
-def set_arithmetic(precision: Precision) -> None:
-    """Let torch use TF32 or not, and search for the fastest convolutions."""
-    allowed = precision != "fp32"
+@contextlib.contextmanager
+def arithmetic(precision: Precision) -> Iterator[None]:
+    """Let torch use TF32 or not, and search for the fastest convolutions, for a while."""
+    tf32 = precision != "fp32"
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    _set_arithmetic("high" if tf32 else "highest", tf32, True)
+    try:
+        yield
+    finally:
+        _set_arithmetic(*before)
+
+
+def _set_arithmetic(matmul: str, convolution: bool, search: bool) -> None:
     with warnings.catch_warnings():
         # torch 2.9 announces other settings, which its own Inductor does not read.
         warnings.simplefilter("ignore", UserWarning)
-        torch.set_float32_matmul_precision("high" if allowed else "highest")
-        torch.backends.cudnn.allow_tf32 = allowed
-    torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = convolution
+    torch.backends.cudnn.benchmark = search
 
 
 def inductor(module: nn.Module, backend: str) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import math
@@ -15,7 +16,7 @@ import torch
 
 from torch2trt.tolerance import tolerance
 from torch2trt.tools.bench import measure, rows
-from torch2trt.tools.bench.backends import Call, inputs_for, open_call, set_arithmetic
+from torch2trt.tools.bench.backends import Call, arithmetic, inputs_for, open_call
 from torch2trt.tools.bench.builds import Outcome, Skipped, Task, Timings, build_all
 from torch2trt.tools.bench.candidate import Candidate, candidates
 from torch2trt.tools.bench.case import INPUT_SETS, Arguments, Case, Subject, error_of
@@ -143,10 +144,10 @@ class Session:
         ready: dict[Candidate, _Ready] = {}
         # Only the texts: an exception keeps alive whatever its frames hold.
         failed: dict[Candidate, str] = {}
-        with torch.no_grad():
+        with torch.no_grad(), contextlib.ExitStack() as stack:
             try:
                 subject = Subject(case)
-                set_arithmetic(subject.precision)
+                stack.enter_context(arithmetic(subject.precision))
                 truth, sets = subject.truth(machine.device), subject.inputs(machine.device)
             except Exception as error:
                 failed = dict.fromkeys(request.candidates, self._failure(case, "the model", error))

@@ -21,9 +21,9 @@ import torch2trt
 from torch2trt.engine.child import ERROR_FILE, PLAN_FILE, error_to_json
 from torch2trt.engine.memory import give_back
 from torch2trt.errors import BuildError, Torch2TRTError
-from torch2trt.settings import Settings
+from torch2trt.settings import Precision, Settings
 from torch2trt.tools.bench import onnx_peer
-from torch2trt.tools.bench.backends import inductor, set_arithmetic
+from torch2trt.tools.bench.backends import arithmetic, inductor
 from torch2trt.tools.bench.candidate import Candidate
 from torch2trt.tools.bench.case import Arguments, Case, Subject
 from torch2trt.tools.bench.prepare import JOB_FILE, REPORT_FILE, Report, host_bytes
@@ -41,6 +41,7 @@ _Outcome = tuple[float, float, Callable[[Path], object]]
 class _Job:
     candidate: Candidate
     name: str
+    precision: Precision
     module: nn.Module
     arguments: Arguments
     settings: Settings
@@ -57,7 +58,9 @@ def main(folder: Path) -> int:
     data = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
     candidate = Candidate(**data["candidate"])
     try:
-        report = _work(_job(candidate, Case.from_json(data["case"]), data["settings"], folder))
+        job = _job(candidate, Case.from_json(data["case"]), data["settings"], folder)
+        with arithmetic(job.precision):
+            report = _work(job)
     except Exception as error:
         traceback.print_exc()
         if not isinstance(error, Torch2TRTError):
@@ -71,11 +74,11 @@ def main(folder: Path) -> int:
 
 def _job(candidate: Candidate, case: Case, settings: dict[str, object], folder: Path) -> _Job:
     subject = Subject(case, sets=1)
-    set_arithmetic(subject.precision)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # Half precision is then the module's own.
     own = Settings.make(**settings, precision="fp32" if subject.precision == "fp32" else None)
-    return _Job(candidate, case.name, subject.module(device), subject.inputs(device)[0], own, folder)
+    module, example = subject.module(device), subject.inputs(device)[0]
+    return _Job(candidate, case.name, subject.precision, module, example, own, folder)
 
 
 def _work(job: _Job) -> Report:
@@ -94,11 +97,12 @@ def _work(job: _Job) -> Report:
 
 
 def _tiny(job: _Job) -> _Job:
-    """The same job for a network of one layer."""
+    """The same job for a network of one layer, timed anew: known timings would leave kernels' libraries unloaded."""
     like = next(job.module.parameters())
     module = nn.Conv2d(8, 8, 3).to(like.device, like.dtype).eval()
     example = torch.randn(1, 8, 16, 16).to(like.device, like.dtype)
-    return dataclasses.replace(job, name="tiny", module=module, arguments=((example,), {}))
+    settings = dataclasses.replace(job.settings, timing_cache=False)
+    return dataclasses.replace(job, name="tiny", module=module, arguments=((example,), {}), settings=settings)
 
 
 def _ours(job: _Job) -> _Outcome:
