@@ -121,19 +121,24 @@ def run_engine(net: BareNetwork, inputs: Sequence[Tensor]) -> list[Tensor]:
     engine = trt.Runtime(LOG).deserialize_cuda_engine(build(net))
     context = engine.create_execution_context()
     stream = torch.cuda.Stream()
-    buffers = []
+    buffers = [torch.empty(256, dtype=torch.uint8, device="cuda")]
+
+    def address(value: Tensor) -> int:
+        # An empty tensor has none, and TensorRT wants one.
+        return value.data_ptr() or buffers[0].data_ptr()
+
     with torch.cuda.stream(stream):
         for i, value in enumerate(inputs):
             host = engine.get_tensor_location(f"in{i}") == trt.TensorLocation.HOST
             buffers.append(value.contiguous() if host else value.cuda().contiguous())
             context.set_input_shape(f"in{i}", tuple(value.shape))
-            context.set_tensor_address(f"in{i}", buffers[-1].data_ptr())
+            context.set_tensor_address(f"in{i}", address(buffers[-1]))
         results = []
         for i in range(net.definition.num_outputs):
             dtype = {value: key for key, value in DTYPES.items()}[engine.get_tensor_dtype(f"out{i}")]
             shape = tuple(context.get_tensor_shape(f"out{i}"))
             results.append(torch.empty(shape, dtype=dtype, device="cuda"))
-            context.set_tensor_address(f"out{i}", results[-1].data_ptr())
+            context.set_tensor_address(f"out{i}", address(results[-1]))
         assert context.execute_async_v3(stream.cuda_stream)
     stream.synchronize()
     return results

@@ -17,13 +17,17 @@ from typing import Any, Literal
 
 import torch
 from torch._export import utils as export_utils
-from torch.testing._internal.common_methods_invocations import op_db
-from torch.testing._internal.opinfo.core import OpInfo, SampleInput
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.harness import OpCase, OpModule, check_case, truth
 from torch2trt.errors import ContractError, InterpreterError, Torch2TRTError
+
+with warnings.catch_warnings():
+    # They import whatever is there, numba among it, whose warnings are its own.
+    warnings.simplefilter("ignore")
+    from torch.testing._internal.common_methods_invocations import op_db
+    from torch.testing._internal.opinfo.core import OpInfo, SampleInput
 
 # Importing the samples forbids setting torch's switches for good, and other tests set them.
 torch.backends.m.__allow_nonbracketed_mutation_flag = True  # type: ignore[attr-defined]

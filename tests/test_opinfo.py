@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from torch.testing._internal.opinfo.core import SampleInput
 
-from tests.opinfo import DTYPES, OPS, Outcome, Worker, append, recorded
+from tests.opinfo import DTYPES, OPS, Outcome, SampleInput, Worker, append, recorded
 
 _REFUSED = {
     "no tensor among the example inputs": """
