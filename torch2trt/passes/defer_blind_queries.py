@@ -12,7 +12,7 @@ from torch2trt.graph.ops import ATTENTION
 from torch2trt.graph.program import Program
 from torch2trt.graph.rewrite import call, only_user
 from torch2trt.graph.schema import bind
-from torch2trt.passes.views import PERMUTING, axes_of
+from torch2trt.passes.views import PERMUTING, View, axes_of, emit
 from torch2trt.settings import Settings
 from torch2trt.sizes import volume
 
@@ -105,6 +105,12 @@ def _seeing(program: Program, node: fx.Node, chain: _Chain, mask: fx.Node) -> fx
     for _ in range(rank - len(program.spec(mask).shape)):
         mask = call(graph, aten.unsqueeze.default, mask, 0, like=node)
     seen = call(graph, aten.any.dim, mask, -1, True, like=node)
-    seen = call(graph, aten.permute.default, seen, list(chain.axes), like=node)
-    joined = list(range(rank - chain.joined, rank - 1))
-    return call(graph, aten.squeeze.dims, seen, joined, like=node) if joined else seen
+    joined = range(rank - chain.joined, rank - 1)
+    # Mostly a reshape: TensorRT lets a transpose spread to what the choice is fused with.
+    view = View.of(program.spec(seen).shape).permute(chain.axes)
+    flat = view.reshape(tuple(size for axis, size in enumerate(view.shape) if axis not in joined))
+    made = None if flat is None else emit(graph, seen, flat, like=node)
+    if made is None:
+        seen = call(graph, aten.permute.default, seen, list(chain.axes), like=node)
+        made = call(graph, aten.squeeze.dims, seen, list(joined), like=node) if joined else seen
+    return made

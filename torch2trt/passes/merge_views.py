@@ -10,9 +10,8 @@ from torch import fx
 from torch2trt.graph.program import Program
 from torch2trt.graph.rewrite import call
 from torch2trt.graph.schema import bind
-from torch2trt.passes.views import PERMUTING, View, axes_of
+from torch2trt.passes.views import PERMUTING, View, axes_of, emit
 from torch2trt.settings import Settings
-from torch2trt.sizes import Shape
 
 aten = torch.ops.aten
 
@@ -120,7 +119,7 @@ class _Merger:
             return None
         early = View(view.atoms, view.source, (*((atom,) for atom in leading), last))
         with self.graph.inserting_before(node):
-            rows = self._emit(base.source, early, node)
+            rows = emit(self.graph, base.source, early, like=node)
             if rows is None:
                 return None
             linear = call(self.graph, aten.linear.default, rows, bound["weight"], bound["bias"], like=node)
@@ -138,25 +137,7 @@ class _Merger:
             made: fx.Node | None = None
             if known.rewritten or needed < known.calls:
                 with self.graph.inserting_before(before):
-                    made = self._emit(known.source, known.view, node)
+                    made = emit(self.graph, known.source, known.view, like=node)
             # The chain as it was is still there.
             self.made[node] = made or node
         return self.made[node]
-
-    def _emit(self, source: fx.Node, view: View, like: fx.Node) -> fx.Node | None:
-        """The calls that make a view; None where a shape has several unknown sizes."""
-        split, axes, final = view.steps()
-        if any(shape is not None and sum(not isinstance(size, int) for size in shape) > 1 for shape in (split, final)):
-            return None
-        result = source
-        if split is not None:
-            result = call(self.graph, aten.reshape.default, result, _spelled(split), like=like)
-        if axes is not None:
-            result = call(self.graph, aten.permute.default, result, list(axes), like=like)
-        if final is not None:
-            result = call(self.graph, aten.reshape.default, result, _spelled(final), like=like)
-        return result
-
-
-def _spelled(shape: Shape) -> list[int]:
-    return [size if isinstance(size, int) else -1 for size in shape]

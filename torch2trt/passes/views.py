@@ -10,6 +10,7 @@ import sympy
 import torch
 from torch import fx
 
+from torch2trt.graph.rewrite import call
 from torch2trt.graph.schema import bind
 from torch2trt.sizes import Shape, Size, simplify, volume
 
@@ -125,6 +126,25 @@ def axes_of(node: fx.Node, rank: int) -> tuple[int, ...]:
         first, second = (bind(node)[name] % rank for name in ("dim0", "dim1"))
         axes[first], axes[second] = axes[second], axes[first]
     return tuple(axes)
+
+
+def emit(graph: fx.Graph, source: fx.Node, view: View, *, like: fx.Node) -> fx.Node | None:
+    """Insert the calls that make a view of a source; None, and no calls, where a shape has several unknown sizes."""
+    split, axes, final = view.steps()
+    if any(shape is not None and sum(not isinstance(size, int) for size in shape) > 1 for shape in (split, final)):
+        return None
+    result = source
+    if split is not None:
+        result = call(graph, aten.reshape.default, result, _spelled(split), like=like)
+    if axes is not None:
+        result = call(graph, aten.permute.default, result, list(axes), like=like)
+    if final is not None:
+        result = call(graph, aten.reshape.default, result, _spelled(final), like=like)
+    return result
+
+
+def _spelled(shape: Shape) -> list[int]:
+    return [size if isinstance(size, int) else -1 for size in shape]
 
 
 def _renamed(dim: Sequence[int], atom: int, pair: tuple[int, int]) -> tuple[int, ...]:
