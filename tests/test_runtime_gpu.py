@@ -9,6 +9,7 @@ import logging
 import pickle
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -640,7 +641,9 @@ def test_a_replay_allocates_its_outputs_alone_and_waits_for_nothing(graphs: Engi
     places = [torch.randn(8, 64, device="cuda") for _ in range(20)]
     for x in [places[0]] * 5 + places:
         graphs(x)
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that the mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
     try:
         # Where it was, and where it never was: read in place, and copied.
         for x in [places[0]] * 5 + places:

@@ -35,7 +35,7 @@ class Prepared:
     capture_s: float
     """Of the step before the build: our capture and passes, or the export to ONNX."""
     peak_host_bytes: int
-    """Memory of its own, not of mapped files, beyond the process with the model loaded and a tiny network built."""
+    """Memory of its own, not of mapped files, beyond what building a network of one layer takes beside the model."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,13 @@ class Report:
 
     build_s: float
     capture_s: float
+    begin: float
+    """Of the build of one layer, in the clock of ``time.time``."""
     start: float
-    """Of the model's own build, in the clock of ``time.time``."""
+    """Of the model's own build, after it."""
     end: float
     host_bytes: int
-    """Memory at the start."""
+    """Memory before both."""
 
 
 def prepare(
@@ -101,7 +103,8 @@ def prepare(
     finally:
         watch.end()
     report = Report(**json.loads((folder / REPORT_FILE).read_text(encoding="utf-8")))
-    peak = watch.peak(report.start, report.end, least=report.host_bytes) - report.host_bytes
+    least = watch.peak(report.begin, report.start, least=report.host_bytes)
+    peak = watch.peak(report.start, report.end, least=least) - least
     prepared = Prepared(folder, report.build_s, report.capture_s, peak)
     values = {"build_s": report.build_s, "capture_s": report.capture_s, "peak_host_bytes": peak}
     done.write_text(json.dumps(values), encoding="utf-8")
