@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import torch2trt.backend  # noqa: F401  # a source tree has no entry point by which Dynamo would find it
 from torch2trt.tolerance import RELATIVE
 from torch2trt.tools import cli
 from torch2trt.trt import flavour as flavours
