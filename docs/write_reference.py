@@ -97,7 +97,7 @@ def _builtin(kind: type[Exception]) -> str:
 
 
 def _values(hint: Any) -> str:
-    kinds = [hint] if get_origin(hint) is Literal else list(get_args(hint)) or [hint]
+    kinds = [hint] if get_origin(hint) in (Literal, tuple) else list(get_args(hint)) or [hint]
     texts: list[str] = []
     for kind in kinds:
         texts += [repr(value) for value in get_args(kind)] if get_origin(kind) is Literal else [_spell(kind)]
@@ -105,6 +105,8 @@ def _values(hint: Any) -> str:
 
 
 def _spell(kind: Any) -> str:
+    if get_origin(kind) is tuple:
+        return "list of str"
     return "None" if kind is NoneType else str(kind.__name__)
 
 

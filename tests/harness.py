@@ -182,7 +182,7 @@ def check_module(
 
 def _interpreted(program: Program, flavour_name: str, arguments: tuple[Any, ...]) -> Any:
     names = [leaf.name for leaf in program.signature.tensor_inputs]
-    found = api.interpret(program, flavour_name)(dict(zip(names, arguments, strict=True)))
+    found = api.interpret(program, flavour_name, Settings())(dict(zip(names, arguments, strict=True)))
     return program.signature.unflatten(found, list(arguments), program.sizes_of(list(arguments)))
 
 

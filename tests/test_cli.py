@@ -319,6 +319,17 @@ def test_inspect_counts_the_layers_of_a_model(net: str, capsys: Capture) -> None
     assert sum(found["layers_by_type"].values()) == found["layers"]
 
 
+def test_explain_says_what_would_run_in_torch(net: str, capsys: Capture, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    argv = ["explain", f"{net}:Net", "--input", "1x3x8x8", "--run-in-torch", "aten.relu", "--min-segment", "1"]
+    data = run(capsys, *argv, "--html", str(page))
+    assert data["calls_in_torch"] == 1
+    assert [segment["where"] for segment in data["segments"]][:2] == ["engine", "torch"]
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert cli.main(argv) == 0
+    assert "run_in_torch names 'aten.relu'" in capsys.readouterr().out
+
+
 def test_an_exported_program_brings_its_inputs(capsys: Capture, tmp_path: Path) -> None:
     class Casts(nn.Module):
         def __init__(self) -> None:
@@ -394,12 +405,14 @@ def test_every_setting_is_an_option() -> None:
     given: dict[str, Any] = {
         "precision": "bf16", "keep_io_dtypes": False, "flavour": "tensorrt", "workspace": 1, "optimization_level": 2,
         "profiling_verbosity": "none", "timing_cache": False, "cache_dir": Path("x"), "progress": "none",
-        "build_in_subprocess": True, "build_timeout": 1.5, "cuda_graphs": False,
+        "build_in_subprocess": True, "build_timeout": 1.5, "fallback": False,
+        "run_in_torch": ("aten.relu", "model.head"), "min_segment": 3, "cuda_graphs": False,
     }  # fmt: skip
     assert list(given) == [item.name for item in dataclasses.fields(Settings)]
     for name, value in given.items():
         flag = name.replace("_", "-")
-        argv += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+        text = ",".join(value) if isinstance(value, tuple) else str(value)
+        argv += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", text]
     assert cli._settings(parser.parse_args(argv)) == given
     Settings.make(**given)
 

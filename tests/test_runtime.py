@@ -563,7 +563,7 @@ class Scaled(nn.Module):
         return {"y": y, "best": y.argmax(-1)}
 
 
-def interpret(program: Program, flavour: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+def interpret(program: Program, flavour: str, settings: Settings) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
     """Stands for the reference interpreter: the Program itself, executed by torch."""
     assert flavour == "tensorrt_rtx"
     names = [leaf.name for leaf in program.signature.tensor_inputs]

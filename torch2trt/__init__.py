@@ -44,7 +44,7 @@ from torch2trt.settings import Settings
 
 if TYPE_CHECKING:
     from torch2trt import onnx
-    from torch2trt.api import compile, export, load
+    from torch2trt.api import compile, explain, export, load
     from torch2trt.compat import TRTModule, torch2trt
     from torch2trt.converters.registry import converter
     from torch2trt.graph.program import Program
@@ -59,6 +59,7 @@ _LAZY = {
     "TRTModule": "torch2trt.compat",
     "compile": "torch2trt.api",
     "converter": "torch2trt.converters.registry",
+    "explain": "torch2trt.api",
     "export": "torch2trt.api",
     "load": "torch2trt.api",
     "onnx": "torch2trt.onnx",
@@ -106,6 +107,7 @@ __all__ = [
     "compile",
     "converter",
     "errors",
+    "explain",
     "export",
     "load",
     "onnx",

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import logging
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from torch2trt.errors import NetworkError
 from torch2trt.graph.exact import Exact, widened
 from torch2trt.graph.program import Program
 from torch2trt.runtime import artifact as artifacts
-from torch2trt.runtime.artifact import Artifact, StrPath
+from torch2trt.runtime.artifact import Artifact, StrPath, TorchPart
 from torch2trt.runtime.module import EngineModule, Tensors
 from torch2trt.settings import Settings
 from torch2trt.trt import flavour as flavours
 from torch2trt.trt.flavour import Flavour
+
+if TYPE_CHECKING:
+    from torch2trt.partition.explain import Explanation
+    from torch2trt.partition.partitioner import Partition
+
+log = logging.getLogger(__name__)
+
+_Engine = TypeVar("_Engine")
+_InTorch = TypeVar("_InTorch")
 
 
 def compile(
@@ -85,9 +97,37 @@ def export(
     Raises:
         ArtifactWriteError: the files could not be written whole; neither is left behind.
     """
-    compiled = compile(module, args, kwargs, **options)
+    compiled = compile(module, args, kwargs, **{"fallback": False, **options})
     artifacts.export_plan(compiled.artifact, path)
     return compiled
+
+
+def explain(
+    module: nn.Module,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    name: str | None = None,
+    **settings: Any,
+) -> Explanation:
+    """Say which calls of a module would run in an engine, which in torch, and why; nothing is built.
+
+    Args:
+        module, args, kwargs, dynamic_shapes, name, settings: as :func:`compile` takes them.
+
+    Returns:
+        A table when printed or shown in a notebook; ``to_json()`` and ``to_html()``.
+
+    Raises:
+        Torch2TRTError: the module cannot be captured.
+    """
+    from torch2trt.partition.explain import explain as explained
+
+    chosen = Settings.make(**settings)
+    flavour = flavours.load(chosen.flavour)
+    program = optimize(capture(module, args, kwargs, dynamic_shapes=dynamic_shapes, name=name), chosen)
+    return explained(program, flavour, chosen)
 
 
 # The stages -----------------------------------------------------------------------------------------------------------
@@ -102,21 +142,24 @@ def capture(
     name: str | None = None,
 ) -> Program:
     """Capture a module as a Program of the operators that have converters."""
-    from torch2trt.converters import registry
     from torch2trt.frontend import export as frontend
-    from torch2trt.passes.pipeline import REWRITTEN
 
-    def keep(target: Any) -> bool:
-        return target in REWRITTEN or registry.has_converter(target)
-
-    return frontend.capture(module, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes, keep=keep, name=name)
+    return frontend.capture(module, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes, keep=_keep, name=name)
 
 
 def optimize(program: Program, settings: Settings) -> Program:
     """Bring a captured Program into the form that is lowered; it is changed in place, and returned."""
     from torch2trt.passes.pipeline import run_passes
 
-    return run_passes(program, settings)
+    return run_passes(program, settings, keep=_keep)
+
+
+def _keep(target: Any) -> bool:
+    """Whether an operator can be converted, perhaps after the passes have rewritten it."""
+    from torch2trt.converters import registry
+    from torch2trt.passes.pipeline import REWRITTEN
+
+    return target in REWRITTEN or registry.has_converter(target)
 
 
 def build(
@@ -127,16 +170,56 @@ def build(
     truth: Callable[..., Any] | None = None,
     report: Mapping[str, Any] | None = None,
 ) -> EngineModule:
-    """Lower an optimised Program, build its engine and wrap it as a module.
+    """Lower an optimised Program, build its engine, or engines with torch between them, and wrap all of it as a module.
 
     Args:
         truth: see :class:`EngineModule`.
         report: what to add to the module's report.
     """
+    from torch2trt.graph.ops import FUSED_BLOCKS
+    from torch2trt.partition.split import value_of_outputs
+
+    parted, found = _parts(
+        program, flavour, settings, lambda each: _engine(each, flavour, settings), lambda each: TorchPart(each)
+    )
+    whole = next(part for part in found if isinstance(part, Artifact))
+    parts: tuple[Artifact | TorchPart, ...] = ()
+    results: dict[str, str] = {}
+    if not parted.is_whole:
+        parts, whole, results = tuple(found), dataclasses.replace(whole, plan=b""), value_of_outputs(program)
+        log.warning(
+            "%s: %d of %d calls run in torch, torch2trt.explain says why: %s",
+            *(program.name, len(parted.reasons), len(program.calls), ", ".join(parted.operators_in_torch)),
+        )
+    engines = [part for part in parts if isinstance(part, Artifact)] or [whole]
+    artifact = dataclasses.replace(
+        whole,
+        name=program.name,
+        signature=program.signature,
+        parts=parts,
+        results=results,
+        report={
+            "nodes": program.captured_nodes,
+            "calls": len(program.calls),
+            "layers": sum(part.report["layers"] for part in engines),
+            "fused_blocks": sum(node.target in FUSED_BLOCKS for node in program.calls),
+            "engines": len(engines),
+            "calls_in_torch": len(parted.reasons),
+            "lower_s": sum(part.report["lower_s"] for part in engines),
+            "build_s": sum(part.report["build_s"] for part in engines),
+            "engine_bytes": sum(len(part.plan) for part in engines),
+            "weight_bytes": program.weights.source_bytes,
+            **(report or {}),
+        },
+    )
+    return EngineModule(artifact, program=program, interpret=interpret, truth=truth)
+
+
+def _engine(program: Program, flavour: Flavour, settings: Settings) -> Artifact:
+    """Lower a Program and build its engine."""
     from torch2trt.converters.lower import lower
     from torch2trt.engine import builder
     from torch2trt.engine.memory import give_back
-    from torch2trt.graph.ops import FUSED_BLOCKS
 
     start = time.perf_counter()
     network = lower(program, flavour)
@@ -150,7 +233,7 @@ def build(
         plan = builder.build(network, program.signature, settings, name=program.name)
         network.release()
     give_back()
-    artifact = Artifact(
+    return Artifact(
         name=program.name,
         plan=plan,
         signature=program.signature,
@@ -158,34 +241,73 @@ def build(
         flavour=flavour.name,
         flavour_version=flavour.version_text,
         gpu=artifacts.gpu_here(),
-        report={
-            "nodes": program.captured_nodes,
-            "calls": len(program.calls),
-            "layers": layers,
-            "fused_blocks": sum(node.target in FUSED_BLOCKS for node in program.calls),
-            "lower_s": lowered - start,
-            "build_s": time.perf_counter() - lowered,
-            "engine_bytes": len(plan),
-            "weight_bytes": program.weights.source_bytes,
-            **(report or {}),
-        },
+        report={"layers": layers, "lower_s": lowered - start, "build_s": time.perf_counter() - lowered},
     )
-    return EngineModule(artifact, program=program, interpret=interpret, truth=truth)
 
 
-def interpret(program: Program, flavour_name: str) -> Callable[[Tensors], Tensors]:
-    """Lower a Program and hand it to the reference interpreter: a function from inputs to outputs by name."""
+def interpret(program: Program, flavour_name: str, settings: Settings) -> Callable[[Tensors], Tensors]:
+    """Hand a Program to the reference interpreter, what runs in torch to torch: from inputs to outputs by name."""
+    from torch2trt.partition.split import value_of_outputs
+    from torch2trt.runtime.hybrid import Chain, in_torch
+
+    flavour = flavours.load(flavour_name)
+    parted, steps = _parts(
+        program,
+        flavour,
+        settings,
+        lambda each: (each.signature, _interpreted(each, flavour)),
+        lambda each: (each.signature, in_torch(each, torch.device("cpu"))),
+    )
+    names = [leaf.name for leaf in program.signature.tensor_inputs]
+    results = dict(zip(program.output_names, program.output_names, strict=True))
+    chain = Chain(steps, names, list((results if parted.is_whole else value_of_outputs(program)).values()))
+
+    def run(inputs: Tensors) -> Tensors:
+        return dict(zip(results, chain([inputs[name] for name in names]), strict=True))
+
+    return run
+
+
+def _parts(
+    program: Program,
+    flavour: Flavour,
+    settings: Settings,
+    engine: Callable[[Program], _Engine],
+    in_torch: Callable[[Program], _InTorch],
+) -> tuple[Partition, list[_Engine | _InTorch]]:
+    """Partition a Program and make something of each segment; what TensorRT refuses on the way goes to torch."""
+    from torch2trt.partition.partitioner import partition
+    from torch2trt.partition.split import split
+
+    refused: dict[str, str] = {}
+    while True:
+        parted = partition(program, flavour, settings, refused)
+        try:
+            if parted.is_whole:
+                return parted, [engine(program)]
+            segments = split(program, parted)
+            return parted, [(engine if each.is_engine else in_torch)(each.program) for each in segments]
+        except NetworkError as error:
+            names = {node.name for node in program.calls} - refused.keys()
+            if not settings.fallback or error.subject not in names:
+                raise
+            refused[error.subject] = f"TensorRT refuses it: {error.reason}"
+
+
+def _interpreted(program: Program, flavour: Flavour) -> Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]:
+    """Lower a Program and hand it to the reference interpreter: from its inputs to its outputs, in order."""
     from torch2trt.converters.lower import lower
     from torch2trt.reference.interpreter import Interpreter
 
-    flavour = flavours.load(flavour_name)
     network = lower(program, flavour)
     interpreter = Interpreter(flavour, network.definition, network.constants)
+    names = [leaf.name for leaf in program.signature.tensor_inputs]
 
-    def run(inputs: Tensors) -> Tensors:
+    def run(inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         # The network, whose builder and weights the interpreter reads, lives as long as this function.
         assert network.definition is not None
-        return interpreter.run(inputs)
+        outputs = interpreter.run(dict(zip(names, inputs, strict=True)))
+        return [outputs[name] for name in program.output_names]
 
     return run
 

@@ -47,6 +47,17 @@ class Settings:
         False, "build in a child process, so that a crash of TensorRT becomes an error", engine=False
     )
     build_timeout: float | None = _setting(None, "seconds a build may take; implies build_in_subprocess", engine=False)
+    fallback: bool = _setting(
+        True, "what TensorRT cannot do runs in torch; off: it is an error that lists all of it", engine=True
+    )
+    run_in_torch: tuple[str, ...] = _setting(
+        (), "operators, as aten.nonzero, and modules, as model.head, that run in torch all the same", engine=True
+    )
+    min_segment: int = _setting(
+        6,
+        "least worth of an engine beside what runs in torch: 3 for each layer with much to compute, 1 for others",
+        engine=True,
+    )
     cuda_graphs: bool = _setting(True, "replay one captured CUDA graph per input shape", engine=False)
 
     def __post_init__(self) -> None:
@@ -59,6 +70,8 @@ class Settings:
             raise SettingError(f"must be positive, got {self.workspace}", subject="workspace")
         if self.build_timeout is not None and self.build_timeout <= 0:
             raise SettingError(f"must be positive, got {self.build_timeout}", subject="build_timeout")
+        if self.min_segment < 1:
+            raise SettingError(f"must be positive, got {self.min_segment}", subject="min_segment")
 
     @property
     def in_child(self) -> bool:
@@ -80,6 +93,8 @@ class Settings:
                 raise SettingError("unknown setting", subject=name, hint=hint)
         if isinstance(values.get("cache_dir"), str):
             values["cache_dir"] = Path(values["cache_dir"])
+        if isinstance(values.get("run_in_torch"), list):
+            values["run_in_torch"] = tuple(values["run_in_torch"])
         return cls(**values)
 
     def engine_settings(self) -> dict[str, Any]:
@@ -92,6 +107,9 @@ def _check(name: str, value: Any, hint: Any) -> None:
     for alternative in alternatives:
         if get_origin(alternative) is Literal:
             if value in get_args(alternative):
+                return
+        elif get_origin(alternative) is tuple:
+            if isinstance(value, tuple) and all(isinstance(item, str) for item in value):
                 return
         elif alternative is float and isinstance(value, int | float) and not isinstance(value, bool):
             return
@@ -106,4 +124,6 @@ def _check(name: str, value: Any, hint: Any) -> None:
 def _spell(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " or ".join(repr(value) for value in get_args(hint))
+    if get_origin(hint) is tuple:
+        return "a list of str"
     return "None" if hint is type(None) else str(hint.__name__)

@@ -37,7 +37,7 @@ def unsupported_nodes(program: Program, flavour: Flavour) -> list[UnsupportedNod
 def unsupported_reason(program: Program, node: fx.Node, flavour: Flavour) -> str | None:
     """Why a call cannot be converted, or None."""
     if program.is_size(node):
-        return _unsupported_number(program, node)
+        return unsupported_number(program, node)
     if node.target is operator.getitem:
         return None
     converter = registry.find(node.target)
@@ -68,7 +68,7 @@ def _unsupported_dtype(dtype: torch.dtype, flavour: Flavour) -> str | None:
     return None
 
 
-def _unsupported_number(program: Program, node: fx.Node) -> str | None:
+def unsupported_number(program: Program, node: fx.Node) -> str | None:
     """Why a tensor operator cannot take the number that a node yields, or None: integers made of sizes are fine."""
     value = node.meta.get("val")
     if all(program.is_size(user) for user in node.users if user.op == "call_function"):

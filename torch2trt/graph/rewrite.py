@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,13 @@ from torch._guards import detect_fake_mode
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
-_PROVENANCE = ("nn_module_stack", "stack_trace")
+from torch2trt.graph.program import provenance
+from torch2trt.graph.schema import name_of
+
+IN_TORCH = "in_torch"
+"""Marks, in a node's ``meta``, calls that are to run in torch, with the reason: nothing is fused with them."""
+
+_PROVENANCE = ("nn_module_stack", "stack_trace", IN_TORCH)
 
 
 def call(graph: fx.Graph, target: Any, *args: Any, like: fx.Node, **kwargs: Any) -> fx.Node:
@@ -52,8 +59,11 @@ def _mode_of(graph: fx.Graph) -> Any:
 
 
 def only_user(node: fx.Node) -> fx.Node | None:
-    """The one node that uses this one, or None when there are none or several."""
-    return next(iter(node.users)) if len(node.users) == 1 else None
+    """The one node that uses this one and may be fused with it, or None when there are none or several."""
+    if len(node.users) != 1:
+        return None
+    user = next(iter(node.users))
+    return None if IN_TORCH in node.meta or IN_TORCH in user.meta else user
 
 
 def replace_chain(first: fx.Node, last: fx.Node, replacement: fx.Node) -> None:
@@ -66,3 +76,18 @@ def replace_chain(first: fx.Node, last: fx.Node, replacement: fx.Node) -> None:
         nodes.append(following)
     for node in reversed(nodes):
         node.graph.erase_node(node)
+
+
+def asked_for(node: fx.Node, patterns: Sequence[str]) -> str | None:
+    """Why the user wants a call in torch, or None.
+
+    Args:
+        patterns: operators, with or without their overloads, and paths of modules, whose children count too.
+    """
+    if not patterns:
+        return None
+    operator, module = name_of(node.target), provenance(node)[0]
+    for pattern in patterns:
+        if pattern in (operator, operator.rpartition(".")[0], module) or module.startswith(f"{pattern}."):
+            return f"run_in_torch names {pattern!r}"
+    return None

@@ -24,6 +24,7 @@ from torch2trt.errors import ArtifactError, ArtifactWriteError, ContractError
 from torch2trt.graph import ops  # noqa: F401  # registers the operators of this package
 from torch2trt.graph.contract import check
 from torch2trt.graph.program import Program, provenance
+from torch2trt.graph.rewrite import IN_TORCH
 from torch2trt.graph.schema import TensorOp, name_of
 from torch2trt.graph.signature import Signature, dtype_from_json, dtype_to_json, spec_from_json, spec_to_json
 from torch2trt.graph.storages import dump_tensors, restore_tensors
@@ -166,7 +167,8 @@ def _node_to_json(program: Program, node: fx.Node, allowed: Collection[str]) -> 
     if node.op != "output":
         data |= _result_to_json(program, node)
     module, source = provenance(node)
-    return data | {key: text for key, text in (("module", module), ("source", source)) if text}
+    texts = (("module", module), ("source", source), (IN_TORCH, node.meta.get(IN_TORCH)))
+    return data | {key: text for key, text in texts if text}
 
 
 def _result_to_json(program: Program, node: fx.Node) -> dict[str, Any]:
@@ -231,6 +233,8 @@ def _meta_from_json(item: Mapping[str, Any]) -> dict[str, Any]:
     # In the form in which capture leaves them, so that passes and errors need to know no other.
     if module := item.get("module"):
         meta["nn_module_stack"] = {"": (module, "")}
+    if reason := item.get(IN_TORCH):
+        meta[IN_TORCH] = str(reason)
     if source := item.get("source"):
         if len(source.splitlines()) != 1:
             raise ArtifactError("a source location is one line", subject=item["name"])

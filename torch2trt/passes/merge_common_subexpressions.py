@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from torch2trt.graph.program import Program
+from torch2trt.graph.rewrite import IN_TORCH
 from torch2trt.settings import Settings
 
 
@@ -17,7 +18,7 @@ def merge_common_subexpressions(program: Program, settings: Settings) -> None:
     for node in program.calls:
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             continue
-        key = (node.target, _hashable(node.args), _hashable(node.kwargs))
+        key = (node.target, _hashable(node.args), _hashable(node.kwargs), IN_TORCH in node.meta)
         first = seen.setdefault(key, node)
         if first is not node:
             node.replace_all_uses_with(first)

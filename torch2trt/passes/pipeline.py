@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Callable
+from typing import Any
 
 from torch2trt.graph.contract import check
 from torch2trt.graph.program import Program
+from torch2trt.graph.rewrite import IN_TORCH, asked_for
 from torch2trt.passes.defer_blind_queries import defer_blind_queries
 from torch2trt.passes.fold_batch_norm import BATCH_NORMS, fold_batch_norm
 from torch2trt.passes.fuse_conv_blocks import fuse_conv_blocks
@@ -48,12 +51,16 @@ REWRITTEN = VIEWS | IDENTITIES | CONVOLUTIONS | BATCH_NORMS
 """The operators that the passes leave none of, so that no converter is needed for them."""
 
 
-def run_passes(program: Program, settings: Settings) -> Program:
+def run_passes(program: Program, settings: Settings, *, keep: Callable[[Any], bool] = lambda target: True) -> Program:
     """Bring a captured Program into the form that is lowered, checking the contract after each pass.
 
     The Program is changed in place, and returned.
+
+    Args:
+        keep: whether an operator can be converted; others are left to torch.
     """
     check(program, "capture")
+    _mark_for_torch(program, settings, keep)
     for each in PASSES:
         before = len(program.calls)
         each(program, settings)
@@ -61,3 +68,13 @@ def run_passes(program: Program, settings: Settings) -> Program:
         log.debug("%s: %d → %d calls", each.__name__, before, len(program.calls))
     program.graph.recompile()
     return program
+
+
+def _mark_for_torch(program: Program, settings: Settings, keep: Callable[[Any], bool]) -> None:
+    """Mark what cannot be converted, and what the user wants in torch, before anything is fused with it."""
+    for node in program.calls:
+        if node.target is operator.getitem or program.is_size(node):
+            continue
+        reason = asked_for(node, settings.run_in_torch) or (None if keep(node.target) else "no converter")
+        if reason:
+            node.meta[IN_TORCH] = reason

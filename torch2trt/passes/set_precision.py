@@ -11,7 +11,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from torch2trt.graph.program import Program
-from torch2trt.graph.rewrite import call, refresh
+from torch2trt.graph.rewrite import IN_TORCH, call, refresh
 from torch2trt.graph.signature import TensorLeaf
 from torch2trt.settings import Settings
 from torch2trt.sizes import TensorSpec
@@ -99,7 +99,8 @@ class _Caster:
         """Give one call the inputs that its precision asks for."""
         if node.target in _MOVING or not isinstance(node.target, torch._ops.OpOverload):
             refresh(node)
-        elif node.target in SENSITIVE or self._needs_range(node):
+        elif node.target in SENSITIVE or IN_TORCH in node.meta or self._needs_range(node):
+            # Torch lacks many operators in half precision.
             self._with_inputs(node, torch.float32)
         elif self._is_pointwise(node) and all(
             argument.meta["val"].dtype == torch.float32 for argument in node.all_input_nodes if self._is_float(argument)

@@ -1,7 +1,8 @@
 """Artifacts: everything needed to run one compiled module, as one file.
 
 The file is a zip without compression: ``manifest.json``, ``plan`` and, where asked for, the Program as ``program.json``
-and ``program.safetensors``. Nothing in it is code and reading it runs none.
+and ``program.safetensors``. A hybrid has in the plan's place its parts: ``part0.t2t``, itself an artifact, for an
+engine, ``part1.json`` and ``part1.safetensors`` for what runs in torch. Nothing in it is code and reading it runs none.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import secrets
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ StrPath = str | os.PathLike[str]
 _FORMAT = "torch2trt artifact"
 _VERSION = 1
 _MANIFEST, _PLAN, _GRAPH, _WEIGHTS = "manifest.json", "plan", "program.json", "program.safetensors"
+_ENGINE_PART, _TORCH_PART = "engine", "torch"
 _JSON_LIMIT = 64 << 20
 _MADE = (1980, 1, 1, 0, 0, 0)  # equal artifacts are equal files
 
@@ -47,7 +49,7 @@ class Artifact:
 
     name: str
     plan: bytes = field(repr=False)
-    """The serialized engine."""
+    """The serialized engine; empty for a hybrid, whose engines are among its parts."""
     signature: Signature
     settings: Settings
     flavour: str
@@ -57,12 +59,28 @@ class Artifact:
     """The GPU it was built for, as :func:`gpu_here` spells it; None where it was built without one."""
     report: dict[str, Any] = field(default_factory=dict)
     """What the compilation says of itself, JSON values: nodes, layers, fused_blocks, build_s, …"""
+    parts: tuple[Artifact | TorchPart, ...] = field(default=(), repr=False)
+    """Of a hybrid: what runs in turn. Inputs and outputs of parts have the same name where they are the same value."""
+    results: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Of a hybrid: by the name of each output, the name of the value that it is."""
+
+    @property
+    def engine_bytes(self) -> int:
+        """Bytes of all plans."""
+        return len(self.plan) + sum(part.engine_bytes for part in self.parts if isinstance(part, Artifact))
 
     @property
     def precision(self) -> Precision:
         """The precision asked for, or what the module's own dtypes mean."""
         leaves = [*self.signature.tensor_inputs, *self.signature.tensor_outputs]
         return effective_precision(self.settings.precision, (leaf.spec.dtype for leaf in leaves))
+
+
+@dataclass(frozen=True)
+class TorchPart:
+    """A part of a hybrid that runs in torch."""
+
+    program: Program
 
 
 @dataclass(frozen=True)
@@ -90,18 +108,7 @@ class LoadedArtifact:
                 subject=self.artifact.name,
                 hint="save it with .save(path, program=True)",
             )
-        import safetensors.torch
-
-        from torch2trt.graph import serialize
-
-        data, weights = self._program
-        try:
-            parsed, tensors = _parse_json(data), safetensors.torch.load(weights)
-        except (ValueError, RecursionError, safetensors.SafetensorError) as error:
-            raise ArtifactError(f"its Program is malformed: {error}", subject=self.artifact.name) from error
-        if not isinstance(parsed, dict):
-            raise ArtifactError("its Program is malformed", subject=self.artifact.name)
-        return serialize.restore(parsed, tensors)
+        return _restored(*self._program, self.artifact.name)
 
 
 def gpu_here() -> str | None:
@@ -197,9 +204,14 @@ def _members(artifact: Artifact, program: Program | None) -> dict[str, bytes]:
     signature = artifact.signature.to_json()
     # What could not be read again, such as a defaultdict that calls code, is refused now.
     Signature.from_json(signature)
-    members = {_PLAN: artifact.plan}
+    members = {} if artifact.parts else {_PLAN: artifact.plan}
+    for number, part in enumerate(artifact.parts):
+        if isinstance(part, Artifact):
+            members[_part_names(_ENGINE_PART, number)[0]] = to_bytes(part)
+        else:
+            members |= zip(_part_names(_TORCH_PART, number), _program_members(part.program), strict=True)
     if program is not None:
-        members |= _program_members(program)
+        members |= zip((_GRAPH, _WEIGHTS), _program_members(program), strict=True)
     # The cache folder is the builder's own and says nothing to whoever loads this.
     settings = {
         item.name: getattr(artifact.settings, item.name)
@@ -217,18 +229,40 @@ def _members(artifact: Artifact, program: Program | None) -> dict[str, bytes]:
         "settings": settings,
         "signature": signature,
         "report": artifact.report,
+        "parts": [_ENGINE_PART if isinstance(part, Artifact) else _TORCH_PART for part in artifact.parts],
+        "results": dict(artifact.results),
         "members": {name: hashlib.sha256(data).hexdigest() for name, data in members.items()},
     }
     return {_MANIFEST: json.dumps(manifest, indent=1).encode(), **members}
 
 
-def _program_members(program: Program) -> dict[str, bytes]:
+def _part_names(kind: str, number: int) -> tuple[str, ...]:
+    """The members that hold a part."""
+    return (f"part{number}.t2t",) if kind == _ENGINE_PART else (f"part{number}.json", f"part{number}.safetensors")
+
+
+def _program_members(program: Program) -> tuple[bytes, bytes]:
     import safetensors.torch
 
     from torch2trt.graph import serialize
 
     data, tensors = serialize.dump(program)
-    return {_GRAPH: json.dumps(data).encode(), _WEIGHTS: safetensors.torch.save(tensors)}
+    return json.dumps(data).encode(), safetensors.torch.save(tensors)
+
+
+def _restored(data: bytes, weights: bytes, subject: str) -> Program:
+    """The inverse of :func:`_program_members`."""
+    import safetensors.torch
+
+    from torch2trt.graph import serialize
+
+    try:
+        parsed, tensors = _parse_json(data), safetensors.torch.load(weights)
+    except (ValueError, RecursionError, safetensors.SafetensorError) as error:
+        raise ArtifactError(f"its Program is malformed: {error}", subject=subject) from error
+    if not isinstance(parsed, dict):
+        raise ArtifactError("its Program is malformed", subject=subject)
+    return serialize.restore(parsed, tensors)
 
 
 def _write_zip(members: dict[str, bytes], file: IO[bytes]) -> None:
@@ -274,9 +308,9 @@ def load(source: StrPath | bytes) -> LoadedArtifact:
     with file:
         members = _read_zip(file, subject)
     manifest = _read_manifest(members.pop(_MANIFEST), subject)
-    _check_members(members, manifest["members"], subject)
+    _check_members(members, manifest, subject)
     try:
-        artifact = _from_manifest(manifest, members[_PLAN], subject)
+        artifact = _from_manifest(manifest, members, subject)
     except ArtifactError as error:
         raise ArtifactError(error.reason, subject=subject, hint=error.hint) from error
     except _MALFORMED as error:
@@ -307,7 +341,7 @@ def _read_zip(file: IO[bytes], subject: str) -> dict[str, bytes]:
             names = sorted(info.filename for info in infos)
             if _MANIFEST not in names:
                 raise ArtifactError("is a zip, but no artifact of torch2trt", subject=subject)
-            if names not in (sorted((_MANIFEST, _PLAN)), sorted((_MANIFEST, _PLAN, _GRAPH, _WEIGHTS))):
+            if len(set(names)) < len(names):
                 raise ArtifactError(f"has other members than an artifact: {names}", subject=subject)
             for info in infos:
                 # Stored members are as large as their part of the file, whatever the directory claims.
@@ -331,8 +365,8 @@ def _read_manifest(data: bytes, subject: str) -> dict[str, Any]:
                 subject=subject,
                 hint="load it with the torch2trt that saved it, or compile and save again",
             )
-        if not isinstance(manifest["members"], dict):
-            raise TypeError("members")
+        if not isinstance(manifest["members"], dict) or not {*manifest["parts"]} <= {_ENGINE_PART, _TORCH_PART}:
+            raise TypeError("members is an object, parts are engine or torch")
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise ArtifactError(f"its manifest is malformed: {error!r}", subject=subject) from error
     return manifest
@@ -344,7 +378,11 @@ def _parse_json(data: bytes) -> Any:
     return json.loads(data)
 
 
-def _check_members(members: dict[str, bytes], digests: dict[str, Any], subject: str) -> None:
+def _check_members(members: dict[str, bytes], manifest: dict[str, Any], subject: str) -> None:
+    digests, parts = manifest["members"], manifest["parts"]
+    wanted = {name for number, kind in enumerate(parts) for name in _part_names(kind, number)} or {_PLAN}
+    if members.keys() - {_GRAPH, _WEIGHTS} != wanted or len(members.keys() & {_GRAPH, _WEIGHTS}) == 1:
+        raise ArtifactError(f"has other members than an artifact: {sorted(members)}", subject=subject)
     if members.keys() != digests.keys():
         raise ArtifactError(f"holds {sorted(members)}, its manifest names {sorted(digests)}", subject=subject)
     for name, data in members.items():
@@ -356,7 +394,7 @@ def _check_members(members: dict[str, bytes], digests: dict[str, Any], subject: 
             )
 
 
-def _from_manifest(manifest: dict[str, Any], plan: bytes, subject: str) -> Artifact:
+def _from_manifest(manifest: dict[str, Any], members: Mapping[str, bytes], subject: str) -> Artifact:
     texts = {key: manifest[key] for key in ("name", "flavour", "flavour_version")}
     gpu, report = manifest["gpu"], manifest["report"]
     if not all(isinstance(text, str) for text in texts.values()) or not isinstance(gpu, str | None):
@@ -365,11 +403,39 @@ def _from_manifest(manifest: dict[str, Any], plan: bytes, subject: str) -> Artif
         raise ValueError(f"unknown flavour {texts['flavour']!r}")
     if not isinstance(report, dict):
         raise TypeError("report is an object")
+    signature, results = Signature.from_json(manifest["signature"]), manifest["results"]
+    parts = tuple(_part(kind, number, members, subject) for number, kind in enumerate(manifest["parts"]))
+    if parts:
+        _check_chain(signature, parts, results)
     return Artifact(
         **texts,
-        plan=plan,
-        signature=Signature.from_json(manifest["signature"]),
+        plan=members.get(_PLAN, b""),
+        parts=parts,
+        results=results,
+        signature=signature,
         settings=Settings.make(**manifest["settings"]),
         gpu=gpu,
         report=report,
     )
+
+
+def _part(kind: str, number: int, members: Mapping[str, bytes], subject: str) -> Artifact | TorchPart:
+    data = [members[name] for name in _part_names(kind, number)]
+    if kind == _ENGINE_PART:
+        part = load(data[0]).artifact
+        if part.parts:
+            raise ValueError("a hybrid among the parts of a hybrid")
+        return part
+    return TorchPart(_restored(data[0], data[1], subject))
+
+
+def _check_chain(signature: Signature, parts: tuple[Artifact | TorchPart, ...], results: Mapping[str, str]) -> None:
+    """Every part finds its inputs among the caller's and the results of earlier parts."""
+    known = {leaf.name for leaf in signature.tensor_inputs}
+    for part in parts:
+        own = part.signature if isinstance(part, Artifact) else part.program.signature
+        if missing := {leaf.name for leaf in own.tensor_inputs} - known:
+            raise ValueError(f"a part reads {sorted(missing)}, which no earlier one makes")
+        known |= {leaf.name for leaf in own.tensor_outputs}
+    if results.keys() != {leaf.name for leaf in signature.tensor_outputs} or not known.issuperset(results.values()):
+        raise ValueError("the results are not those of the signature")

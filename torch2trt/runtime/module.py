@@ -28,14 +28,17 @@ from torch2trt.runtime import inputs as checks
 from torch2trt.runtime import summary
 from torch2trt.runtime.artifact import Artifact, LoadedArtifact, StrPath
 from torch2trt.runtime.context import Shapes
+from torch2trt.runtime.hybrid import HybridSession, open_session
 from torch2trt.runtime.outputs import Assemble, Results
 from torch2trt.runtime.session import Session
 from torch2trt.runtime.verification import Row, Verification, compare
+from torch2trt.settings import Settings
 from torch2trt.tolerance import tolerance
 
 Tensors = dict[str, torch.Tensor]
-Interpret = Callable[[Program, str], Callable[[Tensors], Tensors]]
-"""A Program and the flavour to lower it for, to a function from inputs to outputs by name, both on the CPU."""
+Interpret = Callable[[Program, str, Settings], Callable[[Tensors], Tensors]]
+"""A Program, the flavour to lower it for and the settings that partition it, to a function from inputs to outputs by
+name, both on the CPU."""
 
 _Self = TypeVar("_Self", bound="EngineModule")
 
@@ -84,7 +87,7 @@ class EngineModule(nn.Module):
         self._interpret = interpret
         # Held in a tuple: an nn.Module as attribute would become a child and put its parameters in the state.
         self._truth = (truth,)
-        self._set(artifact, program, Session(artifact, _with_index(device)), reference)
+        self._set(artifact, program, open_session(artifact, _with_index(device)), reference)
 
     @classmethod
     def load(
@@ -106,7 +109,7 @@ class EngineModule(nn.Module):
         self,
         artifact: Artifact,
         program: Program | Callable[[], Program] | None,
-        session: Session,
+        session: Session | HybridSession,
         reference: Callable[[Tensors], Tensors] | None = None,
     ) -> None:
         self.artifact = artifact
@@ -256,7 +259,7 @@ class EngineModule(nn.Module):
                 subject=self.artifact.name,
                 hint="load it with torch2trt.load, or compile it with torch2trt.compile",
             )
-        return self._interpret(self._restored_program(), self.artifact.flavour)
+        return self._interpret(self._restored_program(), self.artifact.flavour, self.artifact.settings)
 
     def _restored_program(self) -> Program:
         if self._program is None:
@@ -308,10 +311,10 @@ class EngineModule(nn.Module):
                 f"the state holds {new.name!r}, {summary.signature(new)}; this is {summary.signature(self.artifact)}",
                 subject=self.artifact.name,
             )
-        if new.plan != self.artifact.plan:
+        if new.parts or new.plan != self.artifact.plan:
             # What this module came from says nothing of the new engine.
             self._truth = (None,)
-            self._set(new, None, Session(new, self._session.device))
+            self._set(new, None, open_session(new, self._session.device))
 
     def __getstate__(self) -> dict[str, Any]:
         program = None if self._program is None else self._restored_program()
@@ -322,7 +325,7 @@ class EngineModule(nn.Module):
         own = dict(state)
         loaded = artifacts.load(own.pop("_bytes"))
         self.__dict__.update(own, _truth=(None,))
-        self._set(loaded.artifact, _program_of(loaded), Session(loaded.artifact))
+        self._set(loaded.artifact, _program_of(loaded), open_session(loaded.artifact))
 
     def __deepcopy__(self: _Self, memo: dict[int, Any]) -> _Self:
         # Nothing of an engine changes, so copies share it.
@@ -360,7 +363,7 @@ class EngineModule(nn.Module):
             if moved.device == device:
                 continue
             if moved.device.type == "cuda" and self._session.device is None:
-                self._session = Session(self.artifact, moved.device)
+                self._session = open_session(self.artifact, moved.device)
                 device = moved.device
                 continue
             raise FrozenModuleError(
@@ -383,7 +386,7 @@ class EngineModule(nn.Module):
     @property
     def report(self) -> dict[str, Any]:
         """What the compilation says of itself: nodes, layers, fused_blocks, build_s, engine_bytes and more."""
-        return {**self.artifact.report, "engine_bytes": len(self.artifact.plan)}
+        return {**self.artifact.report, "engine_bytes": self.artifact.engine_bytes}
 
     def extra_repr(self) -> str:
         """Name, flavour, precision and signature on one line."""
@@ -412,7 +415,9 @@ class _Inference(torch.autograd.Function):
     """A run whose inputs want gradients: the outputs say so too, and going backward says why there are none."""
 
     @staticmethod
-    def forward(ctx: Any, session: Session, shapes: Shapes, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(
+        ctx: Any, session: Session | HybridSession, shapes: Shapes, *inputs: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
         ctx.name = session.artifact.name
         outputs = session.run(inputs, shapes)
         ctx.mark_non_differentiable(*(value for value in outputs if not value.is_floating_point()))

@@ -35,9 +35,12 @@ def table(artifact: Artifact) -> dict[str, str]:
         rows["nodes → layers"] = f"{report['nodes']} → {report['layers']}"
     if "fused_blocks" in report:
         rows["fused blocks"] = str(report["fused_blocks"])
+    if artifact.parts:
+        kinds = ["engine" if isinstance(part, Artifact) else "torch" for part in artifact.parts]
+        rows["segments"] = " → ".join(kinds)
     if "build_s" in report:
         rows["build time"] = f"{report['build_s']:.1f} s"
-    return {**rows, "engine size": f"{len(artifact.plan) / 1e6:.1f} MB"}
+    return {**rows, "engine size": f"{artifact.engine_bytes / 1e6:.1f} MB"}
 
 
 def html_table(artifact: Artifact) -> str:

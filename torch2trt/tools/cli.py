@@ -1,4 +1,4 @@
-"""The command line: ``torch2trt compile | export | verify | bench | inspect | doctor``.
+"""The command line: ``torch2trt compile | export | verify | explain | bench | inspect | doctor``.
 
 Results go to stdout, as tables or with ``--json`` as one JSON object; everything else goes to stderr. The exit code is
 0 where all is well, 1 where a verification fails or nothing usable is installed, 2 for an error with a number and 3 for
@@ -155,6 +155,20 @@ def _inspect(options: argparse.Namespace) -> Outcome:
     return Outcome(*inspect.network(model, example, Settings.make(**_settings(options))))
 
 
+def _explain(options: argparse.Namespace) -> Outcome:
+    from rich.text import Text
+
+    import torch2trt
+    from torch2trt.runtime.artifact import atomic_file
+
+    model, example = _model(options)
+    found = torch2trt.explain(model.module, example.args, example.kwargs, **_keywords(options, model, example))
+    if options.html is not None:
+        with atomic_file(options.html) as file:
+            file.write(f"<!doctype html>\n<meta charset='utf-8'>\n{found.to_html()}\n".encode())
+    return Outcome(found.to_json(), Text(str(found)), code=1 if found.refusal else 0)
+
+
 def _doctor(options: argparse.Namespace) -> Outcome:
     from torch2trt.tools import doctor
 
@@ -256,8 +270,15 @@ def _parser() -> _Parser:
     exporting = command(_export, "write a bare plan, with a JSON beside it, for trtexec or Triton", epilog=_INPUT_HELP)
     _add_output(exporting, "the plan to write, such as resnet50.engine")
     verifying = command(_verify, "compile a model and compare it with float64 eager", epilog=_INPUT_HELP)
+    explaining = command(
+        _explain, "say which calls would run in an engine, which in torch, and why", epilog=_INPUT_HELP
+    )
+    explaining.add_argument("--html", type=Path, metavar="FILE", help="write it as a page, too")
     inspecting = command(_inspect, "show an artifact, or the network that a model becomes", epilog=_INPUT_HELP)
-    for parser_of_one, what in ((compiling, ""), (exporting, ""), (verifying, ""), (inspecting, "an artifact, or ")):
+    for parser_of_one, what in (
+        *((compiling, ""), (exporting, ""), (verifying, ""), (explaining, "")),
+        (inspecting, "an artifact, or "),
+    ):
         _add_model(parser_of_one, what)
         _add_settings(parser_of_one)
 
@@ -312,7 +333,7 @@ def _add_settings(parser: _Parser) -> None:
     hints = get_type_hints(Settings)
     for item in dataclasses.fields(Settings):
         kinds = [kind for kind in get_args(hints[item.name]) or (hints[item.name],) if kind is not NoneType]
-        if get_origin(hints[item.name]) is Literal:
+        if get_origin(hints[item.name]) in (Literal, tuple):
             kinds = [hints[item.name]]
         (kind,) = kinds
         form: dict[str, Any]
@@ -320,6 +341,8 @@ def _add_settings(parser: _Parser) -> None:
             form = {"action": argparse.BooleanOptionalAction}
         elif get_origin(kind) is Literal:
             form = {"choices": get_args(kind)}
+        elif get_origin(kind) is tuple:
+            form = {"type": lambda text: tuple(text.split(",")), "metavar": "NAME,…"}
         else:
             form = {"type": kind, "metavar": {Path: "FOLDER", int: "N", float: "SECONDS"}[kind]}
         text = item.metadata["help"].replace("%", "%%")

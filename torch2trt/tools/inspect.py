@@ -52,7 +52,7 @@ def artifact(path: str) -> tuple[dict[str, Any], RenderableType]:
         "settings": settings,
         "report": found.report,
         "program": loaded.has_program,
-        "engine_bytes": len(found.plan),
+        "engine_bytes": found.engine_bytes,
         "file_bytes": size,
     }
     shown = table(found)

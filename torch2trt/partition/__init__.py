@@ -1,0 +1,1 @@
+"""Which parts of a Program become engines, and which run in torch."""

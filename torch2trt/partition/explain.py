@@ -1,0 +1,162 @@
+"""Where each call of a Program would run, and why: as a table, JSON and HTML."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch2trt.errors import UnsupportedOpsError
+from torch2trt.graph.program import Program, provenance
+from torch2trt.graph.schema import name_of
+from torch2trt.partition.partitioner import is_engine, partition
+from torch2trt.settings import Settings
+from torch2trt.trt.flavour import Flavour
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One call and where it runs."""
+
+    node: str
+    op: str
+    module: str
+    """Path of the module that the call is in; empty for the outermost."""
+    source: str
+    """The user's line, as ``file:line in function``."""
+    segment: int | None
+    """Number of the segment in the order of running; None for what each segment computes as it needs it."""
+    where: str
+    """``engine`` or ``torch``."""
+    reason: str
+    """Why it runs in torch; empty in an engine."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Where a module would run."""
+
+    name: str
+    flavour: str
+    placements: tuple[Placement, ...]
+    refusal: str = ""
+    """Why nothing would be compiled; empty where something would."""
+
+    @property
+    def segments(self) -> list[tuple[str, int]]:
+        """``engine`` or ``torch`` and the number of calls, for each segment in the order of running."""
+        counts = Counter((each.segment, each.where) for each in self.placements if each.segment is not None)
+        return [(where, count) for (_, where), count in sorted(counts.items())]
+
+    @property
+    def in_torch(self) -> list[Placement]:
+        """The calls that run in torch."""
+        return [each for each in self.placements if each.where == "torch"]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "name": self.name,
+            "flavour": self.flavour,
+            "refusal": self.refusal,
+            "calls": len(self.placements),
+            "calls_in_torch": len(self.in_torch),
+            "segments": [{"where": where, "calls": count} for where, count in self.segments],
+            "placements": [asdict(each) for each in self.placements],
+        }
+
+    def to_html(self) -> str:
+        """A table of the calls in torch, and one of the modules, every text escaped."""
+        torch_rows = [(each.module, each.op, each.reason, each.source) for each in self.in_torch]
+        parts = [
+            f"<p>{html.escape(self.summary)}</p>",
+            _html_table(("module", "operator in torch", "why", "line"), torch_rows) if torch_rows else "",
+            _html_table(
+                ("module", "calls in engines", "calls in torch"), [tuple(map(str, row)) for row in self.modules]
+            ),
+        ]
+        return "\n".join(filter(None, parts))
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        chain = " → ".join(f"{where} ({count})" for where, count in self.segments)
+        calls = f"{len(self.placements)} calls, {len(self.in_torch)} in torch"
+        return f"{self.name} ({self.flavour}): {self.refusal or f'{calls}: {chain}'}"
+
+    @property
+    def modules(self) -> list[tuple[str, int, int]]:
+        """Calls in engines and in torch by the path of the module, those of its children not counted."""
+        counts: dict[str, list[int]] = {}
+        for each in self.placements:
+            counts.setdefault(each.module, [0, 0])[each.where == "torch"] += 1
+        return [(module, *count) for module, count in counts.items()]  # type: ignore[misc]
+
+    def __str__(self) -> str:
+        from rich.console import Console
+        from rich.table import Table
+
+        text = io.StringIO()
+        console = Console(file=text, width=120, color_system=None, markup=False, highlight=False)
+        console.print(self.summary)
+        if self.in_torch:
+            table = Table("operator", "module", "why it runs in torch")
+            for row in self._merged():
+                table.add_row(*row)
+            console.print(table)
+        return text.getvalue().rstrip()
+
+    def _merged(self) -> Iterator[tuple[str, str, str]]:
+        """A row for each operator and reason: the module, or how many there are."""
+        groups: dict[tuple[str, str], list[Placement]] = {}
+        for each in self.in_torch:
+            groups.setdefault((each.op, each.reason), []).append(each)
+        for (op, reason), members in groups.items():
+            more = f" and {len(members) - 1} more" if len(members) > 1 else ""
+            at = f"\nat {members[0].source}" if members[0].source else ""
+            yield op, f"{members[0].module or '.'}{more}", reason + at
+
+
+def explain(program: Program, flavour: Flavour, settings: Settings) -> Explanation:
+    """Where each call of an optimised Program would run."""
+    refusal, phases, reasons = "", {}, {}
+    try:
+        parted = partition(program, flavour, settings)
+        phases, reasons = dict(parted.phases), {node.name: reason for node, reason in parted.reasons.items()}
+    except UnsupportedOpsError as error:
+        reasons = {each.node: each.reason for each in error.nodes}
+        refusal = f"nothing is compiled: {len(error.nodes)} calls cannot be converted" + (
+            f", {error.hint}" if error.hint else ""
+        )
+    numbers = {phase: number for number, phase in enumerate(sorted(set(phases.values())))}
+    placements = []
+    for node in program.calls:
+        if program.is_size(node):
+            continue
+        module, source = provenance(node)
+        in_torch = node.name in reasons or bool(refusal) or (node in phases and not is_engine(phases[node]))
+        placements.append(
+            Placement(
+                node=node.name,
+                op=name_of(node.target),
+                module=module,
+                source=source,
+                segment=numbers[phases[node]] if node in phases else None,
+                where="torch" if in_torch else "engine",
+                reason=reasons.get(node.name, ""),
+            )
+        )
+    return Explanation(program.name, f"{flavour.name} {flavour.version_text}", tuple(placements), refusal)
+
+
+def _html_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    left = "style='text-align:left'"
+    head = "".join(f"<th {left}>{html.escape(title)}</th>" for title in titles)
+    body = "".join("<tr>" + "".join(f"<td {left}>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
