@@ -38,6 +38,7 @@ StrPath = str | os.PathLike[str]
 _FORMAT = "torch2trt artifact"
 _VERSION = 1
 _MANIFEST, _PLAN, _GRAPH, _WEIGHTS = "manifest.json", "plan", "program.json", "program.safetensors"
+_STATE = "state.safetensors"
 _ENGINE_PART, _TORCH_PART = "engine", "torch"
 _JSON_LIMIT = 64 << 20
 _MADE = (1980, 1, 1, 0, 0, 0)  # equal artifacts are equal files
@@ -63,6 +64,8 @@ class Artifact:
     """Of a hybrid: what runs in turn. Inputs and outputs of parts have the same name where they are the same value."""
     results: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Of a hybrid: by the name of each output, the name of the value that it is."""
+    state: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
+    """The buffers that the module changes, by their paths, as they are before the first call."""
 
     @property
     def engine_bytes(self) -> int:
@@ -210,6 +213,11 @@ def _members(artifact: Artifact, program: Program | None) -> dict[str, bytes]:
             members[_part_names(_ENGINE_PART, number)[0]] = to_bytes(part)
         else:
             members |= zip(_part_names(_TORCH_PART, number), _program_members(part.program), strict=True)
+    if artifact.state:
+        import safetensors.torch
+
+        tensors = {name: value.detach().cpu().contiguous() for name, value in artifact.state.items()}
+        members[_STATE] = safetensors.torch.save(tensors)
     if program is not None:
         members |= zip((_GRAPH, _WEIGHTS), _program_members(program), strict=True)
     # The cache folder is the builder's own and says nothing to whoever loads this.
@@ -381,7 +389,7 @@ def _parse_json(data: bytes) -> Any:
 def _check_members(members: dict[str, bytes], manifest: dict[str, Any], subject: str) -> None:
     digests, parts = manifest["members"], manifest["parts"]
     wanted = {name for number, kind in enumerate(parts) for name in _part_names(kind, number)} or {_PLAN}
-    if members.keys() - {_GRAPH, _WEIGHTS} != wanted or len(members.keys() & {_GRAPH, _WEIGHTS}) == 1:
+    if members.keys() - {_GRAPH, _WEIGHTS, _STATE} != wanted or len(members.keys() & {_GRAPH, _WEIGHTS}) == 1:
         raise ArtifactError(f"has other members than an artifact: {sorted(members)}", subject=subject)
     if members.keys() != digests.keys():
         raise ArtifactError(f"holds {sorted(members)}, its manifest names {sorted(digests)}", subject=subject)
@@ -407,16 +415,31 @@ def _from_manifest(manifest: dict[str, Any], members: Mapping[str, bytes], subje
     parts = tuple(_part(kind, number, members, subject) for number, kind in enumerate(manifest["parts"]))
     if parts:
         _check_chain(signature, parts, results)
+    state = _state(members, signature)
     return Artifact(
         **texts,
         plan=members.get(_PLAN, b""),
         parts=parts,
         results=results,
+        state=state,
         signature=signature,
         settings=Settings.make(**manifest["settings"]),
         gpu=gpu,
         report=report,
     )
+
+
+def _state(members: Mapping[str, bytes], signature: Signature) -> dict[str, torch.Tensor]:
+    import safetensors.torch
+
+    try:
+        found = safetensors.torch.load(members[_STATE]) if _STATE in members else {}
+    except safetensors.SafetensorError as error:
+        raise ValueError(str(error)) from error
+    wanted = {leaf.buffer: (leaf.spec.shape, leaf.spec.dtype) for leaf in signature.state}
+    if {name: (tuple(value.shape), value.dtype) for name, value in found.items()} != wanted:
+        raise ValueError("the state is not that of the signature")
+    return found
 
 
 def _part(kind: str, number: int, members: Mapping[str, bytes], subject: str) -> Artifact | TorchPart:
