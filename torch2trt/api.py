@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -67,18 +67,21 @@ def compile(
     return build(program, flavour, chosen, truth=truth_of(module), report={"capture_s": capture_s})
 
 
-def load(path: StrPath | bytes, *, device: torch.device | str | None = None) -> EngineModule:
+def load(
+    path: StrPath | bytes, *, device: torch.device | str | None = None, namespaces: Collection[str] = ()
+) -> EngineModule:
     """The module that :meth:`EngineModule.save` wrote; the engine is deserialised at the first call.
 
     Args:
         path: the file, or its bytes.
         device: the CUDA device to run on; unset: the one that is current at the first call.
+        namespaces: of your own operators that the file may name (``mylib`` of ``torch.ops.mylib``), which are trusted.
 
     Raises:
         ArtifactError: it is no artifact, truncated, corrupt, or of another format version.
         OSError: the file cannot be opened.
     """
-    return EngineModule.load(path, interpret=interpret, device=device)
+    return EngineModule.load(path, interpret=interpret, device=device, namespaces=namespaces)
 
 
 def export(

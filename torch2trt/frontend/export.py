@@ -278,7 +278,7 @@ def _decompose(exported: ExportedProgram, keep: Keep) -> ExportedProgram:
 
 def _decompose_without_effects(exported: ExportedProgram, wanted: dict[Any, Callable[..., Any]]) -> ExportedProgram:
     """Decompose, except operators that would then check their operands at run time: torch runs those as they are."""
-    decomposed = exported.run_decompositions(wanted)
+    decomposed: ExportedProgram = exported.run_decompositions(wanted)
     if not _has_effects(decomposed):
         return decomposed
     for target, function in wanted.items():

@@ -16,7 +16,7 @@ import os
 import secrets
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -92,6 +92,7 @@ class LoadedArtifact:
 
     artifact: Artifact
     _program: tuple[bytes, bytes] | None = field(default=None, repr=False)
+    _namespaces: Collection[str] = ()
 
     @property
     def has_program(self) -> bool:
@@ -111,7 +112,7 @@ class LoadedArtifact:
                 subject=self.artifact.name,
                 hint="save it with .save(path, program=True)",
             )
-        return _restored(*self._program, self.artifact.name)
+        return _restored(*self._program, self.artifact.name, self._namespaces)
 
 
 def gpu_here() -> str | None:
@@ -254,11 +255,12 @@ def _program_members(program: Program) -> tuple[bytes, bytes]:
 
     from torch2trt.graph import serialize
 
-    data, tensors = serialize.dump(program)
+    # Whoever loads it says which operators it may name.
+    data, tensors = serialize.dump(program, namespaces=serialize.namespaces_of(program))
     return json.dumps(data).encode(), safetensors.torch.save(tensors)
 
 
-def _restored(data: bytes, weights: bytes, subject: str) -> Program:
+def _restored(data: bytes, weights: bytes, subject: str, namespaces: Collection[str]) -> Program:
     """The inverse of :func:`_program_members`."""
     import safetensors.torch
 
@@ -270,7 +272,7 @@ def _restored(data: bytes, weights: bytes, subject: str) -> Program:
         raise ArtifactError(f"its Program is malformed: {error}", subject=subject) from error
     if not isinstance(parsed, dict):
         raise ArtifactError("its Program is malformed", subject=subject)
-    return serialize.restore(parsed, tensors)
+    return serialize.restore(parsed, tensors, namespaces=namespaces)
 
 
 def _write_zip(members: dict[str, bytes], file: IO[bytes]) -> None:
@@ -304,8 +306,11 @@ def _distinct(leaves: list[TensorLeaf]) -> list[TensorLeaf]:
 # Reading ------------------------------------------------------------------------------------------------------------
 
 
-def load(source: StrPath | bytes) -> LoadedArtifact:
+def load(source: StrPath | bytes, *, namespaces: Collection[str] = ()) -> LoadedArtifact:
     """Read an artifact from a file, or from its bytes.
+
+    Args:
+        namespaces: of operators that what runs in torch may name, beside torch's own and torchvision's.
 
     Raises:
         ArtifactError: it is no artifact, is truncated or corrupt, or of a format that this version does not know.
@@ -318,13 +323,13 @@ def load(source: StrPath | bytes) -> LoadedArtifact:
     manifest = _read_manifest(members.pop(_MANIFEST), subject)
     _check_members(members, manifest, subject)
     try:
-        artifact = _from_manifest(manifest, members, subject)
+        artifact = _from_manifest(manifest, members, subject, namespaces)
     except ArtifactError as error:
         raise ArtifactError(error.reason, subject=subject, hint=error.hint) from error
     except _MALFORMED as error:
         raise ArtifactError(f"its manifest is malformed: {error!r}", subject=subject) from error
     program = (members[_GRAPH], members[_WEIGHTS]) if _GRAPH in members else None
-    return LoadedArtifact(artifact, program)
+    return LoadedArtifact(artifact, program, namespaces)
 
 
 # What parsing JSON of the wrong shape raises: pytree asserts, sizes are parsed as syntax.
@@ -402,7 +407,9 @@ def _check_members(members: dict[str, bytes], manifest: dict[str, Any], subject:
             )
 
 
-def _from_manifest(manifest: dict[str, Any], members: Mapping[str, bytes], subject: str) -> Artifact:
+def _from_manifest(
+    manifest: dict[str, Any], members: Mapping[str, bytes], subject: str, namespaces: Collection[str]
+) -> Artifact:
     texts = {key: manifest[key] for key in ("name", "flavour", "flavour_version")}
     gpu, report = manifest["gpu"], manifest["report"]
     if not all(isinstance(text, str) for text in texts.values()) or not isinstance(gpu, str | None):
@@ -412,7 +419,7 @@ def _from_manifest(manifest: dict[str, Any], members: Mapping[str, bytes], subje
     if not isinstance(report, dict):
         raise TypeError("report is an object")
     signature, results = Signature.from_json(manifest["signature"]), manifest["results"]
-    parts = tuple(_part(kind, number, members, subject) for number, kind in enumerate(manifest["parts"]))
+    parts = tuple(_part(kind, number, members, subject, namespaces) for number, kind in enumerate(manifest["parts"]))
     if parts:
         _check_chain(signature, parts, results)
     state = _state(members, signature)
@@ -442,14 +449,16 @@ def _state(members: Mapping[str, bytes], signature: Signature) -> dict[str, torc
     return found
 
 
-def _part(kind: str, number: int, members: Mapping[str, bytes], subject: str) -> Artifact | TorchPart:
+def _part(
+    kind: str, number: int, members: Mapping[str, bytes], subject: str, namespaces: Collection[str]
+) -> Artifact | TorchPart:
     data = [members[name] for name in _part_names(kind, number)]
     if kind == _ENGINE_PART:
         part = load(data[0]).artifact
         if part.parts:
             raise ValueError("a hybrid among the parts of a hybrid")
         return part
-    return TorchPart(_restored(data[0], data[1], subject))
+    return TorchPart(_restored(data[0], data[1], subject, namespaces))
 
 
 def _check_chain(signature: Signature, parts: tuple[Artifact | TorchPart, ...], results: Mapping[str, str]) -> None:

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,13 +21,14 @@ from torch2trt.errors import (
     ProgramMissingError,
     UnsupportedGPUError,
 )
+from torch2trt.graph import serialize
 from torch2trt.graph.exact import run_exact
 from torch2trt.graph.program import Program
 from torch2trt.graph.signature import SizeLeaf, TensorLeaf, dtype_to_json
 from torch2trt.runtime import artifact as artifacts
 from torch2trt.runtime import inputs as checks
 from torch2trt.runtime import state, summary
-from torch2trt.runtime.artifact import Artifact, LoadedArtifact, StrPath
+from torch2trt.runtime.artifact import Artifact, LoadedArtifact, StrPath, TorchPart
 from torch2trt.runtime.context import Shapes
 from torch2trt.runtime.hybrid import HybridSession, open_session
 from torch2trt.runtime.outputs import Assemble, Results
@@ -100,13 +101,17 @@ class EngineModule(nn.Module):
         *,
         interpret: Interpret | None = None,
         device: torch.device | str | None = None,
+        namespaces: Collection[str] = (),
     ) -> _Self:
         """The module that :meth:`save` wrote. The engine is deserialised at the first call.
+
+        Args:
+            namespaces: of operators that what runs in torch may name, beside torch's own and torchvision's.
 
         Raises:
             ArtifactError: it is no artifact, truncated, corrupt, or of another format version.
         """
-        loaded = artifacts.load(source)
+        loaded = artifacts.load(source, namespaces=namespaces)
         return cls(loaded.artifact, program=_program_of(loaded), interpret=interpret, device=device)
 
     def _set(
@@ -353,7 +358,8 @@ class EngineModule(nn.Module):
         """
         if not isinstance(state, torch.Tensor) or state.dtype != torch.uint8:
             raise ArtifactError("its state is no tensor of bytes", subject=self.artifact.name)
-        new = artifacts.load(state.cpu().numpy().tobytes()).artifact
+        own = {name for part in self.artifact.parts for name in _namespaces(part)}
+        new = artifacts.load(state.cpu().numpy().tobytes(), namespaces=own).artifact
         if new.signature.to_json() != self.artifact.signature.to_json():
             raise ArtifactMismatchError(
                 f"the state holds {new.name!r}, {summary.signature(new)}; this is {summary.signature(self.artifact)}",
@@ -367,11 +373,13 @@ class EngineModule(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         program = None if self._program is None else self._restored_program()
         own = {name: value for name, value in self.__dict__.items() if name not in _RUNTIME_STATE}
-        return {**own, "_bytes": artifacts.to_bytes(self.artifact, program=program)}
+        names = {name for part in self.artifact.parts for name in _namespaces(part)}
+        names |= set() if program is None else serialize.namespaces_of(program)
+        return {**own, "_bytes": artifacts.to_bytes(self.artifact, program=program), "_namespaces": names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         own = dict(state)
-        loaded = artifacts.load(own.pop("_bytes"))
+        loaded = artifacts.load(own.pop("_bytes"), namespaces=own.pop("_namespaces"))
         self.__dict__.update(own, _truth=(None,))
         self._set(loaded.artifact, _program_of(loaded), open_session(loaded.artifact))
 
@@ -481,6 +489,10 @@ class _Inference(torch.autograd.Function):
             subject=ctx.name,
             hint="train the original module, or call this one under torch.no_grad()",
         )
+
+
+def _namespaces(part: Artifact | TorchPart) -> set[str]:
+    return serialize.namespaces_of(part.program) if isinstance(part, TorchPart) else set()
 
 
 def _program_of(loaded: LoadedArtifact) -> Callable[[], Program] | None:
