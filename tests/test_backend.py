@@ -258,12 +258,15 @@ def test_errors_are_ours() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.odd(x) + 1
 
-    compiled = torch.compile(Model().to(DEVICE), backend="torch2trt")
+    compiled = torch.compile(Model().to(DEVICE), backend="torch2trt", options={"fallback": False})
     for _ in range(2):
         with pytest.raises(torch2trt.UnsupportedOpsError) as caught:
             compiled(rows(6))
         assert {node.op for node in caught.value.nodes} == {"aten.i0.default", "aten.special_i1.default"}
         assert all("test_backend.py" in node.source and node.module == "odd" for node in caught.value.nodes)
+    torch._dynamo.reset()
+    compiled, x = torch.compile(Model().to(DEVICE), backend="torch2trt"), rows(6)
+    torch.testing.assert_close(compiled(x), Model().to(DEVICE)(x))  # what is not worth an engine is left to eager
     for options in ({"options": {"precison": "fp16"}}, {"mode": "max-autotune"}):
         with pytest.raises(torch2trt.SettingError, match="unknown setting"):
             torch.compile(linear(), backend="torch2trt", **options)(rows(2))

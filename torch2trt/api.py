@@ -7,13 +7,13 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from torch2trt.errors import NetworkError
+from torch2trt.errors import CaptureError, NetworkError
 from torch2trt.graph.exact import Exact, widened
 from torch2trt.graph.program import Program
 from torch2trt.graph.signature import Signature
@@ -27,11 +27,38 @@ from torch2trt.trt.flavour import Flavour
 if TYPE_CHECKING:
     from torch2trt.partition.explain import Explanation
     from torch2trt.partition.partitioner import Partition
+    from torch2trt.pieces import PiecewiseModule
 
 log = logging.getLogger(__name__)
 
 _Engine = TypeVar("_Engine")
 _InTorch = TypeVar("_InTorch")
+
+
+@overload
+def compile(
+    module: nn.Module,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    name: str | None = None,
+    fallback: Literal[False],
+    **settings: Any,
+) -> EngineModule: ...
+
+
+@overload
+def compile(
+    module: nn.Module,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    name: str | None = None,
+    fallback: bool = True,
+    **settings: Any,
+) -> EngineModule | PiecewiseModule: ...
 
 
 def compile(
@@ -41,8 +68,9 @@ def compile(
     *,
     dynamic_shapes: Any = None,
     name: str | None = None,
+    fallback: bool = True,
     **settings: Any,
-) -> EngineModule:
+) -> EngineModule | PiecewiseModule:
     """Compile a module into an engine that is called like it.
 
     Args:
@@ -51,20 +79,32 @@ def compile(
         dynamic_shapes: as ``torch.export.export`` takes it: a ``torch.export.Dim`` with min and max for each dynamic
             dimension.
         name: what to call it; unset: the module's class.
-        settings: fields of :class:`torch2trt.Settings`.
+        fallback: let torch run what TensorRT cannot do, in place of an error that lists it.
+        settings: further fields of :class:`torch2trt.Settings`.
 
     Returns:
-        A module with the same signature and the same structure of results.
+        A module with the same signature and the same structure of results; where ``torch.export`` cannot capture it
+        whole, a :class:`torch2trt.pieces.PiecewiseModule`.
 
     Raises:
         Torch2TRTError: numbered; the class says what is wrong.
     """
-    chosen = Settings.make(**settings)
+    chosen = Settings.make(fallback=fallback, **settings)
     flavour = flavours.load(chosen.flavour)
-    start = time.perf_counter()
-    program = optimize(capture(module, args, kwargs, dynamic_shapes=dynamic_shapes, name=name), chosen)
+    start, truth = time.perf_counter(), truth_of(module)
+    try:
+        captured = capture(module, args, kwargs, dynamic_shapes=dynamic_shapes, name=name)
+    except CaptureError as error:
+        if not chosen.fallback:
+            raise
+        from torch2trt.pieces import compile_in_pieces
+
+        return compile_in_pieces(
+            module, args, kwargs or {}, chosen, truth, name=name or type(module).__name__, reason=error
+        )
+    program = optimize(captured, chosen)
     capture_s = time.perf_counter() - start
-    return build(program, flavour, chosen, truth=truth_of(module), report={"capture_s": capture_s})
+    return build(program, flavour, chosen, truth=truth, report={"capture_s": capture_s})
 
 
 def load(
@@ -96,12 +136,12 @@ def export(
     Args:
         module, args, kwargs: as :func:`compile` takes them.
         path: the file to write; its description goes to ``<path>.json``.
-        options: further keywords of :func:`compile`.
+        options: further keywords of :func:`compile`, except ``fallback``: a plan holds nothing that runs in torch.
 
     Raises:
         ArtifactWriteError: the files could not be written whole; neither is left behind.
     """
-    compiled = compile(module, args, kwargs, **{"fallback": False, **options})
+    compiled: EngineModule = compile(module, args, kwargs, fallback=False, **options)
     artifacts.export_plan(compiled.artifact, path)
     return compiled
 
@@ -130,8 +170,15 @@ def explain(
 
     chosen = Settings.make(**settings)
     flavour = flavours.load(chosen.flavour)
-    program = optimize(capture(module, args, kwargs, dynamic_shapes=dynamic_shapes, name=name), chosen)
-    return explained(program, flavour, chosen)
+    try:
+        captured = capture(module, args, kwargs, dynamic_shapes=dynamic_shapes, name=name)
+    except CaptureError as error:
+        if not chosen.fallback:
+            raise
+        from torch2trt.pieces import explain_breaks
+
+        return explain_breaks(module, args, kwargs or {}, flavour, name=name or type(module).__name__, reason=error)
+    return explained(optimize(captured, chosen), flavour, chosen)
 
 
 # The stages -----------------------------------------------------------------------------------------------------------

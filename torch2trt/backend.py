@@ -24,7 +24,7 @@ import torch
 from torch import fx
 
 from torch2trt import api
-from torch2trt.errors import CaptureError, DynamicShapeError
+from torch2trt.errors import CaptureError, DynamicShapeError, NetworkError, UnsupportedOpsError
 from torch2trt.frontend.dynamo import Region
 from torch2trt.graph.program import Program
 from torch2trt.runtime.module import EngineModule
@@ -45,6 +45,7 @@ def backend(
     *,
     options: dict[str, Any] | None = None,
     name: str | None = None,
+    built: Callable[[EngineModule], object] = lambda engine: None,
     **unknown: Any,
 ) -> Callable[..., Any]:
     """Compile one graph of Dynamo's.
@@ -57,6 +58,7 @@ def backend(
         example_inputs: not looked at.
         options: fields of :class:`torch2trt.Settings`.
         name: what to call the engines.
+        built: told each engine.
     """
     if torch.is_grad_enabled():
         _say_once(
@@ -67,7 +69,7 @@ def backend(
     region = Region(graph, name)
     if not region.computed or not region.inputs:
         return graph.forward
-    return _CompiledRegion(region, {**(options or {}), **unknown})
+    return _CompiledRegion(region, {**(options or {}), **unknown}, built)
 
 
 class _Weights:
@@ -100,9 +102,10 @@ class _CompiledRegion:
     Dynamo runs one compiled graph for several modules of a class, so each call's weights are looked at.
     """
 
-    def __init__(self, region: Region, options: dict[str, Any]) -> None:
+    def __init__(self, region: Region, options: dict[str, Any], built: Callable[[EngineModule], object]) -> None:
         self._region = region
         self._options = options
+        self._built = built
         self._weights_of = _picker(region.weights)
         self._inputs_of = _picker(region.inputs)
         self._known: list[_Weights] = []
@@ -141,8 +144,17 @@ class _CompiledRegion:
                 "where torch._dynamo.mark_dynamic(tensor, axis, min=..., max=...) declares it"
             )
             return lambda args: graph(*args)
-        engine = self._build(args)
-        known.runs[region.constants(args)] = run = self._runner(engine)
+        try:
+            engine = self._build(args)
+        except (UnsupportedOpsError, CaptureError, NetworkError) as error:
+            if not Settings.make(**self._options).fallback:
+                raise
+            log.warning("%s: is left to eager: %s", region.name, error)
+            run: Run = lambda args: graph(*args)  # noqa: E731
+        else:
+            self._built(engine)
+            run = self._runner(engine)
+        known.runs[region.constants(args)] = run
         return run
 
     def _runner(self, engine: EngineModule) -> Run:

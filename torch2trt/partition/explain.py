@@ -36,6 +36,15 @@ class Placement:
 
 
 @dataclass(frozen=True)
+class GraphBreak:
+    """A place where a module cannot be captured on."""
+
+    reason: str
+    source: str
+    """The user's line, as ``file:line in function``."""
+
+
+@dataclass(frozen=True)
 class Explanation:
     """Where a module would run."""
 
@@ -44,6 +53,12 @@ class Explanation:
     placements: tuple[Placement, ...]
     refusal: str = ""
     """Why nothing would be compiled; empty where something would."""
+    whole: str = ""
+    """Why it cannot be captured whole; empty where it can."""
+    graphs: int = 1
+    """The pieces that are captured, each compiled by itself; what they hold is not looked at."""
+    breaks: tuple[GraphBreak, ...] = ()
+    """Where those pieces end, and why."""
 
     @property
     def segments(self) -> list[tuple[str, int]]:
@@ -62,6 +77,9 @@ class Explanation:
             "name": self.name,
             "flavour": self.flavour,
             "refusal": self.refusal,
+            "whole": self.whole,
+            "graphs": self.graphs,
+            "breaks": [asdict(each) for each in self.breaks],
             "calls": len(self.placements),
             "calls_in_torch": len(self.in_torch),
             "segments": [{"where": where, "calls": count} for where, count in self.segments],
@@ -70,9 +88,11 @@ class Explanation:
 
     def to_html(self) -> str:
         """A table of the calls in torch, and one of the modules, every text escaped."""
+        break_rows = [(each.reason, each.source) for each in self.breaks]
         torch_rows = [(each.module, each.op, each.reason, each.source) for each in self.in_torch]
         parts = [
             f"<p>{html.escape(self.summary)}</p>",
+            _html_table(("why it breaks", "line"), break_rows) if break_rows else "",
             _html_table(("module", "operator in torch", "why", "line"), torch_rows) if torch_rows else "",
             _html_table(
                 ("module", "calls in engines", "calls in torch"), [tuple(map(str, row)) for row in self.modules]
@@ -86,6 +106,8 @@ class Explanation:
     @property
     def summary(self) -> str:
         """One line."""
+        if self.whole:
+            return f"{self.name} ({self.flavour}): {self.graphs} pieces, for it cannot be captured whole: {self.whole}"
         chain = " → ".join(f"{where} ({count})" for where, count in self.segments)
         calls = f"{len(self.placements)} calls, {len(self.in_torch)} in torch"
         return f"{self.name} ({self.flavour}): {self.refusal or f'{calls}: {chain}'}"
@@ -105,6 +127,11 @@ class Explanation:
         text = io.StringIO()
         console = Console(file=text, width=120, color_system=None, markup=False, highlight=False)
         console.print(self.summary)
+        if self.breaks:
+            table = Table("why it breaks", "line")
+            for each in self.breaks:
+                table.add_row(each.reason, each.source)
+            console.print(table)
         if self.in_torch:
             table = Table("operator", "module", "why it runs in torch")
             for row in self._merged():

@@ -27,6 +27,7 @@ from torch2trt.settings import Settings
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from torch2trt.pieces import PiecewiseModule
     from torch2trt.runtime.module import EngineModule
     from torch2trt.tools.inputs import Example
     from torch2trt.tools.models import Model
@@ -221,9 +222,12 @@ def _warn_of_random_weights(model: Model, options: argparse.Namespace) -> None:
         print(f"{model.name} has random weights (seed {options.seed}); --weights FILE loads others", file=sys.stderr)
 
 
-def _describe(options: argparse.Namespace, compiled: EngineModule) -> Outcome:
+def _describe(options: argparse.Namespace, compiled: EngineModule | PiecewiseModule) -> Outcome:
+    from torch2trt.pieces import PiecewiseModule
     from torch2trt.tools import inspect
 
+    if isinstance(compiled, PiecewiseModule):
+        return Outcome({"model": options.model, "pieces": len(compiled.engines), **compiled.report}, repr(compiled))
     artifact = compiled.artifact
     data = {
         "model": options.model,

@@ -67,7 +67,7 @@ class Checked:
 
 def check(module: nn.Module, example: torch.Tensor, batch: torch.Tensor, *, name: str, dynamic: Any = None) -> Checked:
     """Compile a module of one input and one output, and run it on a batch in every way that this machine has."""
-    compiled = api.compile(module, (example,), dynamic_shapes=dynamic, name=name)
+    compiled = api.compile(module, (example,), dynamic_shapes=dynamic, name=name, fallback=False)
     precision = compiled.artifact.precision
     truth = api.truth_of(module)(batch)
     with torch.no_grad():
