@@ -41,8 +41,6 @@ def combined(
         reduce: as ``torch.scatter_reduce`` names it, or ``torch.scatter``.
         include_self: whether the input's own element takes part where there are entries.
     """
-    if 0 in source.shape or 0 in input.shape:
-        return input
     operation = _OPERATIONS[reduce]
     own = accumulated(net, input, None)
     entries = group(net, index, input.shape[1], source.shape[2])
@@ -53,6 +51,8 @@ def combined(
     else:
         result = net.select(net.elementwise("GREATER", entries.counts(), zero), result, own)
     if reduce == "mean":
+        # Of integers torch divides the sum as their type holds it.
+        result = net.cast(net.cast(result, input.dtype), own.dtype) if own.dtype == torch.int64 else result
         counts, one = entries.counts(), net.tensor(1, torch.int32)
         counts = net.elementwise("SUM" if include_self else "MAX", counts, one)
         division = "DIV" if own.dtype in FLOAT_DTYPES else "FLOOR_DIV"
@@ -99,6 +99,8 @@ def scatter_reduce(
     include_self: bool = True,
 ) -> Tensor:
     """scatter_reduce.two(Tensor self, int dim, Tensor index, Tensor src, str reduce, *, bool include_self=True)"""
+    if 0 in (*index.shape, *input.shape):
+        return input
     if src is None:
         src = net.expand(net.tensor(value, input.dtype), index.shape)
     whole, index, src = (at_least_1d(net, tensor) for tensor in (input, index, src))
@@ -144,6 +146,8 @@ def index_reduce(
     net: Network, input: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, include_self: bool = True
 ) -> Tensor:
     """index_reduce(Tensor self, int dim, Tensor index, Tensor source, str reduce, *, bool include_self=True)"""
+    if 0 in (*source.shape, *input.shape):
+        return input
     whole, source = at_least_1d(net, input), at_least_1d(net, source)
     dim %= whole.rank
     order = [dim, *(axis for axis in range(whole.rank) if axis != dim)]

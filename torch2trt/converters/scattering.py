@@ -162,6 +162,8 @@ def index_put(
     net: Network, input: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool
 ) -> Tensor:
     """index_put(Tensor self, Tensor?[] indices, Tensor values, bool accumulate=False) -> Tensor"""
+    if any(0 in tensor.shape for tensor in (input, values, *indices) if tensor is not None):
+        return input
     values = net.cast(values, input.dtype)
     mask_place = _mask_place(indices)
     if mask_place is not None:
