@@ -31,16 +31,19 @@ def identity(net: Network, operation: str, dtype: torch.dtype) -> Tensor:
     return net.tensor({"SUM": 0, "PROD": 1, "MAX": lowest, "MIN": highest}[operation], dtype)
 
 
-def group(net: Network, index: Tensor, places: Size, width: Size) -> Compared | Sorted:
+def group(net: Network, index: Tensor, places: Size, width: Size, *, in_order: bool = False) -> Compared | Sorted:
     """The entries of each place.
 
     Args:
-        index: [rows, entries] of integers from 0; every row has its own places.
+        index: [rows, entries] of integers from 0, or -1 for what goes nowhere; every row has its own places.
         places: how many there are in a row.
         width: of the entries that will be reduced, [rows, entries, width].
+        in_order: the entries already lie in the order of their places.
     """
     compared = volume((*index.shape, places, width))
-    return (Compared if largest(compared, net.ranges) <= _MOST_COMPARED else Sorted)(net, index, places)
+    if largest(compared, net.ranges) <= _MOST_COMPARED:
+        return Compared(net, index, places)
+    return Sorted(net, index, places, in_order=in_order)
 
 
 def grouping_unsupported(entries: Size, places: Size, others: Size, ranges: Mapping[str, DimRange]) -> str | None:
@@ -86,13 +89,9 @@ class Compared:
 
 
 class Sorted:
-    """Entries sorted by place in blocks of equal length; ``rows`` times blocks of them are called lines.
+    """Entries sorted by place in blocks of equal length; ``rows`` times blocks of them are called lines."""
 
-    Args:
-        in_order: the entries already lie in the order of their places.
-    """
-
-    def __init__(self, net: Network, index: Tensor, places: Size, *, in_order: bool = False) -> None:
+    def __init__(self, net: Network, index: Tensor, places: Size, *, in_order: bool) -> None:
         self._net, self._places = net, places
         self._rows, entries = index.shape
         _, self._length = _blocks(largest(entries, net.ranges))
