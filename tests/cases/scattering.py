@@ -103,6 +103,15 @@ def image_features(x: torch.Tensor, mask: torch.Tensor, features: torch.Tensor) 
     return x.masked_scatter(mask.unsqueeze(-1).expand_as(x), features.repeat(3, 1))
 
 
+DIAGONALS = together(
+    lambda x, y: x.diagonal_scatter(y[:, 0, :], 0, 1, 2),
+    lambda x, y: x.diagonal_scatter(y[:, 0, :2], 2, -2, -1),
+    lambda x, y: x.diagonal_scatter(y[:, 0, :], 1, 2, 1),
+    lambda x, y: x.diagonal_scatter(y[:, :3, 0], -2, 1, 2),
+    lambda x, y: x.diagonal_scatter(y[0, :, :2], 0, 0, 2),
+    lambda x, y: x[0].clone().fill_diagonal_(7),
+)
+
 CASES = [
     OpCase("write-slices", SLICES, (X, PICKS)),
     OpCase("write-slices-int", SLICES, (INTS, PICKS)),
@@ -130,6 +139,15 @@ CASES = [
     OpCase("masked_scatter-int64", MASKED_SCATTERS, (INTS, FLAGS, INTS.flip(1))),
     OpCase("masked_scatter-half", MASKED_SCATTERS, (X.half(), FLAGS, Y.half())),
     OpCase("masked_scatter-dynamic", image_features, (X, X[:, :, 0] > 0, normal(8, 4)), dynamic=TOKENS),
+    OpCase("diagonal_scatter", DIAGONALS, (X, Y)),
+    OpCase("diagonal_scatter-int64", DIAGONALS, (INTS, INTS.flip(1))),
+    OpCase("diagonal_scatter-bool", DIAGONALS, (FLAGS, Y > 0)),
+    OpCase(
+        "diagonal_scatter-dynamic",
+        lambda x, y: x.diagonal_scatter(y[:, 0, :2], 2, 1, 2),
+        (X, Y),
+        dynamic={0: {0: Dim("batch", min=1, max=5), 1: (2, 8)}, 1: {0: Dim("batch", min=1, max=5)}},
+    ),
     OpCase("scatters", SCATTERS, (X, PICKS)),
     OpCase("scatters-int", SCATTERS, (INTS, PICKS)),
     OpCase("scatters-bool", SCATTERS, (FLAGS, PICKS)),

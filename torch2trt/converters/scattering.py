@@ -63,6 +63,25 @@ def slice_scatter(
     return net.gather(net.concat([input, src], dim), net.constant(places), dim)
 
 
+@converter(aten.diagonal_scatter.default)
+def diagonal_scatter(net: Network, input: Tensor, src: Tensor, offset: int, dim1: int, dim2: int) -> Tensor:
+    """diagonal_scatter(Tensor self, Tensor src, int offset=0, int dim1=0, int dim2=1) -> Tensor"""
+    dim1, dim2 = dim1 % input.rank, dim2 % input.rank
+    order = [*(axis for axis in range(input.rank) if axis not in (dim1, dim2)), dim1, dim2]
+    matrix = net.permute(input, order)
+    rows, columns = matrix.shape[-2:]
+    if 0 in src.shape:
+        return input
+    row, column = net.iota(offset, 1, rows, torch.int32), net.iota(0, 1, columns, torch.int32)
+    on_diagonal = net.elementwise("EQUAL", net.unsqueeze(row, 1), net.unsqueeze(column, 0))
+    # Above the main diagonal its elements are numbered by row, below by column.
+    across = rows if offset >= 0 else columns
+    none = [0] * (src.rank - 1)
+    line = net.pad(net.cast(src, input.dtype), [0] * src.rank, [*none, across - src.shape[-1]])
+    written = net.select(on_diagonal, net.unsqueeze(line, -1 if offset >= 0 else -2), matrix)
+    return net.permute(written, [order.index(axis) for axis in range(input.rank)])
+
+
 @converter(aten.scatter.src, aten.scatter.value)
 def scatter(
     net: Network, input: Tensor, dim: int, index: Tensor, src: Tensor | None = None, value: float | None = None
