@@ -143,8 +143,6 @@ def _write(node: fx.Node, steps: _Steps) -> fx.Node | None:
         return None
     graph, bound = node.graph, bind(node)
     base = bound["input"]
-    if 0 in [stride for stride, size in zip(bound["stride"], bound["size"], strict=True) if size != 1]:
-        return None  # several elements are written to the same place
     stride = steps.moving[0].stride if steps.moving else 1
     flat = call(graph, aten.reshape.default, base, [-1], like=node)
     values = call(graph, aten.reshape.default, bound["src"], [-1], like=node)
