@@ -19,9 +19,8 @@ _REFUSED = {
         signal.windows.general_cosine signal.windows.general_hamming signal.windows.hamming signal.windows.hann
         signal.windows.kaiser signal.windows.nuttall""",
     "no converter": """
-        argwhere as_strided as_strided.partial_views cdist fft.fft fft.irfft fft.irfft2 fft.irfftn fft.rfft fft.rfft2
-        fft.rfftn masked_scatter max_pool2d_with_indices_backward nn.functional.pdist nonzero resize_ scatter_add
-        scatter_reduce.amax scatter_reduce.amin scatter_reduce.mean scatter_reduce.prod scatter_reduce.sum""",
+        argwhere cdist fft.fft fft.irfft fft.irfft2 fft.irfftn fft.rfft fft.rfft2 fft.rfftn
+        max_pool2d_with_indices_backward nn.functional.pdist nonzero resize_""",
     "TensorRT has no torch.": """
         cdouble cfloat chalf char double float_power log_softmax.with_dtype nn.functional.softmin.with_dtype short
         softmax.with_dtype to""",

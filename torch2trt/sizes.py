@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -92,6 +94,17 @@ def evaluate(size: Size, values: Mapping[str, int]) -> int:
     if isinstance(size, int):
         return size
     return int(size.subs({symbol: values[symbol.name] for symbol in size.free_symbols}))
+
+
+def largest(size: Size, ranges: Mapping[str, DimRange]) -> int:
+    """The most that a size can be, taken at the ends of the ranges; ``sys.maxsize`` where a symbol has no range."""
+    if isinstance(size, int):
+        return size
+    names = sorted(symbol.name for symbol in size.free_symbols)
+    if not ranges.keys() >= set(names):
+        return sys.maxsize
+    ends = itertools.product(*((ranges[name].min, ranges[name].max) for name in names))
+    return max(evaluate(size, dict(zip(names, values, strict=True))) for values in ends)
 
 
 def size_to_json(size: Size) -> int | str:

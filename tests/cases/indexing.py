@@ -56,6 +56,15 @@ PLACES = together(
     lambda x: x[0].triu(2),
 )
 
+# Slices and windows, once a pass has seen to them.
+STRIDED = together(
+    lambda x: x.as_strided((2, 4, 5), (20, 1, 4)),
+    lambda x: x.as_strided((2, 3), (20, 5), 7),
+    lambda x: x.as_strided((3, 8), (16, 1)),
+    lambda x: x.as_strided((7, 3, 2), (4, 2, 1)),
+    lambda x: x.as_strided_scatter(x.flatten()[:3], (3,), (5,), 1),
+)
+
 CASES = [
     OpCase("embedding", F.embedding, (IDS, TABLE), weights=(1,)),
     OpCase("embedding-int32-half", F.embedding, (IDS.int(), TABLE.half()), {"padding_idx": 0}, weights=(1,)),
@@ -79,6 +88,14 @@ CASES = [
     OpCase("places-bool", PLACES, (FLAGS,)),
     OpCase("places-dynamic", PLACES, (X,), dynamic=BOTH),
     OpCase("im2col", F.unfold, (normal(2, 3, 5, 6), (2, 3), 1, (1, 0), (2, 1))),
+    OpCase("strided", STRIDED, (X,)),
+    OpCase("strided-int64", STRIDED, (INTS,)),
+    OpCase(
+        "strided-refused",
+        lambda x: x.as_strided((5, 4, 3), (6, 4, 3)),
+        (X.flatten().repeat(2),),
+        unsupported="as_strided",
+    ),
     OpCase("one_hot", lambda i: (F.one_hot(i, 7), F.one_hot(i[0, 0], 7)), (IDS,)),
     OpCase("one_hot-dynamic", F.one_hot, (IDS, 7), dynamic={0: {1: (1, 5)}}),
 ]

@@ -16,6 +16,7 @@ from torch2trt.graph.ops import ACTIVATIONS, LINEAR_BLOCK
 
 WEIGHT, BIAS = normal(5, 6, seed=1), normal(5, seed=2)
 ROWS, BATCH = Dim("rows", min=1, max=7), Dim("batch", min=1, max=4)
+LENGTH = Dim("length", min=3, max=7)
 
 LINEAR = [
     *(
@@ -125,6 +126,23 @@ EINSUMS = {
     "i,j->ij": ((3,), (4,)),
     "bij->bji": ((2, 3, 4),),
     "bi,bij,bj->b": ((2, 3), (2, 3, 4), (2, 4)),
+    "ii->i": ((4, 4),),
+    "ii": ((4, 4),),
+    "iji->j": ((4, 3, 4),),
+    "...ii->...i": ((2, 3, 4, 4),),
+    "bii,bi->bi": ((2, 4, 4), (2, 4)),
+    "ij": ((2, 3),),
+    "ba": ((2, 3),),
+    "ij->": ((2, 3),),
+    "ij,ij->": ((2, 3), (2, 3)),
+    "ij,jk": ((2, 3), (3, 4)),
+    "ij...,jk...->ik...": ((2, 3, 5), (3, 4, 5)),
+    "...ij,...jk->...ik": ((6, 1, 2, 3), (5, 3, 4)),
+    "i...->...": ((3, 2, 4),),
+    "ij,jk,kl->il": ((2, 3), (3, 4), (4, 5)),
+    "abc,cd,ef->abdf": ((2, 3, 4), (4, 5), (3, 2)),
+    "i,ii->": ((3,), (3, 3)),
+    ",i->i": ((), (3,)),
 }
 
 
@@ -134,6 +152,24 @@ def einsums(*operands: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
 
 COMPOSED = [
     OpCase("einsum", einsums, [[normal(*shape) for shape in shapes] for shapes in EINSUMS.values()]),
+    OpCase("einsum-half", einsums, [[normal(*shape).half() for shape in shapes] for shapes in EINSUMS.values()]),
+    OpCase(
+        "einsum-dynamic",
+        together(
+            lambda x, y: torch.einsum("bij,bjk->bik", x, y),
+            lambda x, y: torch.einsum("bij,bjk,bkl", x, y, x),
+            lambda x, y: torch.einsum("bij,bjk->", x, y),
+            lambda x, y: torch.einsum("b...i,...bi->b", x, y.permute(2, 0, 1)),
+            lambda x, y: torch.einsum("bii->b", x @ y),
+        ),
+        (normal(2, 3, 4), normal(2, 4, 3)),
+        dynamic={0: {0: BATCH, 1: LENGTH}, 1: {0: BATCH, 2: LENGTH}},
+    ),
+    OpCase(
+        "einsum-of-lists",
+        lambda x, y: (torch.einsum(x, [0, 1], y, [1, 2], [2, 0]), torch.einsum(x, [..., 1], y, [1, 2], [..., 2])),
+        (normal(2, 3), normal(3, 4)),
+    ),
     OpCase("tensordot", partial(torch.tensordot, dims=2), (normal(2, 3, 4), normal(3, 4, 5))),
     OpCase("outer", together(torch.outer, torch.kron), (normal(3), normal(4))),
     OpCase("inner", torch.inner, (normal(2, 3), normal(4, 3))),

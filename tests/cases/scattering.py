@@ -6,9 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.export import Dim
 
 from tests.cases import normal, together
 from tests.harness import OpCase
+
+aten = torch.ops.aten
 
 X, Y = normal(2, 5, 4), normal(2, 5, 4, seed=1)
 INTS = torch.arange(40).reshape(2, 5, 4)
@@ -63,10 +66,50 @@ MASKS = writing(
     put(lambda mask: mask[:, :, 0], lambda x: x[0, 0]),
     put(lambda mask: mask[0, :2, 0], lambda x: x[1, :1]),
 )
+# As many values as there are True ones.
+IN_ORDER = together(
+    lambda x, mask: x.index_put((mask,), torch.arange(20).to(x.dtype)),
+    lambda x, mask: x.index_put((mask,), torch.arange(20).to(x.dtype), accumulate=True),
+    lambda x, mask: aten.index_put(x, [None, mask[0, :, 0]], x[:, :5]),
+    lambda x, mask: aten.index_put(x, [None, mask[0, :, 0]], x[0, :1], accumulate=True),
+    lambda x, mask: aten.index_put(x, [None, None, mask[0, 0]], x[0, :1, :2]),
+    lambda x, mask: aten.index_put(x, [None, mask[0]], x.flatten()[:10]),
+    lambda x, mask: x.index_put((mask[:, :, 0],), x[0, :1]),
+)
+EVERY_OTHER = (torch.arange(40) % 2 == 0).reshape(2, 5, 4)
+MASKED_SCATTERS = together(
+    lambda x, mask, y: x.masked_scatter(mask, y),
+    lambda x, mask, y: x[0, 0].masked_scatter(mask, y),
+    lambda x, mask, y: x.masked_scatter(mask[:, :, :1], y),
+    lambda x, mask, y: x.masked_scatter(mask[:, :1].expand(2, 5, 4), y.flatten()),
+    lambda x, mask, y: x.masked_scatter(mask[:, :1, 0].unsqueeze(-1).expand(2, 5, 4), y[0]),
+    lambda x, mask, y: x.masked_scatter(mask[0, 0, 0], y),
+)
 SCATTERS = together(
     lambda x, i: x.scatter(1, i.reshape(1, 1, 4), x.flip(1)),
     lambda x, i: x.scatter(1, i.reshape(1, 1, 4).expand(2, 1, 4), 1),
     lambda x, i: x.scatter(-1, i[:3].reshape(1, 1, 3), x[..., 1:]),
+)
+
+TOKENS = {0: {0: Dim("batch", min=1, max=3), 1: Dim("length", min=2, max=8)}}
+TOKENS[1] = TOKENS[0]
+
+
+def put_both(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return x.index_put((mask[:, 0, 0], torch.tensor([1])), x[0, 0, 0])
+
+
+def image_features(x: torch.Tensor, mask: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    return x.masked_scatter(mask.unsqueeze(-1).expand_as(x), features.repeat(3, 1))
+
+
+DIAGONALS = together(
+    lambda x, y: x.diagonal_scatter(y[:, 0, :], 0, 1, 2),
+    lambda x, y: x.diagonal_scatter(y[:, 0, :2], 2, -2, -1),
+    lambda x, y: x.diagonal_scatter(y[:, 0, :], 1, 2, 1),
+    lambda x, y: x.diagonal_scatter(y[:, :3, 0], -2, 1, 2),
+    lambda x, y: x.diagonal_scatter(y[0, :, :2], 0, 0, 2),
+    lambda x, y: x[0].clone().fill_diagonal_(7),
 )
 
 CASES = [
@@ -89,13 +132,25 @@ CASES = [
     OpCase("index_copy", COPIES, (X, PICKS)),
     OpCase("write-mask", MASKS, (X, FLAGS)),
     OpCase("write-mask-half", MASKS, (X.half(), FLAGS)),
-    OpCase("accumulate-refused", lambda x, i: x.index_put((i,), x[:1], True), (X, PICKS % 2), unsupported="adds up"),
+    OpCase("write-mask-in-order", IN_ORDER, (X, EVERY_OTHER)),
+    OpCase("write-mask-in-order-int64", IN_ORDER, (INTS, EVERY_OTHER)),
+    OpCase("write-mask-and-index", put_both, (X, FLAGS), unsupported="depends on their values"),
+    OpCase("masked_scatter", MASKED_SCATTERS, (X, FLAGS, Y)),
+    OpCase("masked_scatter-int64", MASKED_SCATTERS, (INTS, FLAGS, INTS.flip(1))),
+    OpCase("masked_scatter-half", MASKED_SCATTERS, (X.half(), FLAGS, Y.half())),
+    OpCase("masked_scatter-dynamic", image_features, (X, X[:, :, 0] > 0, normal(8, 4)), dynamic=TOKENS),
+    OpCase("diagonal_scatter", DIAGONALS, (X, Y)),
+    OpCase("diagonal_scatter-int64", DIAGONALS, (INTS, INTS.flip(1))),
+    OpCase("diagonal_scatter-bool", DIAGONALS, (FLAGS, Y > 0)),
+    OpCase(
+        "diagonal_scatter-dynamic",
+        lambda x, y: x.diagonal_scatter(y[:, 0, :2], 2, 1, 2),
+        (X, Y),
+        dynamic={0: {0: Dim("batch", min=1, max=5), 1: (2, 8)}, 1: {0: Dim("batch", min=1, max=5)}},
+    ),
     OpCase("scatters", SCATTERS, (X, PICKS)),
     OpCase("scatters-int", SCATTERS, (INTS, PICKS)),
     OpCase("scatters-bool", SCATTERS, (FLAGS, PICKS)),
     OpCase("scatters-half", SCATTERS, (X.half(), PICKS)),
     OpCase("scatter-int32-indices", lambda x, i: x.scatter(1, i.reshape(1, 1, 4).long(), 3.0), (X, PICKS.int())),
-    OpCase(
-        "scatter_add-refused", lambda x, i: x.scatter_add(1, i.reshape(1, 1, 4), x), (X, PICKS), unsupported="scatter"
-    ),
 ]

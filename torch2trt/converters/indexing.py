@@ -23,14 +23,15 @@ def embedding(net: Network, weight: Tensor, indices: Tensor, **_: Any) -> Tensor
     return net.gather(weight, indices, 0)
 
 
-def _at_least_1d(net: Network, tensor: Tensor) -> Tensor:
+def at_least_1d(net: Network, tensor: Tensor) -> Tensor:
+    """A scalar as a vector of one element; others as they are."""
     return net.to_rank(tensor, max(tensor.rank, 1))
 
 
 @converter(aten.index_select.default)
 def index_select(net: Network, input: Tensor, dim: int, index: Tensor) -> Tensor:
     """index_select(Tensor self, int dim, Tensor index) -> Tensor"""
-    picked = net.gather(_at_least_1d(net, input), _at_least_1d(net, index), dim)
+    picked = net.gather(at_least_1d(net, input), at_least_1d(net, index), dim)
     return net.reshape(picked, net.result.shape)
 
 
@@ -43,7 +44,7 @@ def _gather_unsupported(index: TensorSpec, **_: Any) -> str | None:
 @converter(aten.gather.default, unsupported=_gather_unsupported)
 def gather(net: Network, input: Tensor, dim: int, index: Tensor, **_: Any) -> Tensor:
     """gather(Tensor self, int dim, Tensor index, *, bool sparse_grad=False) -> Tensor"""
-    input, index = _at_least_1d(net, input), _at_least_1d(net, index)
+    input, index = at_least_1d(net, input), at_least_1d(net, index)
     dim %= input.rank
     for axis, size in enumerate(index.shape):
         if axis != dim:
@@ -116,7 +117,7 @@ def index(net: Network, input: Tensor, indices: Sequence[Tensor | None]) -> Tens
 @converter(aten.unfold.default)
 def unfold(net: Network, input: Tensor, dimension: int, size: int, step: int) -> Tensor:
     """unfold(Tensor(a) self, int dimension, int size, int step) -> Tensor(a)"""
-    input = _at_least_1d(net, input)
+    input = at_least_1d(net, input)
     dimension %= input.rank
     count = net.result.shape[dimension] if net.result.rank > 1 else 1
     starts, offsets = net.iota(0, step, count, torch.int64), net.iota(0, 1, size, torch.int64)

@@ -54,7 +54,8 @@ def unsupported_reason(program: Program, node: fx.Node, flavour: Flavour) -> str
         return None
     used = {user.args[1] for user in node.users if user.target is operator.getitem}
     named = inspect.signature(converter.unsupported).parameters
-    bound |= {name: value for name, value in (("flavour", flavour), ("used", used)) if name in named}
+    asked = {"flavour": flavour, "ranges": program.signature.dims, "used": used}
+    bound |= {name: value for name, value in asked.items() if name in named}
     return converter.unsupported(**registry.arguments_for(converter.unsupported, bound))
 
 
@@ -95,6 +96,7 @@ def lower(program: Program, flavour: Flavour) -> Network:
     if not program.output_names:
         raise CaptureError("computes nothing: its results are its arguments and constants", subject=program.name)
     net = Network(flavour)
+    net.ranges = program.signature.dims
     values: dict[fx.Node, Any] = {}
     with net.scope("inputs"):
         for node, leaf in zip(program.input_placeholders, program.signature.tensor_inputs, strict=True):

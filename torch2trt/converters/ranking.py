@@ -14,7 +14,7 @@ from torch2trt.trt.tensor import Tensor
 
 aten = torch.ops.aten
 
-_MOST = 3840  # elements that a TopK layer returns
+MOST_SORTED = 3840  # elements that a TopK layer returns
 
 
 def _first(net: Network, input: Tensor, dim: int, largest: bool) -> Tensor:
@@ -58,7 +58,9 @@ converter(aten.min.dim)(_extreme(largest=False))
 
 
 def _topk_unsupported(k: Size, **_: object) -> str | None:
-    return f"TensorRT finds the first {_MOST} at most, not {k}" if isinstance(k, int) and k > _MOST else None
+    return (
+        f"TensorRT finds the first {MOST_SORTED} at most, not {k}" if isinstance(k, int) and k > MOST_SORTED else None
+    )
 
 
 @converter(aten.topk.default, unsupported=_topk_unsupported)
@@ -74,7 +76,7 @@ def _sort_unsupported(input: TensorSpec, dim: int, **_: object) -> str | None:
     size = input.shape[dim] if input.rank else 1
     if not isinstance(size, int):
         return "sorts a dynamic dimension"
-    return f"TensorRT sorts {_MOST} elements at most, not {size}" if size > _MOST else None
+    return f"TensorRT sorts {MOST_SORTED} elements at most, not {size}" if size > MOST_SORTED else None
 
 
 @converter(aten.sort.default, aten.sort.stable, unsupported=_sort_unsupported)

@@ -24,7 +24,7 @@ def _axes(dim: Dims) -> Sequence[int]:
     return [dim] if isinstance(dim, int) else dim or []
 
 
-def _accumulated(net: Network, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+def accumulated(net: Network, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """The tensor in the type it is summed in: at least 32 bits of float, or int64."""
     if dtype is not None:
         tensor = net.cast(tensor, dtype)
@@ -44,7 +44,7 @@ def _reduction(operation: str) -> Callable[..., Tensor]:
         keepdim: bool = False,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        result = net.reduce(operation, _accumulated(net, input, dtype), _axes(dim), keepdim)
+        result = net.reduce(operation, accumulated(net, input, dtype), _axes(dim), keepdim)
         return net.cast(result, net.result.dtype)
 
     return reduce
@@ -58,7 +58,7 @@ converter(aten.prod.default, aten.prod.dim_int)(_reduction("PROD"))
 @converter(aten.cumsum.default)
 def cumsum(net: Network, input: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
     """cumsum(Tensor self, int dim, *, ScalarType? dtype=None) -> Tensor"""
-    sums = _accumulated(net, input, dtype)
+    sums = accumulated(net, input, dtype)
     if sums.rank:
         sums = net.cumulative_sum(sums, dim)
     return net.cast(sums, net.result.dtype)

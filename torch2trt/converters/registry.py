@@ -35,8 +35,8 @@ def converter(*targets: Any, unsupported: Unsupported | None = None) -> Callable
     Args:
         targets: operator overloads, ``torch.ops.aten.relu.default``.
         unsupported: takes the same arguments with tensors as :class:`~torch2trt.sizes.TensorSpec` (and, if it names
-            them, the ``flavour``, and ``used``, the positions of the results that something reads) and returns why
-            this call cannot be converted, or None.
+            them, the ``flavour``, the ``ranges`` of the dynamic dimensions, and ``used``, the positions of the results
+            that something reads) and returns why this call cannot be converted, or None.
 
     Raises:
         TypeError: the parameters are not the schema's, or the operator already has a converter.
@@ -49,7 +49,7 @@ def converter(*targets: Any, unsupported: Unsupported | None = None) -> Callable
                 raise TypeError(f"{name_of(target)} already has the converter {other}")
             _check_parameters(function, target, skip=("net",))
             if unsupported is not None:
-                _check_parameters(unsupported, target, skip=("flavour", "used"))
+                _check_parameters(unsupported, target, skip=("flavour", "ranges", "used"))
             _TABLE[target] = Converter(target, function, unsupported)
         return function
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import sympy
 import torch
+from torch.utils._sympy.functions import FloorDiv
 
 from torch2trt.converters.indexing import indexed_dims, indices_unsupported, is_adjacent, merged_index
 from torch2trt.converters.registry import converter
+from torch2trt.converters.scatter_reductions import added, adding_unsupported
 from torch2trt.converters.shapes import position, slice_start, slice_unsupported
-from torch2trt.sizes import Size, TensorSpec, volume
+from torch2trt.sizes import DimRange, Size, TensorSpec, simplify, volume
+from torch2trt.trt.dims import broadcast
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
 
@@ -59,6 +63,25 @@ def slice_scatter(
     return net.gather(net.concat([input, src], dim), net.constant(places), dim)
 
 
+@converter(aten.diagonal_scatter.default)
+def diagonal_scatter(net: Network, input: Tensor, src: Tensor, offset: int, dim1: int, dim2: int) -> Tensor:
+    """diagonal_scatter(Tensor self, Tensor src, int offset=0, int dim1=0, int dim2=1) -> Tensor"""
+    dim1, dim2 = dim1 % input.rank, dim2 % input.rank
+    order = [*(axis for axis in range(input.rank) if axis not in (dim1, dim2)), dim1, dim2]
+    matrix = net.permute(input, order)
+    rows, columns = matrix.shape[-2:]
+    if 0 in src.shape:
+        return input
+    row, column = net.iota(offset, 1, rows, torch.int32), net.iota(0, 1, columns, torch.int32)
+    on_diagonal = net.elementwise("EQUAL", net.unsqueeze(row, 1), net.unsqueeze(column, 0))
+    # Above the main diagonal its elements are numbered by row, below by column.
+    across = rows if offset >= 0 else columns
+    none = [0] * (src.rank - 1)
+    line = net.pad(net.cast(src, input.dtype), [0] * src.rank, [*none, across - src.shape[-1]])
+    written = net.select(on_diagonal, net.unsqueeze(line, -1 if offset >= 0 else -2), matrix)
+    return net.permute(written, [order.index(axis) for axis in range(input.rank)])
+
+
 @converter(aten.scatter.src, aten.scatter.value)
 def scatter(
     net: Network, input: Tensor, dim: int, index: Tensor, src: Tensor | None = None, value: float | None = None
@@ -73,25 +96,84 @@ def scatter(
     return net.scatter_elements(input, index, src, dim)
 
 
+# -- masks -------------------------------------------------------------------------------------------------------------
+
+
+def _counted(net: Network, mask: Tensor, most: Size) -> Tensor:
+    """For every element of a mask how many True ones come before it, up to a number of them, as one dimension."""
+    one = net.tensor(1, torch.int32)
+    count = net.cumulative_sum(net.cast(net.flatten(mask), torch.int32), 0)
+    last = net.elementwise("SUB", net.tensor(most, torch.int32), one)
+    # Up to the first True one there is none before; and a value that is alone is for all.
+    return net.elementwise(
+        "MIN", net.elementwise("MAX", net.elementwise("SUB", count, one), net.tensor(0, one.dtype)), last
+    )
+
+
+@converter(aten.masked_scatter.default)
+def masked_scatter(net: Network, input: Tensor, mask: Tensor, source: Tensor) -> Tensor:
+    """masked_scatter(Tensor self, Tensor mask, Tensor source) -> Tensor"""
+    shape = net.result.shape
+    if 0 in (*shape, *source.shape):
+        return net.expand(input, shape)
+    mask = net.to_rank(mask.unexpanded or mask, len(shape))
+    # Where the mask is the same along the last dimensions, they are taken from the source as a whole.
+    inner = 0
+    while inner < len(shape) and mask.shape[len(shape) - 1 - inner] == 1:
+        inner += 1
+    outer, width = shape[: len(shape) - inner], volume(shape[len(shape) - inner :])
+    count = simplify(sympy.sympify(FloorDiv(volume(source.shape), width)))
+    rows = net.reshape(net.narrow(net.flatten(source), 0, 0, count * width), (count, width))
+    mask = net.expand(mask, (*outer, *(1,) * inner))
+    picked = net.reshape(net.gather(rows, _counted(net, mask, count), 0), shape)
+    return net.select(mask, picked, net.expand(input, shape))
+
+
+def _mask_place(indices: Sequence[Any]) -> int | None:
+    """The dimension at which a mask begins that is the only index."""
+    places = [place for place, index in enumerate(indices) if index is not None]
+    return places[0] if len(places) == 1 and indices[places[0]].dtype == torch.bool else None
+
+
+def _put_by_mask(net: Network, input: Tensor, mask: Tensor, place: int, values: Tensor, accumulate: bool) -> Tensor:
+    """Values [*before, count, *after], or what broadcasts to that, in order where a mask is True.
+
+    Args:
+        input: [*before, *mask, *after].
+        place: the number of dimensions before the mask.
+    """
+    before, after = (1,) * place, (1,) * (input.rank - place - mask.rank)
+    values = net.to_rank(values, place + 1 + len(after))
+    count = values.shape[place]
+    if count == 1:
+        shape = (*values.shape[:place], *(1,) * mask.rank, *values.shape[place + 1 :])
+    else:
+        values = net.gather(values, _counted(net, mask, count), place)
+        shape = (*values.shape[:place], *mask.shape, *values.shape[place + 1 :])
+    values = net.reshape(values, shape)
+    if accumulate:
+        values = net.elementwise("SUM", input, values)
+    return net.select(net.reshape(mask, (*before, *mask.shape, *after)), values, input)
+
+
 # -- several dimensions ------------------------------------------------------------------------------------------------
 
 
-def _is_mask(indices: Sequence[Any]) -> bool:
-    return len(indices) == 1 and indices[0] is not None and indices[0].dtype == torch.bool
-
-
 def _index_put_unsupported(
-    input: TensorSpec, indices: Sequence[TensorSpec | None], values: TensorSpec, accumulate: bool
+    input: TensorSpec,
+    indices: Sequence[TensorSpec | None],
+    accumulate: bool,
+    ranges: Mapping[str, DimRange],
+    **_: Any,
 ) -> str | None:
-    if accumulate:
-        return "adds up what is written to the same place"
-    if _is_mask(indices):
-        (mask,) = indices
-        assert mask is not None
-        inner = input.rank - mask.rank
-        if values.rank <= inner or all(size == 1 for size in values.shape[: values.rank - inner]):
-            return None
-    return indices_unsupported(indices)
+    if _mask_place(indices) is not None:
+        return None
+    if reason := indices_unsupported(indices):
+        return reason
+    if not accumulate:
+        return None
+    index = broadcast(*(index.shape for index in indices if index is not None))
+    return adding_unsupported(input.shape, indexed_dims(indices), index, ranges)
 
 
 @converter(aten.index_put.default, aten._unsafe_index_put.default, unsupported=_index_put_unsupported)
@@ -99,11 +181,14 @@ def index_put(
     net: Network, input: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool
 ) -> Tensor:
     """index_put(Tensor self, Tensor?[] indices, Tensor values, bool accumulate=False) -> Tensor"""
+    if any(0 in tensor.shape for tensor in (input, values, *indices) if tensor is not None):
+        return input
     values = net.cast(values, input.dtype)
-    if _is_mask(indices):
-        (mask,) = indices
+    mask_place = _mask_place(indices)
+    if mask_place is not None:
+        mask = indices[mask_place]
         assert mask is not None
-        return net.select(net.reshape(mask, (*mask.shape, *(1,) * (input.rank - mask.rank))), values, input)
+        return _put_by_mask(net, input, mask, mask_place, values, accumulate)
     dims = indexed_dims(indices)
     others = [axis for axis in range(input.rank) if axis not in dims]
     picked = merged_index(net, [input.shape[axis] for axis in dims], [index for index in indices if index is not None])
@@ -115,5 +200,10 @@ def index_put(
     values = net.permute(values, [*middle, *(axis for axis in range(values.rank) if axis not in middle)])
     front = net.permute(input, dims + others)
     flat = net.reshape(front, (volume(front.shape[: len(dims)]), *rest))
-    written = net.reshape(net.scatter_nd(flat, net.unsqueeze(picked, -1), values), front.shape)
+    if accumulate:
+        entries = net.reshape(values, (volume(picked.shape), *rest))
+        written = added(net, flat, net.flatten(picked), entries)
+    else:
+        written = net.scatter_nd(flat, net.unsqueeze(picked, -1), values)
+    written = net.reshape(written, front.shape)
     return net.permute(written, [(dims + others).index(axis) for axis in range(input.rank)])

@@ -22,6 +22,7 @@ from torch2trt.passes.remove_noops import IDENTITIES, remove_noops
 from torch2trt.passes.set_precision import set_precision
 from torch2trt.passes.unify_convolutions import CONVOLUTIONS, unify_convolutions
 from torch2trt.passes.unify_factories import unify_factories
+from torch2trt.passes.unify_strides import unify_strides
 from torch2trt.passes.unify_views import VIEWS, unify_views
 from torch2trt.settings import Settings
 
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 Pass = Callable[[Program, Settings], None]
 
 PASSES: tuple[Pass, ...] = (
+    unify_strides,
     unify_views,
     unify_factories,
     remove_noops,

@@ -9,7 +9,7 @@ from typing import Any
 import sympy
 import torch
 
-from torch2trt.sizes import Size, volume
+from torch2trt.sizes import Size, largest, volume
 from torch2trt.trt.core import BYTES, FLOAT_DTYPES
 from torch2trt.trt.dims import broadcast
 from torch2trt.trt.shaping import Shaping
@@ -246,11 +246,8 @@ class Arithmetic(Shaping):
             along = self.constant(torch.tensor(1, dtype=torch.int32)).itensor
             layer = self.add("add_cumulative", flat.itensor, along, self.trt.CumulativeOperation.SUM, False, False)
             return self.reshape(self.output_of(layer, flat.shape), tensor.shape)
-        if not isinstance(count, int):
-            summed = self.cast(self.triangle(count, count, 0, upper=True), tensor.dtype)
-            return self.reduce("SUM", self.elementwise("PROD", self.unsqueeze(tensor, -1), summed), [-2], False)
         others, reach = [0] * (tensor.rank - 1), 1
-        while reach < count:
+        while reach < largest(count, self.ranges):
             # Every element is the sum of as many as it reaches back: adding those before them doubles that.
             earlier = self.pad(tensor, [*others, reach], [*others, -reach])
             tensor, reach = self.elementwise("SUM", tensor, earlier), 2 * reach

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ import sympy
 import torch
 
 from torch2trt.errors import NetworkError
-from torch2trt.sizes import Shape, Size, TensorSpec
+from torch2trt.sizes import DimRange, Shape, Size, TensorSpec
 from torch2trt.trt.dims import Dims
 from torch2trt.trt.dtypes import NAMES, torch_dtypes
 from torch2trt.trt.flavour import Flavour
@@ -42,6 +42,8 @@ class NetworkCore:
         """Values by layer name (``name.kernel`` and ``name.bias`` for weights inside a layer); they also keep alive
         the memory that the network points to."""
         self._torch_dtypes = torch_dtypes(flavour)
+        self.ranges: Mapping[str, DimRange] = {}
+        """The sizes that the dynamic dimensions may take, by name."""
         self.results: list[TensorSpec | None] = []
         """What the node being lowered yields, tensor by tensor."""
         self._scope = "network"

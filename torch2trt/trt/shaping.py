@@ -183,7 +183,9 @@ class Shaping(NetworkCore):
         if tuple(tensor.shape) == tuple(shape):
             return tensor
         strides = [0 if have == 1 and want != 1 else 1 for have, want in zip(tensor.shape, shape, strict=True)]
-        return self.slice(tensor, [0] * len(shape), shape, strides)
+        expanded = self.slice(tensor, [0] * len(shape), shape, strides)
+        expanded.unexpanded = tensor.unexpanded or tensor
+        return expanded
 
     def flip(self, tensor: Tensor, axes: Sequence[int]) -> Tensor:
         """Dimensions in reverse order."""

@@ -19,7 +19,7 @@ class Tensor:
     never does. UINT8 and INT8 exist at the borders of an engine only: inside, bytes are the floats they were made from.
     """
 
-    __slots__ = ("_itensor", "dtype", "floats", "label", "net", "shape", "value")
+    __slots__ = ("_itensor", "dtype", "floats", "label", "net", "shape", "unexpanded", "value")
 
     def __init__(
         self,
@@ -40,6 +40,8 @@ class Tensor:
         """The weight's name, for a constant that is one."""
         self.floats = floats
         """The same numbers as float32 or float16, for bytes that no layer has made yet."""
+        self.unexpanded: Tensor | None = None
+        """What it was expanded from, of the same rank."""
 
     @property
     def itensor(self) -> Any:

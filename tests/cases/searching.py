@@ -1,0 +1,67 @@
+"""Rows of torch2trt/converters/searching.py."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from tests.cases import normal, together
+from tests.harness import OpCase
+
+EDGES, X = torch.tensor([-1.0, -0.5, 0.0, 0.0, 0.25, 2.0]), normal(3, 5)
+LINES = normal(3, 4).sort(-1).values
+SPECIAL = torch.tensor([math.nan, math.inf, -math.inf, 0.0, 0.25, -1.0, 2.0])
+INTS, INT_EDGES = torch.arange(-4, 8).reshape(3, 4), torch.tensor([-3, 0, 0, 5])
+MANY, SOUGHT = normal(4001).sort().values, normal(1200)
+
+SEARCHES = together(
+    lambda x, edges: torch.bucketize(x, edges),
+    lambda x, edges: torch.bucketize(x, edges, right=True),
+    lambda x, edges: torch.bucketize(x, edges, out_int32=True),
+    lambda x, edges: torch.searchsorted(edges, x),
+    lambda x, edges: torch.searchsorted(edges, x, side="right"),
+    lambda x, edges: torch.searchsorted(edges, x.flatten()[3]),
+    lambda x, edges: torch.searchsorted(edges, 0.0, right=True),
+    lambda x, edges: torch.searchsorted(edges.flip(0), x, sorter=torch.arange(edges.shape[0]).flip(0)),
+)
+OF_LINES = together(
+    lambda x, edges: torch.searchsorted(edges, x),
+    lambda x, edges: torch.searchsorted(edges, x[:, :2].contiguous(), right=True),
+    lambda x, edges: torch.searchsorted(edges[0], x),
+)
+OF_STEPS = together(
+    lambda x, many: torch.bucketize(x, torch.arange(many.shape[0]) / 8 - 2),
+    lambda x, many: torch.searchsorted(torch.arange(many.shape[0]) // 3, (x * 100).long(), right=True),
+)
+HISTOGRAMS = together(
+    lambda x: torch.histc(x, 7, -1, 1),
+    lambda x: torch.histc(x, 5),
+    lambda x: torch.histc(x * 0, 4),
+    lambda x: torch.histc(x * 0 + 3, 4, 0, 3),
+    lambda x: torch.histc(x[:0], 4, 0, 3),
+)
+
+CASES = [
+    OpCase("searches", SEARCHES, (X, EDGES)),
+    OpCase("searches-constant", SEARCHES, (X, EDGES), weights=(1,)),
+    OpCase("searches-half", SEARCHES, (X.half(), EDGES.half())),
+    OpCase("searches-int64", SEARCHES, (INTS, INT_EDGES)),
+    OpCase("searches-special", SEARCHES, (SPECIAL, EDGES)),
+    OpCase("searches-dynamic", SEARCHES, (X, EDGES), dynamic={0: {0: (1, 6)}, 1: {0: (1, 6)}}),
+    OpCase("searches-of-lines", OF_LINES, (X, LINES)),
+    OpCase("searches-of-lines-dynamic", OF_LINES, (X, LINES), dynamic={0: {1: (3, 6)}}),
+    OpCase("searches-of-many", SEARCHES, (torch.cat([SOUGHT, MANY[-5:], SPECIAL]), MANY)),
+    OpCase("searches-of-many-lines", OF_LINES, (SOUGHT.reshape(2, 600), normal(2, 4001).sort(-1).values)),
+    OpCase("searches-of-many-dynamic", OF_STEPS, (SOUGHT, MANY), dynamic={1: {0: (1, 4500)}}),
+    OpCase(
+        "repeat_interleave-each",
+        lambda x, n: (x.repeat_interleave(n, 0, output_size=7), x.repeat_interleave(n + 1, 0, output_size=10)),
+        (X, torch.tensor([3, 0, 4])),
+    ),
+    OpCase("histc", HISTOGRAMS, (normal(40),)),
+    OpCase("histc-half", HISTOGRAMS, (normal(40).half(),)),
+    OpCase("histc-special", lambda x: torch.histc(x, 6, -1, 2), (SPECIAL,)),
+    OpCase("histc-many", lambda x: torch.histc(x, 1000, -3, 3), (normal(9000),)),
+    OpCase("histc-dynamic", lambda x: torch.histc(x, 6, -1, 2), (normal(40),), dynamic={0: {0: (1, 5000)}}),
+]
