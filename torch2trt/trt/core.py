@@ -96,7 +96,14 @@ class NetworkCore:
         Raises:
             NetworkError: TensorRT refused it.
         """
-        layer = getattr(self.definition, method)(*args)
+        return self.adopt(getattr(self.definition, method)(*args), method)
+
+    def adopt(self, layer: Any, method: str) -> Any:
+        """Name a layer that a method has just added.
+
+        Raises:
+            NetworkError: there is none, TensorRT refused it.
+        """
         if layer is None:
             raise self.error(f"TensorRT refused {method}")
         count = self._layer_counts.get(self._scope, 0)
