@@ -35,7 +35,7 @@ SENSITIVE = _overloads(
     *(aten.pow, aten.square, aten.rsqrt, aten.sqrt, aten.reciprocal),
     *(aten.sum, aten.mean, aten.prod, aten.var, aten.std, aten.var_mean, aten.cumsum, aten.cumprod),
     *(aten.linalg_vector_norm, aten.norm),
-    *(aten.grid_sampler, aten.grid_sampler_2d),
+    *(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d),
 )
 # These only move data: their result has the dtype of what they move, or that of the module's own cast.
 _MOVING = _overloads(
