@@ -42,7 +42,7 @@ def unsupported_reason(program: Program, node: fx.Node, flavour: Flavour) -> str
         return None
     converter = registry.find(node.target)
     if converter is None:
-        return "no converter"
+        return registry.refusal(node.target)
     bound = _map_nodes(bind(node), lambda arg: _spec_or_size(program, arg))
     specs = [item for item in _leaves([list(bound.values()), program.result(node)]) if isinstance(item, TensorSpec)]
     for spec in specs:
