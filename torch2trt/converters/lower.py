@@ -52,7 +52,7 @@ def unsupported_reason(program: Program, node: fx.Node, flavour: Flavour) -> str
             return f"TensorRT tensors have at most 8 dimensions, this has {spec.rank}"
     if converter.unsupported is None:
         return None
-    used = {user.args[1] for user in node.users if user.target is operator.getitem}
+    used = _used(node)
     named = inspect.signature(converter.unsupported).parameters
     bound |= {name: value for name, value in (("flavour", flavour), ("used", used)) if name in named}
     return converter.unsupported(**registry.arguments_for(converter.unsupported, bound))
@@ -122,6 +122,7 @@ def _lower_node(net: Network, program: Program, node: fx.Node, values: dict[fx.N
     result = program.result(node)
     with net.scope(node.name, module=module, source=source):
         net.results = result if isinstance(result, list) else [result]
+        net.used = _used(node)
         try:
             produced = converter.function(net, **registry.arguments_for(converter.function, arguments))
         except NetworkError:
@@ -134,6 +135,11 @@ def _lower_node(net: Network, program: Program, node: fx.Node, values: dict[fx.N
             ) from error
         _check(net, node, produced, result)
     return produced
+
+
+def _used(node: fx.Node) -> set[Any]:
+    """The positions of a call's results that something reads."""
+    return {user.args[1] for user in node.users if user.target is operator.getitem}
 
 
 def _check(net: Network, node: fx.Node, produced: Any, expected: Any) -> None:

@@ -44,6 +44,8 @@ class NetworkCore:
         self._torch_dtypes = torch_dtypes(flavour)
         self.results: list[TensorSpec | None] = []
         """What the node being lowered yields, tensor by tensor."""
+        self.used: set[int] = set()
+        """The positions of those that something reads, where the node yields several."""
         self._scope = "network"
         self._module = ""
         self._source = ""
