@@ -109,3 +109,11 @@ def test_int8_is_refused(
     assert [node.op for node in caught.value.nodes] == refused
     if flavours.load().has("int8_numbers"):
         lower(program, flavours.load())
+
+
+def test_grid_samples_where_the_layer_is_right(lacking: flavours.Flavour) -> None:
+    sample = partial(F.grid_sample, mode="bicubic", padding_mode="reflection", align_corners=False)
+    inputs = normal(2, 3, 5, 6), normal(2, 4, 3, 2)
+    first = dataclasses.replace(flavours.load(), name=flavours.TENSORRT, version=(10, 6))
+    assert types_into(lowered(first, sample, *inputs), "GRID_SAMPLE") == {"FLOAT"}
+    assert not types_into(lowered(lacking, sample, *inputs), "GRID_SAMPLE")

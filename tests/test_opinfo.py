@@ -25,8 +25,6 @@ _REFUSED = {
         cdouble cfloat chalf char double float_power log_softmax.with_dtype nn.functional.softmin.with_dtype short
         softmax.with_dtype to""",
     "TensorRT keeps the statistics to itself": "native_group_norm native_layer_norm",
-    "does not tell where the largest elements were": """
-        nn.functional.max_pool1d nn.functional.max_pool2d nn.functional.max_pool3d""",
     "TensorRT sorts 3840 elements at most": "argsort msort sort",
     "a number taken from the values of a tensor": "tensor_split",
     "the module changes": "_native_batch_norm_legit",

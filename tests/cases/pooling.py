@@ -47,6 +47,26 @@ def avg_pools(function, windows=WINDOWS):
     )
 
 
+def with_indices(function):
+    return together(
+        *(
+            partial(function, kernel_size=3, stride=2, padding=1, return_indices=True, ceil_mode=ceil)
+            for ceil in (False, True)
+        ),
+        partial(function, kernel_size=2, dilation=2, return_indices=True),
+    )
+
+
+def dilated(function):
+    return together(
+        partial(function, kernel_size=2, stride=1, dilation=3),
+        partial(function, kernel_size=3, stride=2, padding=1, dilation=2, ceil_mode=True),
+    )
+
+
+# Of few values, so that windows have several largest ones.
+TIES = torch.arange(2 * 3 * 9 * 8).reshape(2, 3, 9, 8) * 7 % 5 - 9
+
 LINES = ((3, None, 0, False), (4, 3, 2, False), (3, 2, 1, True), (2, 3, 1, True))
 
 MAXIMA = [
@@ -65,9 +85,31 @@ MAXIMA = [
     OpCase("max_pool3d-dynamic", F.max_pool3d, (VOLUME, 2, 2), dynamic={0: {2: (2, 6)}}),
     # Refused by the converter, or before it where torch.export finds that the size would follow another formula.
     OpCase("max_pool2d-dynamic-overhang", F.max_pool2d, (IMAGE, 2, 2, 1, 1, True), dynamic=DYNAMIC, raises="T2T"),
-    OpCase("max_pool2d-dilated", F.max_pool2d, (IMAGE, 3, 1, 0, 2), unsupported="dilat"),
-    OpCase("max_pool2d-int", F.max_pool2d, (torch.arange(36).reshape(1, 1, 6, 6).int(), 2), unsupported="int32"),
-    OpCase("max_pool2d-indices", partial(F.max_pool2d, return_indices=True), (IMAGE, 2), unsupported="where"),
+    *(
+        OpCase(f"max_pool{spatial}d-dilated", dilated(function), (x,))
+        for spatial, function, x in (
+            (1, F.max_pool1d, SEQUENCE),
+            (2, F.max_pool2d, NEGATIVE),
+            (3, F.max_pool3d, VOLUME),
+        )
+    ),
+    OpCase("max_pool2d-dilated-dynamic", F.max_pool2d, (NEGATIVE, 2, 2, 1, 3), dynamic=DYNAMIC),
+    OpCase("max_pool2d-int32", F.max_pool2d, (TIES.int(), 3, 2, 1)),
+    OpCase("max_pool2d-bool", F.max_pool2d, (IMAGE > 0, 2), unsupported="bool"),
+    *(
+        OpCase(f"max_pool{spatial}d-indices", with_indices(function), (x,))
+        for spatial, function, x in (
+            (1, F.max_pool1d, SEQUENCE),
+            (2, F.max_pool2d, TIES.float()),
+            (3, F.max_pool3d, VOLUME),
+        )
+    ),
+    OpCase("max_pool2d-indices-unbatched", with_indices(F.max_pool2d), (-VOLUME[0, 0],)),
+    OpCase("max_pool2d-indices-float16", with_indices(F.max_pool2d), (TIES.half(),)),
+    OpCase("max_pool2d-indices-int64", with_indices(F.max_pool2d), (TIES,)),
+    OpCase("max_pool2d-indices-infinite", with_indices(F.max_pool2d), (torch.full((1, 1, 6, 6), -torch.inf),)),
+    OpCase("max_pool2d-indices-dynamic", F.max_pool2d, (IMAGE, 3, 2, 1), {"return_indices": True}, dynamic=DYNAMIC),
+    OpCase("max_pool2d-indices-alone", lambda x: F.max_pool2d(x, 3, 2, return_indices=True)[1], (IMAGE,)),
     OpCase("max_pool2d-unused-indices", lambda x: F.max_pool2d(x, 3, 2, return_indices=True)[0], (IMAGE,)),
     OpCase("max_pool3d-unused-indices", lambda x: F.max_pool3d(x, 2, return_indices=True)[0], (VOLUME,)),
 ]
@@ -117,9 +159,9 @@ ADAPTIVE = [
     OpCase("adaptive_avg_pool2d-float16", adaptive(F.adaptive_avg_pool2d, 1, 4), (IMAGE.half(),)),
     OpCase("adaptive_avg_pool2d-dynamic", adaptive(F.adaptive_avg_pool2d, 1, (None, 1)), (IMAGE,), dynamic=DYNAMIC),
     OpCase("adaptive_avg_pool2d-dynamic-height", F.adaptive_avg_pool2d, (IMAGE, (1, 3)), dynamic={0: {2: (5, 12)}}),
-    OpCase(
-        "adaptive_avg_pool2d-dynamic-to-3", F.adaptive_avg_pool2d, (IMAGE, 3), dynamic=DYNAMIC, unsupported="dynamic"
-    ),
+    OpCase("adaptive_avg_pool2d-dynamic-to-3", F.adaptive_avg_pool2d, (IMAGE, 3), dynamic=DYNAMIC),
+    OpCase("adaptive_avg_pool1d-dynamic-to-more", F.adaptive_avg_pool1d, (SEQUENCE, 7), dynamic={0: {2: (2, 12)}}),
+    OpCase("adaptive_max_pool2d-dynamic-to-3", F.adaptive_max_pool2d, (IMAGE, (3, 4)), dynamic=DYNAMIC),
     OpCase("adaptive_max_pool1d", adaptive_max(F.adaptive_max_pool1d, 1, 11, 4), (SEQUENCE,)),
     OpCase(
         "adaptive_max_pool2d", adaptive_max(F.adaptive_max_pool2d, 1, (3, 4), (4, 3), (None, 5), (12, 11)), (IMAGE,)
@@ -127,9 +169,52 @@ ADAPTIVE = [
     OpCase("adaptive_max_pool3d", adaptive_max(F.adaptive_max_pool3d, 1, (5, 3, 1), (2, 4, 3)), (VOLUME,)),
     OpCase("adaptive_max_pool2d-unbatched", F.adaptive_max_pool2d, (IMAGE[0], 4)),
     OpCase("adaptive_max_pool2d-dynamic", F.adaptive_max_pool2d, (IMAGE, 1), dynamic=DYNAMIC),
+    *(
+        OpCase(f"adaptive_max_pool{spatial}d-indices", function, (x, 3), {"return_indices": True})
+        for spatial, function, x in (
+            (1, F.adaptive_max_pool1d, SEQUENCE),
+            (2, F.adaptive_max_pool2d, TIES.float()),
+            (3, F.adaptive_max_pool3d, VOLUME),
+        )
+    ),
     OpCase(
-        "adaptive_max_pool2d-indices", F.adaptive_max_pool2d, (IMAGE, 3), {"return_indices": True}, unsupported="where"
+        "adaptive_max_pool2d-indices-dynamic",
+        F.adaptive_max_pool2d,
+        (IMAGE, (4, 3)),
+        {"return_indices": True},
+        dynamic=DYNAMIC,
     ),
 ]
 
-CASES = [*MAXIMA, *AVERAGES, *ADAPTIVE]
+
+def there_and_back(pool, unpool):
+    def both(x):
+        values, places = pool(x, 2, return_indices=True)
+        return unpool(values, places, x.shape)
+
+    return both
+
+
+def unpool1d(values, places, shape):
+    return F.max_unpool1d(values, places, 2, output_size=shape)
+
+
+def unpool2d(values, places, shape):
+    return torch.ops.aten.max_unpool2d(values, places, shape[-2:])
+
+
+def unpool3d(values, places, shape):
+    return F.max_unpool3d(values, places, 2, output_size=shape)
+
+
+BACK = [
+    OpCase("max_unpool1d", there_and_back(F.max_pool1d, unpool1d), (SEQUENCE,)),
+    OpCase("max_unpool2d", there_and_back(F.max_pool2d, unpool2d), (IMAGE,)),
+    OpCase("max_unpool3d", there_and_back(F.max_pool3d, unpool3d), (VOLUME,)),
+    OpCase("max_unpool2d-unbatched", there_and_back(F.max_pool2d, unpool2d), (IMAGE[0],)),
+    OpCase("max_unpool2d-dynamic", there_and_back(F.max_pool2d, unpool2d), (IMAGE,), dynamic=DYNAMIC),
+    OpCase("lp_pool1d", F.lp_pool1d, (SEQUENCE.abs(), 3.0, 3, 2)),
+    OpCase("lp_pool3d", F.lp_pool3d, (VOLUME, 2.0, 2)),
+]
+
+CASES = [*MAXIMA, *AVERAGES, *ADAPTIVE, *BACK]

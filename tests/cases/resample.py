@@ -103,43 +103,6 @@ INTERPOLATIONS = [
     OpCase("upsample_linear1d", aten.upsample_linear1d.default, (SEQUENCE, [8], False, 1.4)),
 ]
 
-# Coordinates inside and outside of the image.
-GRID = normal(2, 4, 3, 2, seed=3) * 0.8
-GRIDS = [
-    *(
-        OpCase(
-            f"grid_sample-{mode}",
-            together(
-                *(
-                    partial(F.grid_sample, mode=mode, padding_mode=padding, align_corners=aligned)
-                    for padding in ("zeros", "border", "reflection")
-                    for aligned in (False, True)
-                )
-            ),
-            (IMAGE, GRID),
-        )
-        for mode in ("bilinear", "nearest", "bicubic")
-    ),
-    OpCase(
-        "grid_sample-dynamic",
-        F.grid_sample,
-        (IMAGE, GRID, "bilinear", "zeros", False),
-        dynamic={0: {2: (2, 9)}, 1: {1: (2, 6), 2: (2, 6)}},
-    ),
-    OpCase("grid_sample-float16", F.grid_sample, (IMAGE.half(), GRID.half(), "bilinear", "zeros", False)),
-    OpCase(
-        "grid_sample-volume",
-        F.grid_sample,
-        (VOLUME, normal(1, 2, 2, 2, 3), "bilinear", "zeros", False),
-        unsupported="volumes",
-    ),
-    OpCase(
-        "grid_sample-affine",
-        lambda x, theta: F.grid_sample(x, F.affine_grid(theta, [2, 3, 4, 4], False), align_corners=False),
-        (IMAGE, normal(2, 2, 3)),
-    ),
-]
-
 BLOCKS = normal(2, 8, 3, 4)
 SHUFFLES = [
     OpCase("pixel_shuffle", F.pixel_shuffle, (BLOCKS, 2)),
@@ -155,4 +118,4 @@ SHUFFLES = [
     OpCase("channel_shuffle-dynamic", F.channel_shuffle, (BLOCKS, 2), dynamic={0: {0: (1, 3), 3: (2, 6)}}),
 ]
 
-CASES = [*INTERPOLATIONS, *GRIDS, *SHUFFLES]
+CASES = [*INTERPOLATIONS, *SHUFFLES]

@@ -42,7 +42,7 @@ def unsupported_reason(program: Program, node: fx.Node, flavour: Flavour) -> str
         return None
     converter = registry.find(node.target)
     if converter is None:
-        return "no converter"
+        return registry.refusal(node.target)
     bound = _map_nodes(bind(node), lambda arg: _spec_or_size(program, arg))
     specs = [item for item in _leaves([list(bound.values()), program.result(node)]) if isinstance(item, TensorSpec)]
     for spec in specs:
@@ -52,7 +52,7 @@ def unsupported_reason(program: Program, node: fx.Node, flavour: Flavour) -> str
             return f"TensorRT tensors have at most 8 dimensions, this has {spec.rank}"
     if converter.unsupported is None:
         return None
-    used = {user.args[1] for user in node.users if user.target is operator.getitem}
+    used = _used(node)
     named = inspect.signature(converter.unsupported).parameters
     asked = {"flavour": flavour, "ranges": program.signature.dims, "used": used}
     bound |= {name: value for name, value in asked.items() if name in named}
@@ -124,6 +124,7 @@ def _lower_node(net: Network, program: Program, node: fx.Node, values: dict[fx.N
     result = program.result(node)
     with net.scope(node.name, module=module, source=source):
         net.results = result if isinstance(result, list) else [result]
+        net.used = _used(node)
         try:
             produced = converter.function(net, **registry.arguments_for(converter.function, arguments))
         except NetworkError:
@@ -136,6 +137,11 @@ def _lower_node(net: Network, program: Program, node: fx.Node, values: dict[fx.N
             ) from error
         _check(net, node, produced, result)
     return produced
+
+
+def _used(node: fx.Node) -> set[Any]:
+    """The positions of a call's results that something reads."""
+    return {user.args[1] for user in node.users if user.target is operator.getitem}
 
 
 def _check(net: Network, node: fx.Node, produced: Any, expected: Any) -> None:

@@ -13,20 +13,23 @@ import torch
 from torch2trt.converters.products import times_along
 from torch2trt.converters.reasons import only_floats
 from torch2trt.converters.registry import converter
-from torch2trt.sizes import Size, TensorSpec
+from torch2trt.converters.windows import adaptive, bounds, largest, regular
+from torch2trt.sizes import Size, TensorSpec, volume
+from torch2trt.trt.core import FLOAT_DTYPES
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
 
 aten = torch.ops.aten
 
-Pooled = tuple[Tensor, None]
-
-
-def _no_indices(used: set[int]) -> str | None:
-    return "TensorRT's pooling does not tell where the largest elements were" if 1 in used else None
+Pooled = tuple[Tensor, Tensor | None]
 
 
 # -- windows of one size -----------------------------------------------------------------------------------------------
+
+
+def _full(spatial: int, values: int | Sequence[int]) -> list[int]:
+    values = [values] if isinstance(values, int) else list(values)
+    return values * spatial if len(values) == 1 else values
 
 
 @dataclass(frozen=True)
@@ -41,13 +44,8 @@ class _Windows:
     @classmethod
     def of(cls, spatial: int, arguments: dict[str, Any]) -> _Windows:
         """The windows that an operator's arguments describe; one number stands for all dimensions."""
-
-        def full(values: int | Sequence[int]) -> list[int]:
-            values = [values] if isinstance(values, int) else list(values)
-            return values * spatial if len(values) == 1 else values
-
-        extent = full(arguments["kernel_size"])
-        return cls(extent, full(arguments["stride"] or extent), full(arguments["padding"]), arguments["ceil_mode"])
+        extent, stride, padding = (_full(spatial, arguments[name]) for name in ("kernel_size", "stride", "padding"))
+        return cls(extent, stride or extent, padding, arguments["ceil_mode"])
 
     def padding_after(self, sizes: Sequence[Size]) -> list[int]:
         """The padding at the end of each dimension with which rounding down yields torch's size.
@@ -103,21 +101,31 @@ class _Windows:
 def _max_pool(spatial: int, *, indices: bool) -> Callable[..., Tensor | Pooled]:
     def max_pool(net: Network, input: Tensor, **arguments: Any) -> Tensor | Pooled:
         """max_pool2d(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, ...) -> Tensor"""
-        values = _Windows.of(spatial, arguments).pool(net, "MAX", input)
-        return (values, None) if indices else values
+        windows, dilation = _Windows.of(spatial, arguments), _full(spatial, arguments["dilation"])
+        if 1 in net.used or any(step != 1 for step in dilation) or input.dtype not in FLOAT_DTYPES:
+            result = net.results[0]
+            assert result is not None
+            sizes, counts = input.shape[-spatial:], result.shape[-spatial:]
+            steps = zip(windows.extent, windows.stride, windows.padding, dilation, strict=True)
+            lanes = [
+                regular(net, size, count, extent=extent, stride=stride, padding=padding, dilation=step)
+                for size, count, (extent, stride, padding, step) in zip(sizes, counts, steps, strict=True)
+            ]
+            values, places = largest(net, input, lanes)
+        else:
+            values, places = windows.pool(net, "MAX", input), None
+        return (values, places) if indices else values
 
     return max_pool
 
 
 def _max_pool_unsupported(spatial: int) -> Callable[..., str | None]:
-    def unsupported(input: TensorSpec, dilation: int | Sequence[int], used: set[int], **arguments: Any) -> str | None:
-        if any(step != 1 for step in ([dilation] if isinstance(dilation, int) else dilation)):
-            return f"TensorRT has no dilated pooling (dilation {dilation})"
+    def unsupported(input: TensorSpec, **arguments: Any) -> str | None:
         windows = _Windows.of(spatial, arguments)
         static = all(isinstance(size, int) for size in input.shape[-spatial:])
         if windows.ceil_mode and not static and not windows.none_starts_in_padding():
             return "ceil_mode over a dynamic size, where a window may start in the padding"
-        return _no_indices(used) or only_floats(input=input)
+        return None if input.dtype in (torch.int32, torch.int64) else only_floats(input=input)
 
     return unsupported
 
@@ -164,25 +172,19 @@ for _spatial in (1, 2, 3):
 # -- windows by their number -------------------------------------------------------------------------------------------
 
 
-def _bounds(size: int, wanted: int) -> list[tuple[int, int]]:
-    """Where each window starts and stops; they may overlap, and be of two sizes."""
-    return [(index * size // wanted, -(-(index + 1) * size // wanted)) for index in range(wanted)]
+def _average_along(net: Network, input: Tensor, axis: int, wanted: Size) -> Tensor:
+    size = input.shape[axis]
+    starts, stops = bounds(net, size, wanted)
+    place = net.unsqueeze(net.iota(0, 1, size, torch.int64), 1)
+    after, before = net.elementwise("LESS", place, starts), net.elementwise("LESS", place, stops)
+    inside = net.cast(net.elementwise("XOR", after, before), torch.float32)
+    count = net.cast(net.elementwise("SUB", stops, starts), torch.float32)
+    return times_along(net, input, net.elementwise("DIV", inside, count), axis)
 
 
-def _average_along(net: Network, input: Tensor, axis: int, bounds: Sequence[tuple[int, int]]) -> Tensor:
-    weights = torch.zeros(int(input.shape[axis]), len(bounds))
-    for column, (start, stop) in enumerate(bounds):
-        weights[start:stop, column] = 1 / (stop - start)
-    return times_along(net, input, weights, axis)
-
-
-def _largest_along(net: Network, input: Tensor, axis: int, bounds: Sequence[tuple[int, int]]) -> Tensor:
-    # Windows of one size: the last element of the shorter ones is there twice.
-    extent = max(stop - start for start, stop in bounds)
-    places = [min(start + offset, stop - 1) for start, stop in bounds for offset in range(extent)]
-    gathered = net.gather(input, net.constant(torch.tensor(places, dtype=torch.int32)), axis)
-    apart = net.reshape(gathered, (*input.shape[:axis], len(bounds), extent, *input.shape[axis + 1 :]))
-    return net.reduce("MAX", apart, [axis + 1], keep_dims=False)
+def _largest_along(net: Network, input: Tensor, axis: int, wanted: Size) -> Tensor:
+    gathered = net.gather(input, adaptive(net, input.shape[axis], wanted).places, axis)
+    return net.reduce("MAX", gathered, [axis + 1], keep_dims=False)
 
 
 def _adaptive(
@@ -190,28 +192,24 @@ def _adaptive(
 ) -> Tensor:
     sizes, axes = input.shape[-len(output_size) :], range(input.rank - len(output_size), input.rank)
     changed = [pair for pair in zip(axes, sizes, output_size, strict=True) if pair[1] != pair[2]]
-    if all(isinstance(size, int) and size % wanted == 0 and wanted != 1 for _, size, wanted in changed):
+    if all(
+        isinstance(size, int) and isinstance(wanted, int) and size % wanted == 0 and wanted != 1
+        for _, size, wanted in changed
+    ):
         window = [int(size) // int(wanted) for size, wanted in zip(sizes, output_size, strict=True)]
         return net.pooling(kind, input, window=window, stride=window, padding=[0] * len(window)) if changed else input
     if whole := [axis for axis, _, wanted in changed if wanted == 1]:
         input = net.reduce(reduction, input, whole, keep_dims=True)
-    for axis, size, wanted in changed:
+    for axis, _, wanted in changed:
         if wanted != 1:
-            input = along(net, input, axis, _bounds(int(size), int(wanted)))
+            input = along(net, input, axis, wanted)
     return input
-
-
-def _adaptive_unsupported(input: TensorSpec, output_size: Sequence[Size], used: set[int]) -> str | None:
-    for size, wanted in zip(input.shape[-len(output_size) :], output_size, strict=True):
-        if wanted not in (1, size) and not (isinstance(size, int) and isinstance(wanted, int)):
-            return f"adaptive pooling of a dynamic size, {size}, to {wanted}"
-    return _no_indices(used) or only_floats(input=input)
 
 
 @converter(
     *(aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default),
     *(aten._adaptive_avg_pool2d.default, aten._adaptive_avg_pool3d.default),
-    unsupported=_adaptive_unsupported,
+    unsupported=only_floats,
 )
 def adaptive_avg_pool(net: Network, input: Tensor, output_size: Sequence[Size]) -> Tensor:
     """adaptive_avg_pool2d(Tensor self, SymInt[2] output_size) -> Tensor"""
@@ -220,8 +218,24 @@ def adaptive_avg_pool(net: Network, input: Tensor, output_size: Sequence[Size]) 
 
 @converter(
     *(aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default),
-    unsupported=_adaptive_unsupported,
+    unsupported=only_floats,
 )
 def adaptive_max_pool(net: Network, input: Tensor, output_size: Sequence[Size]) -> Pooled:
     """adaptive_max_pool2d(Tensor self, int[2] output_size) -> (Tensor, Tensor)"""
-    return _adaptive(net, input, output_size, "MAX", "MAX", _largest_along), None
+    if 1 not in net.used:
+        return _adaptive(net, input, output_size, "MAX", "MAX", _largest_along), None
+    sizes = input.shape[-len(output_size) :]
+    return largest(net, input, [adaptive(net, size, wanted) for size, wanted in zip(sizes, output_size, strict=True)])
+
+
+# -- back --------------------------------------------------------------------------------------------------------------
+
+
+@converter(aten.max_unpool2d.default, aten.max_unpool3d.default)
+def max_unpool(net: Network, input: Tensor, indices: Tensor, output_size: Sequence[Size], **_: Any) -> Tensor:
+    """max_unpool2d(Tensor self, Tensor indices, SymInt[2] output_size) -> Tensor"""
+    *others, _last = input.shape[: input.rank - len(output_size) + 1]
+    planes, whole = volume(others), volume(output_size)
+    values, places = (net.reshape(tensor, (planes, volume(tensor.shape[len(others) :]))) for tensor in (input, indices))
+    nothing = net.expand(net.tensor(0, input.dtype), (planes, whole))
+    return net.reshape(net.scatter_elements(nothing, places, values, 1), (*others, *output_size))

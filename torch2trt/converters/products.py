@@ -71,9 +71,11 @@ def bilinear(net: Network, input1: Tensor, input2: Tensor, weight: Tensor, bias:
     return result if bias is None else net.elementwise("SUM", result, bias)
 
 
-def times_along(net: Network, input: Tensor, matrix: torch.Tensor, axis: int) -> Tensor:
-    """Every vector along one dimension, of ``size`` elements, times a constant matrix [size, wanted]."""
-    weights = net.constant(matrix.to(input.dtype))
+def times_along(net: Network, input: Tensor, matrix: torch.Tensor | Tensor, axis: int) -> Tensor:
+    """Every vector along one dimension, of ``size`` elements, times a matrix [size, wanted], constant or computed."""
+    if isinstance(matrix, torch.Tensor):
+        matrix = net.constant(matrix.to(input.dtype))
+    weights = net.cast(matrix, input.dtype)
     if axis % input.rank == input.rank - 2:
         return net.matmul(weights, input, transpose_first=True)
     last = input.rank - 1

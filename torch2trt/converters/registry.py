@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from torch2trt.graph.schema import name_of, parameters_of
@@ -23,6 +23,8 @@ class Converter:
 
 
 _TABLE: dict[Any, Converter] = {}
+_LATER: dict[str, Converter] = {}
+_REFUSED: dict[str, str] = {}
 
 
 def converter(*targets: Any, unsupported: Unsupported | None = None) -> Callable[[Function], Function]:
@@ -33,7 +35,8 @@ def converter(*targets: Any, unsupported: Unsupported | None = None) -> Callable
     ``**_`` ignores those it has no use for. It returns the tensor, or the tuple of tensors, that the operator returns.
 
     Args:
-        targets: operator overloads, ``torch.ops.aten.relu.default``.
+        targets: operator overloads, ``torch.ops.aten.relu.default``; of a library that may not be loaded, or
+            installed, their names, ``"torchvision.roi_align.default"``.
         unsupported: takes the same arguments with tensors as :class:`~torch2trt.sizes.TensorSpec` (and, if it names
             them, the ``flavour``, the ``ranges`` of the dynamic dimensions, and ``used``, the positions of the results
             that something reads) and returns why this call cannot be converted, or None.
@@ -44,30 +47,50 @@ def converter(*targets: Any, unsupported: Unsupported | None = None) -> Callable
 
     def register(function: Function) -> Function:
         for target in targets:
-            if target in _TABLE:
-                other = _TABLE[target].function.__name__
-                raise TypeError(f"{name_of(target)} already has the converter {other}")
-            _check_parameters(function, target, skip=("net",))
-            if unsupported is not None:
-                _check_parameters(unsupported, target, skip=("flavour", "ranges", "used"))
-            _TABLE[target] = Converter(target, function, unsupported)
+            if isinstance(target, str):
+                _LATER[target] = Converter(target, function, unsupported)
+            else:
+                _add(Converter(target, function, unsupported))
         return function
 
     return register
 
 
+def _add(new: Converter) -> None:
+    target = new.target
+    if target in _TABLE:
+        other = _TABLE[target].function.__name__
+        raise TypeError(f"{name_of(target)} already has the converter {other}")
+    _check_parameters(new.function, target, skip=("net",))
+    if new.unsupported is not None:
+        _check_parameters(new.unsupported, target, skip=("flavour", "ranges", "used"))
+    _TABLE[target] = new
+
+
+def refuse(*names: str, reason: str) -> None:
+    """Say why operators have no converter."""
+    _REFUSED.update(dict.fromkeys(names, reason))
+
+
+def refusal(target: Any) -> str:
+    """Why an operator without converter has none."""
+    return _REFUSED.get(name_of(target), "no converter")
+
+
 def find(target: Any) -> Converter | None:
     """The converter of an operator overload, if it has one."""
+    if target not in _TABLE and (later := _LATER.pop(name_of(target), None)):
+        _add(replace(later, target=target))
     return _TABLE.get(target)
 
 
 def has_converter(target: Any) -> bool:
     """Whether an operator overload has a converter."""
-    return target in _TABLE
+    return find(target) is not None
 
 
 def all_converters() -> Iterator[Converter]:
-    """Every registered converter, by operator name."""
+    """Every converter of an operator whose library is loaded and that has been asked for, by operator name."""
     return iter(sorted(_TABLE.values(), key=lambda item: name_of(item.target)))
 
 

@@ -1,4 +1,4 @@
-"""Interpolation to other sizes, samples by a grid, and shuffles between channels and space."""
+"""Interpolation to other sizes, and shuffles between channels and space."""
 
 from __future__ import annotations
 
@@ -140,35 +140,6 @@ for _method, *_packets in (
     _interpolate, _unsupported = _interpolation(_method)
     _targets = [overload for packet in _packets for overload in (packet.default, packet.vec)]
     converter(*_targets, unsupported=_unsupported)(_interpolate)
-
-
-# -- samples by a grid -------------------------------------------------------------------------------------------------
-
-# In the order of torch's numbers.
-_GRID_MODES = ("LINEAR", "NEAREST", "CUBIC")
-_GRID_PADDING = ("FILL", "CLAMP", "REFLECT")
-
-
-def _grid_unsupported(input: TensorSpec, grid: TensorSpec, **_: Any) -> str | None:
-    if input.rank != 4:
-        return "TensorRT samples images by a grid, not volumes"
-    return only_floats(input=input, grid=grid)
-
-
-@converter(aten.grid_sampler.default, aten.grid_sampler_2d.default, unsupported=_grid_unsupported)
-def grid_sampler(
-    net: Network, input: Tensor, grid: Tensor, interpolation_mode: int, padding_mode: int, align_corners: bool
-) -> Tensor:
-    """grid_sampler(Tensor input, Tensor grid, int interpolation_mode, int padding_mode, ...) -> Tensor"""
-    # 16 bits are too few for coordinates in the layer's own arithmetic.
-    result = net.grid_sample(
-        net.cast(input, torch.float32),
-        net.cast(grid, torch.float32),
-        mode=_GRID_MODES[interpolation_mode],
-        outside=_GRID_PADDING[padding_mode],
-        align_corners=align_corners,
-    )
-    return net.cast(result, input.dtype)
 
 
 # -- shuffles ----------------------------------------------------------------------------------------------------------

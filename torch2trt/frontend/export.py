@@ -37,6 +37,7 @@ from torch2trt.frontend.dynamic_shapes import (
     dynamic_axes,
     positional_parameters,
 )
+from torch2trt.frontend.recurrent import involves_packed_sequences, whole_recurrences
 from torch2trt.graph.program import Program, is_within_torch
 from torch2trt.graph.signature import (
     ConstantLeaf,
@@ -130,6 +131,7 @@ def _export_mode() -> Iterator[None]:
         with (
             torch.no_grad(),
             _divisions_without_remainders(),
+            whole_recurrences(),
             symbolic_config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
             warnings.catch_warnings(),
         ):
@@ -157,6 +159,13 @@ def _capture_error(module: nn.Module, error: Exception) -> CaptureError | Dynami
     text = str(error).strip()
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
     name, source = type(module).__name__, _users_line(error)
+    if involves_packed_sequences(error):
+        return CaptureError(
+            "packs sequences, whose layout depends on the values of the lengths",
+            subject=name,
+            source=source,
+            hint="give the recurrent layer the padded sequences, and mask what it yields behind each one's end",
+        )
     depends_on_data = any(word in text.lower() for word in ("data-dependent", "could not guard", "unbacked symbol"))
     if not depends_on_data and ("Constraints violated" in text or "specialized" in text):
         # The first line says that something is wrong, those that begin with a dash what it is.

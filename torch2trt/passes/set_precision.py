@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from torch2trt.graph.program import Program
 from torch2trt.graph.rewrite import IN_TORCH, call, refresh
+from torch2trt.graph.schema import name_of
 from torch2trt.graph.signature import TensorLeaf
 from torch2trt.settings import Settings
 from torch2trt.sizes import TensorSpec
@@ -35,8 +36,10 @@ SENSITIVE = _overloads(
     *(aten.pow, aten.square, aten.rsqrt, aten.sqrt, aten.reciprocal),
     *(aten.sum, aten.mean, aten.prod, aten.var, aten.std, aten.var_mean, aten.cumsum, aten.cumprod),
     *(aten.linalg_vector_norm, aten.norm),
-    *(aten.grid_sampler, aten.grid_sampler_2d),
+    *(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d),
 )
+# Coordinates in images of more than 2048 pixels are not even whole numbers in float16.
+_LOCATING = frozenset({"torchvision.roi_align.default", "torchvision.ps_roi_align.default"})
 # These only move data: their result has the dtype of what they move, or that of the module's own cast.
 _MOVING = _overloads(
     *(aten.view, aten._unsafe_view, aten.reshape, aten.permute, aten.transpose, aten.t, aten.unsqueeze),
@@ -99,7 +102,12 @@ class _Caster:
         """Give one call the inputs that its precision asks for."""
         if node.target in _MOVING or not isinstance(node.target, torch._ops.OpOverload):
             refresh(node)
-        elif node.target in SENSITIVE or IN_TORCH in node.meta or self._needs_range(node):
+        elif (
+            node.target in SENSITIVE
+            or name_of(node.target) in _LOCATING
+            or IN_TORCH in node.meta
+            or self._needs_range(node)
+        ):
             # Torch lacks many operators in half precision.
             self._with_inputs(node, torch.float32)
         elif self._is_pointwise(node) and all(

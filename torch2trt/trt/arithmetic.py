@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sympy
@@ -21,6 +21,17 @@ _COMPARISONS = ("EQUAL", "GREATER", "LESS")
 _LOGICAL = ("AND", "OR", "XOR")
 _NARROW = (torch.bool, *BYTES)
 _FOR_BOOL = (*_LOGICAL, "EQUAL")
+# What is computed at once on constants that are no weights.
+_EARLY: dict[str, Callable[..., torch.Tensor]] = {
+    "SUM": torch.add,
+    "SUB": torch.sub,
+    "PROD": torch.mul,
+    "MIN": torch.minimum,
+    "MAX": torch.maximum,
+    "LESS": torch.lt,
+    "EQUAL": torch.eq,
+    "FLOOR_DIV": torch.floor_divide,
+}
 _FLOAT_UNARY = (
     *("EXP", "LOG", "SQRT", "RECIP", "SIN", "COS", "TAN", "SINH", "COSH", "ASIN", "ACOS", "ATAN"),
     *("ASINH", "ACOSH", "ATANH", "ERF", "CEIL", "FLOOR", "ROUND", "ISINF", "ISNAN"),
@@ -100,6 +111,8 @@ class Arithmetic(Shaping):
             raise self.error(f"{operation} takes one dtype, got {first.dtype} and {second.dtype}")
         shape = broadcast(first.shape, second.shape)
         dtype = first.dtype
+        if operation in _EARLY and all(_is_small_constant(tensor) for tensor in (first, second)):
+            return self.constant(_EARLY[operation](first.value, second.value))
         if dtype in _NARROW and not (dtype == torch.bool and operation in _FOR_BOOL):
             # Only the logical operations and EQUAL take BOOL, and 8-bit arithmetic is for quantized values.
             wide = self.elementwise(operation, self.cast(first, torch.int32), self.cast(second, torch.int32))
@@ -271,6 +284,11 @@ class Arithmetic(Shaping):
         column = self.iota(0, 1, columns, torch.int64)
         beyond = self.elementwise("LESS" if upper else "GREATER", self.unsqueeze(column, 0), self.unsqueeze(row, 1))
         return self.unary("NOT", beyond)
+
+
+def _is_small_constant(tensor: Tensor) -> bool:
+    wide = tensor.dtype not in _NARROW
+    return wide and tensor.value is not None and not tensor.label and 0 < tensor.value.numel() <= 1024
 
 
 def mask_of(axes: Sequence[int]) -> int:

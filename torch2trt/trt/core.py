@@ -46,6 +46,8 @@ class NetworkCore:
         """The sizes that the dynamic dimensions may take, by name."""
         self.results: list[TensorSpec | None] = []
         """What the node being lowered yields, tensor by tensor."""
+        self.used: set[int] = set()
+        """The positions of those that something reads, where the node yields several."""
         self._scope = "network"
         self._module = ""
         self._source = ""
@@ -98,7 +100,14 @@ class NetworkCore:
         Raises:
             NetworkError: TensorRT refused it.
         """
-        layer = getattr(self.definition, method)(*args)
+        return self.adopt(getattr(self.definition, method)(*args), method)
+
+    def adopt(self, layer: Any, method: str) -> Any:
+        """Name a layer that a method has just added.
+
+        Raises:
+            NetworkError: there is none, TensorRT refused it.
+        """
         if layer is None:
             raise self.error(f"TensorRT refused {method}")
         count = self._layer_counts.get(self._scope, 0)

@@ -35,6 +35,8 @@ _CAPABILITIES: dict[str, dict[str, tuple[Version, Version | None]]] = {
     "attention": {TENSORRT: ((10, 15), None), TENSORRT_RTX: ((1, 3), None)},
     "attention_v2": {TENSORRT: ((10, 16), None), TENSORRT_RTX: ((1, 5), None)},
     "normalization_v2": {TENSORRT: ((10, 15), None), TENSORRT_RTX: ((1, 3), None)},
+    # Later ones, and TensorRT-RTX with them, are reported to sample wrongly (NVIDIA/TensorRT issue 4813).
+    "grid_sample": {TENSORRT: ((10, 0), (10, 13))},
     "cumulative": {TENSORRT: ((10, 8), None), TENSORRT_RTX: ((1, 2), None)},
     "squeeze": {TENSORRT: ((10, 8), None), TENSORRT_RTX: ((1, 2), None)},
     "odd_groups_of_halves": {TENSORRT_RTX: ((1, 2), None)},
