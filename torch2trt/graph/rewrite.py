@@ -18,6 +18,9 @@ from torch2trt.graph.schema import name_of
 IN_TORCH = "in_torch"
 """Marks, in a node's ``meta``, calls that are to run in torch, with the reason: nothing is fused with them."""
 
+FOREIGN = "foreign"
+"""Marks, in a node's ``meta``, calls of operators that cannot be converted."""
+
 _PROVENANCE = ("nn_module_stack", "stack_trace", IN_TORCH)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch2trt.graph.contract import check
 from torch2trt.graph.program import Program
-from torch2trt.graph.rewrite import IN_TORCH, asked_for
+from torch2trt.graph.rewrite import FOREIGN, IN_TORCH, asked_for
 from torch2trt.passes.defer_blind_queries import defer_blind_queries
 from torch2trt.passes.fold_batch_norm import BATCH_NORMS, fold_batch_norm
 from torch2trt.passes.fuse_conv_blocks import fuse_conv_blocks
@@ -73,10 +73,12 @@ def run_passes(program: Program, settings: Settings, *, keep: Callable[[Any], bo
 
 
 def _mark_for_torch(program: Program, settings: Settings, keep: Callable[[Any], bool]) -> None:
-    """Mark what cannot be converted, and what the user wants in torch, before anything is fused with it."""
+    """Mark what the user wants in torch, before anything is fused with it, and what cannot be converted."""
     for node in program.calls:
         if node.target is operator.getitem or program.is_size(node):
             continue
-        reason = asked_for(node, settings.run_in_torch) or (None if keep(node.target) else "no converter")
-        if reason:
+        if reason := asked_for(node, settings.run_in_torch):
             node.meta[IN_TORCH] = reason
+        elif not keep(node.target):
+            # Unless a pass can write it in other operators.
+            node.meta[FOREIGN] = True

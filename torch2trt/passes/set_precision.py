@@ -11,7 +11,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from torch2trt.graph.program import Program
-from torch2trt.graph.rewrite import IN_TORCH, call, refresh
+from torch2trt.graph.rewrite import FOREIGN, IN_TORCH, call, refresh
 from torch2trt.graph.schema import name_of
 from torch2trt.graph.signature import TensorLeaf
 from torch2trt.settings import Settings
@@ -105,6 +105,7 @@ class _Caster:
         elif (
             node.target in SENSITIVE
             or name_of(node.target) in _LOCATING
+            or FOREIGN in node.meta
             or IN_TORCH in node.meta
             or self._needs_range(node)
         ):
