@@ -194,7 +194,7 @@ def truth_of(module: nn.Module) -> Callable[..., Any]:
     """A function from a call's arguments to the module's result in float64, with the weights as they are now."""
 
     def truth(*args: Any, **kwargs: Any) -> Any:
-        exact = copy.deepcopy(module).cpu().double()
+        exact = copy.deepcopy(module).cpu()._apply(widened)
         moved = pytree.tree_map_only(torch.Tensor, lambda tensor: widened(tensor.detach().cpu()), (args, kwargs))
         with torch.no_grad(), Exact():  # type: ignore[no-untyped-call]
             return exact(*moved[0], **moved[1])

@@ -215,7 +215,9 @@ def _to_program(
             assert spec.target is not None
             tensor = exported.state_dict.get(spec.target, exported.constants.get(spec.target))
             assert isinstance(tensor, torch.Tensor)
-            sources[spec.target] = tensor.detach()
+            # The bit of a lazy conjugate is the module's own; from here on weights are what they hold.
+            sources[spec.target] = tensor.detach().resolve_conj()
+            node.meta["val"] = node.meta["val"].resolve_conj()
             weights[spec.target] = node
         else:
             raise CaptureError(f"an input of kind {spec.kind.name} cannot be compiled", subject=str(spec.target))

@@ -17,6 +17,7 @@ from torch2trt.passes.merge_views import merge_views
 from torch2trt.passes.remove_dead_code import remove_dead_code
 from torch2trt.passes.remove_noops import IDENTITIES, remove_noops
 from torch2trt.passes.set_precision import set_precision
+from torch2trt.passes.split_complex import ONLY_COMPLEX, split_complex
 from torch2trt.passes.unify_convolutions import CONVOLUTIONS, unify_convolutions
 from torch2trt.passes.unify_factories import unify_factories
 from torch2trt.passes.unify_views import VIEWS, unify_views
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 Pass = Callable[[Program, Settings], None]
 
 PASSES: tuple[Pass, ...] = (
+    split_complex,
     unify_views,
     unify_factories,
     remove_noops,
@@ -44,7 +46,7 @@ PASSES: tuple[Pass, ...] = (
 )
 
 
-REWRITTEN = VIEWS | IDENTITIES | CONVOLUTIONS | BATCH_NORMS
+REWRITTEN = VIEWS | IDENTITIES | CONVOLUTIONS | BATCH_NORMS | ONLY_COMPLEX
 """The operators that the passes leave none of, so that no converter is needed for them."""
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from torch2trt.graph.ops import DFT, REAL_INVERSE_DFT
 from torch2trt.graph.program import Program
 from torch2trt.graph.rewrite import call, refresh
 from torch2trt.graph.signature import TensorLeaf
@@ -36,7 +37,7 @@ SENSITIVE = _overloads(
     *(aten.sum, aten.mean, aten.prod, aten.var, aten.std, aten.var_mean, aten.cumsum, aten.cumprod),
     *(aten.linalg_vector_norm, aten.norm),
     *(aten.grid_sampler, aten.grid_sampler_2d),
-)
+) | {DFT, REAL_INVERSE_DFT}
 # These only move data: their result has the dtype of what they move, or that of the module's own cast.
 _MOVING = _overloads(
     *(aten.view, aten._unsafe_view, aten.reshape, aten.permute, aten.transpose, aten.t, aten.unsqueeze),
