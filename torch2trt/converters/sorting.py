@@ -162,7 +162,7 @@ def _kth(net: Network, input: Tensor, k: int, dim: int) -> tuple[Tensor, Tensor]
 
 
 @converter(aten.kthvalue.default, unsupported=_sort_unsupported)
-def kthvalue(net: Network, input: Tensor, k: int, dim: int, keepdim: bool) -> tuple[Tensor, Tensor]:
+def kthvalue(net: Network, input: Tensor, k: int, dim: int, keepdim: bool) -> tuple[Tensor, ...]:
     """kthvalue(Tensor self, SymInt k, int dim=-1, bool keepdim=False) -> (Tensor values, Tensor indices)"""
     if input.rank == 0:
         return input, net.tensor(0)
@@ -229,7 +229,7 @@ for _packet, _median in ((aten.median, _median_of), (aten.nanmedian, _nanmedian_
     converter(_packet.dim, unsupported=_sort_unsupported)(_along(_median))
 
 
-_MOST_COMPARED = 2048
+_MOST_COMPARED = 4096
 
 
 def _mode_unsupported(input: TensorSpec, dim: int, **_: object) -> str | None:
