@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 import torch2trt
 from torch2trt import api
 from torch2trt.converters.lower import lower
+from torch2trt.graph.exact import widened
 from torch2trt.graph.program import Program
 from torch2trt.settings import Settings
 from torch2trt.trt import flavour as flavours
@@ -190,14 +191,10 @@ def truth(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
     """Eager, in float64, with the dtypes that the module returns."""
     with torch.no_grad():
         returned = module(*inputs)
-        exact = copy.deepcopy(module).double()(*pytree.tree_map(_double, inputs))
+        exact = copy.deepcopy(module)._apply(widened)(*pytree.tree_map_only(torch.Tensor, widened, inputs))
     return pytree.tree_map(
         lambda item, like: (item, like.dtype) if isinstance(item, torch.Tensor) else item, exact, returned
     )
-
-
-def _double(value: Any) -> Any:
-    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 def compare(found: Any, expected: Any, tolerance: float) -> None:

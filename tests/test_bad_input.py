@@ -77,7 +77,7 @@ def test_a_model_in_training_mode() -> None:
     ("change", "words"),
     [
         (lambda net: net.layers[0].double(), ("layers.0.weight", "float64", ".float()")),
-        (lambda net: net.layers[0].to(torch.complex64), ("layers.0.weight", "complex64")),
+        (lambda net: net.layers[0].to(torch.complex128), ("layers.0.weight", "complex128")),
         (lambda net: net.layers[0].weight.data[1, 2].fill_(torch.nan), ("layers.0.weight", "NaN")),
         (lambda net: net.layers[1].running_var.fill_(torch.nan), ("layers.1.running_var", "NaN")),
         (lambda net: net.embed.to("meta"), ("embed.weight", "meta")),

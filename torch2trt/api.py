@@ -392,7 +392,7 @@ class Truth:
         return result, [leaves[update.position] for update in signature.updates]
 
     def _run(self, state: Tensors, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, nn.Module, Any]:
-        exact = copy.deepcopy(self._module).cpu().double()
+        exact = copy.deepcopy(self._module).cpu()._apply(widened)
         for path, value in state.items():
             exact.get_buffer(path).copy_(value)
         moved = pytree.tree_map_only(

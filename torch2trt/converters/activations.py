@@ -170,7 +170,7 @@ def selu(net: Network, input: Tensor) -> Tensor:
 # -- logarithms of exponentials, in float32 ----------------------------------------------------------------------------
 
 
-def _log_one_plus_exp(net: Network, wide: Tensor) -> Tensor:
+def log_one_plus_exp(net: Network, wide: Tensor) -> Tensor:
     """log(1 + exp(x)) as max(x, 0) + log(1 + y), y = exp(-|x|), which cannot overflow.
 
     The logarithm is 2 artanh(y / (y + 2)), because 1 + y would drop most of a small y.
@@ -185,7 +185,7 @@ def softplus(net: Network, input: Tensor, beta: float, threshold: float) -> Tens
     """softplus(Tensor self, Scalar beta=1, Scalar threshold=20) -> Tensor"""
     wide = net.cast(input, torch.float32)
     scaled = wide if beta == 1 else net.binary("PROD", wide, beta)
-    result = _log_one_plus_exp(net, scaled)
+    result = log_one_plus_exp(net, scaled)
     if beta != 1:
         result = net.binary("DIV", result, beta)
     if threshold < 20:
@@ -198,7 +198,7 @@ def softplus(net: Network, input: Tensor, beta: float, threshold: float) -> Tens
 def log_sigmoid(net: Network, input: Tensor) -> Tensor:
     """log_sigmoid(Tensor self) -> Tensor"""
     wide = net.cast(input, torch.float32)
-    return net.cast(net.unary("NEG", _log_one_plus_exp(net, net.unary("NEG", wide))), input.dtype)
+    return net.cast(net.unary("NEG", log_one_plus_exp(net, net.unary("NEG", wide))), input.dtype)
 
 
 @converter(aten.mish.default)

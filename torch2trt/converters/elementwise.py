@@ -174,10 +174,41 @@ def lerp(net: Network, input: Tensor, end: Tensor, weight: Operand) -> Tensor:
 @converter(aten.hypot.default)
 def hypot(net: Network, input: Tensor, other: Tensor) -> Tensor:
     """hypot(Tensor self, Tensor other) -> Tensor"""
-    # Squares soon exceed what 16 bits hold.
-    wide = [net.cast(operand, torch.float32) for operand in (input, other)]
-    squares = net.elementwise("SUM", *(net.elementwise("PROD", operand, operand) for operand in wide))
-    return net.cast(net.unary("SQRT", squares), net.result.dtype)
+    # Squares soon exceed what the type holds, but not those of the shares in the larger one.
+    wide = [net.unary("ABS", net.cast(operand, torch.float32)) for operand in (input, other)]
+    larger = net.elementwise("MAX", *wide)
+    usable = net.elementwise("AND", net.binary("GREATER", larger, 0.0), net.binary("LESS", larger, math.inf))
+    scale = net.select(usable, larger, net.tensor(1.0, torch.float32))
+    shares = [net.elementwise("DIV", operand, scale) for operand in wide]
+    squares = net.elementwise("SUM", *(net.elementwise("PROD", share, share) for share in shares))
+    result = net.elementwise("PROD", net.unary("SQRT", squares), scale)
+    # Beside an infinity even what is no number does not count.
+    infinite = net.elementwise("OR", *(net.unary("ISINF", operand) for operand in wide))
+    result = net.select(infinite, net.tensor(math.inf, torch.float32), result)
+    return net.cast(result, net.result.dtype)
+
+
+def sign_bit(net: Network, tensor: Tensor) -> Tensor:
+    """Whether numbers are negative, or -0, which only shows in what it divides."""
+    zero = net.tensor(0, tensor.dtype)
+    below = net.elementwise("LESS", tensor, zero)
+    if not tensor.dtype.is_floating_point:
+        return below
+    return net.elementwise("OR", below, net.elementwise("LESS", net.unary("RECIP", tensor), zero))
+
+
+@converter(aten.signbit.default)
+def signbit(net: Network, input: Tensor) -> Tensor:
+    """signbit(Tensor self) -> Tensor"""
+    return sign_bit(net, input)
+
+
+@converter(aten.copysign.Tensor, aten.copysign.Scalar)
+def copysign(net: Network, input: Tensor, other: Operand) -> Tensor:
+    """copysign.Tensor(Tensor self, Tensor other) -> Tensor"""
+    dtype = net.result.dtype
+    size, sign = net.unary("ABS", net.tensor(input, dtype)), net.tensor(other, dtype)
+    return net.select(sign_bit(net, sign), net.unary("NEG", size), size)
 
 
 @converter(aten.atan2.default)
@@ -185,14 +216,23 @@ def atan2(net: Network, input: Tensor, other: Tensor) -> Tensor:
     """atan2(Tensor self, Tensor other) -> Tensor"""
     dtype = net.promoted_dtype(input, other)
     y, x = (net.tensor(operand, dtype if dtype.is_floating_point else torch.float32) for operand in (input, other))
+    # Two infinities, and two zeros, have no quotient: the first are as good as ones, the second leave y as the angle.
+    infinite = net.elementwise("AND", net.unary("ISINF", y), net.unary("ISINF", x))
+    y, x = (net.select(infinite, net.unary("SIGN", operand), operand) for operand in (y, x))
     zero, half_turn = net.tensor(0.0, y.dtype), net.tensor(math.pi, y.dtype)
-    angle = net.unary("ATAN", net.elementwise("DIV", y, x))
-    below = net.elementwise("LESS", y, zero)
-    turn = net.select(below, net.unary("NEG", half_turn), half_turn)
-    angle = net.select(net.elementwise("LESS", x, zero), net.elementwise("SUM", angle, turn), angle)
-    # 0 / 0 is no number, and the angle of the origin is 0.
     origin = net.elementwise("AND", net.elementwise("EQUAL", x, zero), net.elementwise("EQUAL", y, zero))
-    return net.select(origin, zero, angle)
+    angle = net.select(origin, y, net.unary("ATAN", net.elementwise("DIV", y, x)))
+    turn = net.select(sign_bit(net, y), net.unary("NEG", half_turn), half_turn)
+    return net.select(sign_bit(net, x), net.elementwise("SUM", angle, turn), angle)
+
+
+@converter(aten.angle.default)
+def angle(net: Network, input: Tensor) -> Tensor:
+    """angle(Tensor self) -> Tensor"""
+    # Of a real number: half a turn where it is negative, nothing where not, and no number where it is none.
+    dtype = net.result.dtype
+    turn = net.select(net.binary("LESS", input, 0), net.tensor(math.pi, dtype), net.tensor(0.0, dtype))
+    return turn if not input.dtype.is_floating_point else net.select(net.unary("ISNAN", input), input, turn)
 
 
 # -- functions of one tensor -------------------------------------------------------------------------------------------

@@ -127,6 +127,42 @@ def unfold(net: Network, input: Tensor, dimension: int, size: int, step: int) ->
     return net.reshape(net.permute(windows, [*axes, dimension + 1]), net.result.shape)
 
 
+_MOST_OVERLAPS = 64
+
+
+def _unfold_backward_unsupported(size: int, step: int, **_: Any) -> str | None:
+    if size > _MOST_OVERLAPS * step:
+        return f"adds up more than {_MOST_OVERLAPS} windows that overlap (windows of {size}, {step} apart)"
+    return None
+
+
+@converter(aten.unfold_backward.default, unsupported=_unfold_backward_unsupported)
+def unfold_backward(
+    net: Network, grad_in: Tensor, input_sizes: Sequence[Size], dim: int, size: int, step: int
+) -> Tensor:
+    """unfold_backward(Tensor grad_in, SymInt[] input_sizes, int dim, int size, int step) -> Tensor"""
+    # As blocks of one step each, a window is the block where it starts and those after it.
+    rank = len(input_sizes)
+    dim %= rank
+    windows = net.transpose(grad_in, dim, rank - 1)
+    *outer, count, _ = windows.shape
+    blocks = -(-size // step)
+    windows = net.pad(windows, [0] * (rank + 1), [*[0] * rank, blocks * step - size])
+    windows = net.reshape(windows, (*outer, count, blocks, step))
+    total: Tensor | None = None
+    for block in range(blocks):
+        part = net.reshape(net.narrow(windows, rank, block, 1), (*outer, count, step))
+        around = [[*[0] * (rank - 1), amount, 0] for amount in (block, blocks - 1 - block)]
+        part = net.pad(part, *around)
+        total = part if total is None else net.elementwise("SUM", total, part)
+    assert total is not None
+    length = (count + blocks - 1) * step
+    line = net.reshape(total, (*outer, length))
+    line = net.pad(line, [0] * rank, [*[0] * (rank - 1), input_sizes[dim] - length])
+    # istft has one row of windows for many of the result.
+    return net.expand(net.transpose(line, dim, rank - 1), net.result.shape)
+
+
 @converter(aten.diagonal.default)
 def diagonal(net: Network, input: Tensor, offset: int, dim1: int, dim2: int) -> Tensor:
     """diagonal(Tensor(a) self, int offset=0, int dim1=0, int dim2=1) -> Tensor(a)"""

@@ -40,6 +40,8 @@ def unsupported_reason(program: Program, node: fx.Node, flavour: Flavour) -> str
         return unsupported_number(program, node)
     if node.target is operator.getitem:
         return None
+    if any(_is_complex(program, each) for each in (node, *node.all_input_nodes)):
+        return _unsupported_complex(program, node)
     converter = registry.find(node.target)
     if converter is None:
         return registry.refusal(node.target)
@@ -67,6 +69,20 @@ def _unsupported_dtype(dtype: torch.dtype, flavour: Flavour) -> str | None:
         # 10.6 takes a cast of INT8 for quantization, and fails to build where the layer behind it cannot be quantized.
         return f"TensorRT has no {dtype} but for quantized numbers, pass torch.int32 or torch.uint8"
     return None
+
+
+def _is_complex(program: Program, node: fx.Node) -> bool:
+    leaves = [] if program.is_size(node) else _leaves(program.result(node))
+    return any(isinstance(item, TensorSpec) and item.dtype.is_complex for item in leaves)
+
+
+def _unsupported_complex(program: Program, node: fx.Node) -> str:
+    """Why a call with complex numbers is still there after the pass that rewrites them."""
+    if node in program.output_node.all_input_nodes:
+        return "the module returns complex numbers, which TensorRT has not: return torch.view_as_real of them"
+    if node.target in (torch.ops.aten.complex.default, torch.ops.aten.view_as_real.default):
+        return "complex numbers for, or from, an operator that is not rewritten in real ones"
+    return "TensorRT has no complex numbers, and this call is not among those that are rewritten in real ones"
 
 
 def unsupported_number(program: Program, node: fx.Node) -> str | None:

@@ -1,29 +1,44 @@
-"""Where the largest and smallest elements are: argmax, top-k, sorting."""
+"""Where the largest and smallest elements are: argmax, top-k."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 
 from torch2trt.converters.registry import converter
-from torch2trt.sizes import Size, TensorSpec
+from torch2trt.sizes import Size
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
 
 aten = torch.ops.aten
 
-MOST_SORTED = 3840  # elements that a TopK layer returns
+MOST_AT_ONCE = 3840
+"""The elements that a TopK layer returns at most."""
 
 
-def _first(net: Network, input: Tensor, dim: int, largest: bool) -> Tensor:
-    """The position of the extreme along a dimension, which keeps size 1."""
-    if not largest and input.dtype.is_floating_point:
-        # NaN ranks above all numbers, but torch has it for the smallest too.
-        input = net.select(net.unary("ISNAN", input), net.tensor(-math.inf, input.dtype), input)
-    _, indices = net.top_k(input, 1, dim, largest=largest)
-    return net.cast(indices, torch.int64)
+def places_along(net: Network, tensor: Tensor, dim: int) -> Tensor:
+    """Each element's INT32 position along a dimension, of size 1 in all others."""
+    dim %= tensor.rank
+    places = net.iota(0, 1, tensor.shape[dim], torch.int32)
+    return net.reshape(places, [size if axis == dim else 1 for axis, size in enumerate(tensor.shape)])
+
+
+def first_extreme(net: Network, input: Tensor, dim: int, largest: bool) -> Tensor:
+    """The INT64 position of the extreme along a dimension, which keeps size 1: of equal ones, or of NaN, the first.
+
+    TensorRT's TopK says nothing of equal ones.
+    """
+    places, size = places_along(net, input, dim), net.tensor(input.shape[dim], torch.int32)
+    best = net.reduce("MAX" if largest else "MIN", input, [dim], True)
+    found = net.select(net.elementwise("EQUAL", input, best), places, size)
+    if not input.dtype.is_floating_point:
+        return net.cast(net.reduce("MIN", found, [dim], True), torch.int64)
+    # NaN comes before any number: its places lie below zero.
+    found = net.select(net.unary("ISNAN", input), net.elementwise("SUB", places, size), found)
+    found = net.reduce("MIN", found, [dim], True)
+    found = net.select(net.binary("LESS", found, 0), net.elementwise("SUM", found, size), found)
+    return net.cast(found, torch.int64)
 
 
 def _argument(*, largest: bool) -> Callable[..., Tensor]:
@@ -32,7 +47,7 @@ def _argument(*, largest: bool) -> Callable[..., Tensor]:
             return net.tensor(0)
         if dim is None:
             input, dim = net.flatten(input), 0
-        return net.reshape(_first(net, input, dim, largest), net.result.shape)
+        return net.reshape(first_extreme(net, input, dim, largest), net.result.shape)
 
     return argument
 
@@ -45,9 +60,9 @@ def _extreme(*, largest: bool) -> Callable[..., tuple[Tensor, Tensor]]:
     def extreme(net: Network, input: Tensor, dim: int, keepdim: bool) -> tuple[Tensor, Tensor]:
         if input.rank == 0:
             return input, net.tensor(0)
-        # TensorRT drops the layers of the result that nobody reads, and a reduction is the cheaper one.
+        # TensorRT drops the layers of the result that nobody reads.
         values = net.reduce("MAX" if largest else "MIN", input, [dim], keepdim)
-        indices = _first(net, input, dim, largest)
+        indices = first_extreme(net, input, dim, largest)
         return values, indices if keepdim else net.squeeze(indices, dim)
 
     return extreme
@@ -58,9 +73,9 @@ converter(aten.min.dim)(_extreme(largest=False))
 
 
 def _topk_unsupported(k: Size, **_: object) -> str | None:
-    return (
-        f"TensorRT finds the first {MOST_SORTED} at most, not {k}" if isinstance(k, int) and k > MOST_SORTED else None
-    )
+    if isinstance(k, int) and k > MOST_AT_ONCE:
+        return f"TensorRT finds the first {MOST_AT_ONCE} at most, not {k}"
+    return None
 
 
 @converter(aten.topk.default, unsupported=_topk_unsupported)
@@ -70,22 +85,3 @@ def topk(net: Network, input: Tensor, k: Size, dim: int, largest: bool, sorted: 
         return input, net.tensor(0)
     values, indices = net.top_k(input, k, dim, largest=largest)
     return values, net.cast(indices, torch.int64)
-
-
-def _sort_unsupported(input: TensorSpec, dim: int, **_: object) -> str | None:
-    size = input.shape[dim] if input.rank else 1
-    if not isinstance(size, int):
-        return "sorts a dynamic dimension"
-    return f"TensorRT sorts {MOST_SORTED} elements at most, not {size}" if size > MOST_SORTED else None
-
-
-@converter(aten.sort.default, aten.sort.stable, unsupported=_sort_unsupported)
-def sort(net: Network, input: Tensor, dim: int, descending: bool, **_: object) -> tuple[Tensor, Tensor]:
-    """sort(Tensor self, int dim=-1, bool descending=False) -> (Tensor values, Tensor indices)"""
-    return topk(net, input, input.shape[dim] if input.rank else 1, dim, descending, True)
-
-
-@converter(aten.argsort.default, aten.argsort.stable, unsupported=_sort_unsupported)
-def argsort(net: Network, input: Tensor, dim: int, descending: bool, **_: object) -> Tensor:
-    """argsort(Tensor self, int dim=-1, bool descending=False) -> Tensor"""
-    return sort(net, input, dim, descending)[1]

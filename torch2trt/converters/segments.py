@@ -14,7 +14,7 @@ import sympy
 import torch
 from torch.utils._sympy.functions import FloorDiv
 
-from torch2trt.converters.ranking import MOST_SORTED
+from torch2trt.converters.ranking import MOST_AT_ONCE
 from torch2trt.sizes import DimRange, Size, largest, simplify, volume
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
@@ -57,14 +57,14 @@ def grouping_unsupported(entries: Size, places: Size, others: Size, ranges: Mapp
     if blocks == 1 or partial <= _MOST_PARTIAL:
         return None
     return (
-        f"TensorRT sorts {MOST_SORTED} elements at most; {entries} would go to {places} places in {blocks} parts "
+        f"TensorRT sorts {MOST_AT_ONCE} elements at most; {entries} would go to {places} places in {blocks} parts "
         f"that take {partial} numbers, more than {_MOST_PARTIAL}"
     )
 
 
 def _blocks(entries: int) -> tuple[int, int]:
     """Into how many blocks, of which length, entries are divided to be sorted."""
-    blocks = max(1, -(-entries // MOST_SORTED))
+    blocks = max(1, -(-entries // MOST_AT_ONCE))
     return blocks, max(1, -(-entries // blocks))
 
 

@@ -23,7 +23,7 @@ def check_module(module: nn.Module) -> None:
 
     Raises:
         TrainingModeError: a submodule is in training mode.
-        WeightError: a float64, complex or NaN parameter or buffer, or one without values.
+        WeightError: a float64, complex128 or NaN parameter or buffer, or one without values.
     """
     for path, child in module.named_modules():
         if child.training and (path == "" or _differs_in_training(child)):
@@ -31,13 +31,13 @@ def check_module(module: nn.Module) -> None:
                 "is in training mode", subject=path or type(module).__name__, hint="call module.eval() first"
             )
     for path, tensor in _held(module):
-        if tensor.dtype == torch.float64 or tensor.is_complex():
+        if tensor.dtype in (torch.float64, torch.complex128):
             raise WeightError(f"is {tensor.dtype}, which TensorRT has not", subject=path, hint="call module.float()")
         if is_lazy(tensor):
             raise WeightError("is not initialised", subject=path, hint="call the module once first")
         if tensor.device.type == "meta":
             raise WeightError("is on the meta device, without values", subject=path, hint="load the weights first")
-        if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
+        if (tensor.is_floating_point() or tensor.is_complex()) and bool(torch.isnan(tensor).any()):
             raise WeightError("holds NaN", subject=path, hint="no answer of this model would be a number")
 
 
@@ -80,8 +80,14 @@ def check_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
             "no tensor among the example inputs", subject="args", hint="an engine takes at least one tensor"
         )
     for name, tensor in tensors.items():
-        if tensor.dtype == torch.float64 or tensor.is_complex():
+        if tensor.dtype == torch.float64:
             raise ExampleInputError(f"is {tensor.dtype}, which TensorRT has not", subject=name, hint="pass float32")
+        if tensor.is_complex():
+            raise ExampleInputError(
+                f"is {tensor.dtype}, which TensorRT has not",
+                subject=name,
+                hint="pass torch.view_as_real(x), and let the module call torch.view_as_complex",
+            )
     places = {tensor.device: name for name, tensor in tensors.items()}
     places |= {tensor.device: f"the module's {name}" for name, tensor in _held(module)}
     if len(places) > 1:

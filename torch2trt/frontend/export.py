@@ -246,7 +246,9 @@ def _to_program(
                 program.state[spec.target] = tensor.detach().clone()
                 state[spec.target] = node
                 continue
-            sources[spec.target] = tensor.detach()
+            # The bit of a lazy conjugate is the module's own; from here on weights are what they hold.
+            sources[spec.target] = tensor.detach().resolve_conj()
+            node.meta["val"] = node.meta["val"].resolve_conj()
             weights[spec.target] = node
         else:
             raise CaptureError(f"an input of kind {spec.kind.name} cannot be compiled", subject=str(spec.target))

@@ -14,12 +14,12 @@ from torch2trt.graph.program import Program
 
 
 class Exact(TorchDispatchMode):
-    """Inside, every float that torch computes is float64, whatever dtype a module casts to or makes."""
+    """Inside, every float that torch computes is float64, every complex number of two, whatever dtype a module asks."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        wide = {name: torch.float64 if _is_float(value) else value for name, value in (kwargs or {}).items()}
+        wide = {name: _wide(value) for name, value in (kwargs or {}).items()}
         # Factories have a dtype of their own by default.
         return pytree.tree_map_only(torch.Tensor, widened, func(*args, **wide))
 
@@ -53,10 +53,12 @@ def run_exact(
     return result, [outputs[update.name] for update in signature.updates]
 
 
-def _is_float(value: Any) -> bool:
-    return isinstance(value, torch.dtype) and value.is_floating_point
+def _wide(value: Any) -> Any:
+    if not isinstance(value, torch.dtype):
+        return value
+    return torch.float64 if value.is_floating_point else torch.complex128 if value.is_complex else value
 
 
 def widened(tensor: torch.Tensor) -> torch.Tensor:
-    """A floating-point tensor as float64, any other as it is."""
-    return tensor.double() if tensor.is_floating_point() else tensor
+    """Floating-point and complex numbers with parts in float64, any others as they are."""
+    return tensor.to(_wide(tensor.dtype))

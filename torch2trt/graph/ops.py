@@ -139,7 +139,60 @@ def _(
     return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
 
+@torch.library.custom_op("torch2trt::dft", mutates_args=())
+def dft(
+    real: torch.Tensor, imag: torch.Tensor | None, dim: int, inverse: bool, onesided: bool, normalization: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The discrete Fourier transform along one dimension, of real and imaginary parts.
+
+    Args:
+        imag: None for real numbers.
+        inverse: with the positive exponent.
+        onesided: only the first half of the frequencies, ``n // 2 + 1`` of them.
+        normalization: divides by 1, by the root of n or by n for 0, 1 and 2, as in ``aten._fft_c2c``.
+    """
+    dtype = torch.promote_types(real.dtype, torch.float32)
+    points = torch.complex(real.to(dtype), (torch.zeros_like(real) if imag is None else imag).to(dtype))
+    found = torch.ops.aten._fft_c2c(points, [dim % real.dim()], normalization, not inverse)
+    count = real.shape[dim] // 2 + 1 if onesided else real.shape[dim]
+    parts = torch.view_as_real(found.narrow(dim, 0, count)).to(real.dtype)
+    return parts[..., 0].contiguous(), parts[..., 1].contiguous()
+
+
+@dft.register_fake
+def _(
+    real: torch.Tensor, imag: torch.Tensor | None, dim: int, inverse: bool, onesided: bool, normalization: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    shape = list(real.shape)
+    if onesided:
+        shape[dim] = shape[dim] // 2 + 1
+    return real.new_empty(shape), real.new_empty(shape)
+
+
+@torch.library.custom_op("torch2trt::real_inverse_dft", mutates_args=())
+def real_inverse_dft(real: torch.Tensor, imag: torch.Tensor, dim: int, size: int, normalization: int) -> torch.Tensor:
+    """The real numbers whose first half of frequencies has these parts.
+
+    Args:
+        real, imag: at least ``size // 2 + 1`` frequencies along the dimension.
+        size: of the result's dimension.
+        normalization: as of :func:`dft`.
+    """
+    dtype = torch.promote_types(real.dtype, torch.float32)
+    found = torch.complex(real.to(dtype), imag.to(dtype))
+    return torch.ops.aten._fft_c2r(found, [dim % real.dim()], normalization, size).to(real.dtype)  # type: ignore[no-any-return]
+
+
+@real_inverse_dft.register_fake
+def _(real: torch.Tensor, imag: torch.Tensor, dim: int, size: int, normalization: int) -> torch.Tensor:
+    shape = list(real.shape)
+    shape[dim] = size
+    return real.new_empty(shape)
+
+
 CONV_BLOCK = torch.ops.torch2trt.conv_block.default
 ATTENTION = torch.ops.torch2trt.attention.default
 LINEAR_BLOCK = torch.ops.torch2trt.linear_block.default
+DFT = torch.ops.torch2trt.dft.default
+REAL_INVERSE_DFT = torch.ops.torch2trt.real_inverse_dft.default
 FUSED_BLOCKS = frozenset({CONV_BLOCK, LINEAR_BLOCK})

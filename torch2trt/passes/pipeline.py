@@ -20,6 +20,7 @@ from torch2trt.passes.merge_views import merge_views
 from torch2trt.passes.remove_dead_code import remove_dead_code
 from torch2trt.passes.remove_noops import IDENTITIES, remove_noops
 from torch2trt.passes.set_precision import set_precision
+from torch2trt.passes.split_complex import ONLY_COMPLEX, split_complex
 from torch2trt.passes.unify_convolutions import CONVOLUTIONS, unify_convolutions
 from torch2trt.passes.unify_factories import unify_factories
 from torch2trt.passes.unify_strides import unify_strides
@@ -32,6 +33,7 @@ Pass = Callable[[Program, Settings], None]
 
 PASSES: tuple[Pass, ...] = (
     unify_strides,
+    split_complex,
     unify_views,
     unify_factories,
     remove_noops,
@@ -49,7 +51,7 @@ PASSES: tuple[Pass, ...] = (
 )
 
 
-REWRITTEN = VIEWS | IDENTITIES | CONVOLUTIONS | BATCH_NORMS
+REWRITTEN = VIEWS | IDENTITIES | CONVOLUTIONS | BATCH_NORMS | ONLY_COMPLEX
 """The operators that the passes leave none of, so that no converter is needed for them."""
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from torch2trt.graph.ops import DFT, REAL_INVERSE_DFT
 from torch2trt.graph.program import Program
 from torch2trt.graph.rewrite import FOREIGN, IN_TORCH, call, refresh
 from torch2trt.graph.schema import name_of
@@ -37,7 +38,7 @@ SENSITIVE = _overloads(
     *(aten.sum, aten.mean, aten.prod, aten.var, aten.std, aten.var_mean, aten.cumsum, aten.cumprod),
     *(aten.linalg_vector_norm, aten.norm),
     *(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d),
-)
+) | {DFT, REAL_INVERSE_DFT}
 # Coordinates in images of more than 2048 pixels are not even whole numbers in float16.
 _LOCATING = frozenset({"torchvision.roi_align.default", "torchvision.ps_roi_align.default"})
 # These only move data: their result has the dtype of what they move, or that of the module's own cast.
