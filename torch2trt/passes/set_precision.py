@@ -27,8 +27,8 @@ def _overloads(*packets: Any) -> frozenset[Any]:
     return frozenset(getattr(packet, name) for packet in packets for name in packet.overloads())
 
 
-# Sums, what amplifies rounding and what compares with boundaries: these keep float32, whatever the model's precision. Normalisation layers are not
-# among them, because TensorRT keeps their statistics in float32 itself.
+# Sums, what amplifies rounding and what compares with boundaries: these keep float32, whatever the model's precision.
+# Normalisation layers are not among them, because TensorRT keeps their statistics in float32 itself.
 SENSITIVE = _overloads(
     *(aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax, aten.logsumexp),
     *(aten.exp, aten.exp2, aten.expm1, aten.log, aten.log2, aten.log10, aten.log1p),
