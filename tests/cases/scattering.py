@@ -91,6 +91,21 @@ SCATTERS = together(
     lambda x, i: x.scatter(-1, i[:3].reshape(1, 1, 3), x[..., 1:]),
 )
 
+MASKED_READS = writing(
+    put(lambda x: x < 0, lambda x: x[x < 0] * 0.5),
+    put(lambda x: x > 1, lambda x: (x.flip(1)[x > 1].clamp(-1, 1) * 2 - 1).sin()),
+    put(lambda x: x[..., 0] < 0, lambda x: x[x[..., 0] < 0] + x[0, 0]),
+    put(lambda x: (slice(None), x[0, :, 0] < 0), lambda x: x[:, x[0, :, 0] < 0] * x[0, 0]),
+)
+
+
+def masked_twice(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    x = x.clone()
+    x[mask] = x[mask].log() - x.flip(0)[mask]
+    x[~mask, 1:] = x[~mask, 1:].exp()
+    return x
+
+
 TOKENS = {0: {0: Dim("batch", min=1, max=3), 1: Dim("length", min=2, max=8)}}
 TOKENS[1] = TOKENS[0]
 
@@ -135,6 +150,10 @@ CASES = [
     OpCase("write-mask-in-order", IN_ORDER, (X, EVERY_OTHER)),
     OpCase("write-mask-in-order-int64", IN_ORDER, (INTS, EVERY_OTHER)),
     OpCase("write-mask-and-index", put_both, (X, FLAGS), unsupported="depends on their values"),
+    OpCase("write-mask-of-masked", lambda x: MASKED_READS(x, x), (X,)),
+    OpCase("write-mask-of-masked-dynamic", lambda x: MASKED_READS(x, x), (X,), dynamic=BOTH),
+    OpCase("write-mask-of-masked-twice", masked_twice, (X[0], X[0, :, 0] > 0)),
+    OpCase("write-mask-of-unmasked", lambda x, m: x.index_put((m,), x[m].cumsum(0)), (X, FLAGS), unsupported="depends"),
     OpCase("masked_scatter", MASKED_SCATTERS, (X, FLAGS, Y)),
     OpCase("masked_scatter-int64", MASKED_SCATTERS, (INTS, FLAGS, INTS.flip(1))),
     OpCase("masked_scatter-half", MASKED_SCATTERS, (X.half(), FLAGS, Y.half())),

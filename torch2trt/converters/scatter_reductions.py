@@ -30,7 +30,14 @@ _OPERATIONS = {
 
 
 def combined(
-    net: Network, input: Tensor, index: Tensor, source: Tensor, reduce: str = "sum", include_self: bool = True
+    net: Network,
+    input: Tensor,
+    index: Tensor,
+    source: Tensor,
+    reduce: str = "sum",
+    include_self: bool = True,
+    *,
+    origin: tuple[Any, ...] = (),
 ) -> Tensor:
     """The input with the reduction of the entries that go to each of its places.
 
@@ -40,10 +47,11 @@ def combined(
         source: [rows, entries, width], of the input's dtype.
         reduce: as ``torch.scatter_reduce`` names it, or ``torch.scatter``.
         include_self: whether the input's own element takes part where there are entries.
+        origin: as :func:`group` takes it.
     """
     operation = _OPERATIONS[reduce]
     own = accumulated(net, input, None)
-    entries = group(net, index, input.shape[1], source.shape[2])
+    entries = group(net, index, input.shape[1], source.shape[2], origin=origin)
     result = entries.reduce(operation, accumulated(net, source, None))
     zero = net.tensor(0, torch.int32)
     if include_self:
@@ -112,8 +120,8 @@ def scatter_reduce(
     for axis, size in enumerate(index.shape):
         src = net.narrow(src, axis, 0, size)
     # Where the index was expanded, entries are vectors with one index each.
-    few = index.unexpanded or index
-    few = net.expand(few, [size if axis == dim else few.shape[axis] for axis, size in enumerate(index.shape)])
+    narrow = index.unexpanded or index
+    few = net.expand(narrow, [size if axis == dim else narrow.shape[axis] for axis, size in enumerate(index.shape)])
     rows = [axis for axis in axes if few.shape[axis] != 1]
     order = [*rows, dim, *(axis for axis in axes if axis not in rows)]
 
@@ -123,7 +131,8 @@ def scatter_reduce(
         return net.reshape(net.permute(tensor, order), matrix)
 
     places = net.squeeze(as_entries(few), 2)
-    result = combined(net, as_entries(part), places, as_entries(src), reduce, include_self)
+    origin = (narrow, dim, places.shape)
+    result = combined(net, as_entries(part), places, as_entries(src), reduce, include_self, origin=origin)
     result = net.reshape(result, [part.shape[axis] for axis in order])
     result = net.permute(result, [order.index(axis) for axis in range(whole.rank)])
     return net.reshape(_enlarged(net, result, whole), input.shape)
@@ -157,7 +166,9 @@ def index_reduce(
         return net.reshape(net.permute(tensor, order), (1, tensor.shape[dim], volume(shape[1:])))
 
     places = net.reshape(index, (1, volume(index.shape)))
-    result = net.reshape(combined(net, as_entries(whole), places, as_entries(source), reduce, include_self), shape)
+    entries = as_entries(source)
+    result = combined(net, as_entries(whole), places, entries, reduce, include_self, origin=(index,))
+    result = net.reshape(result, shape)
     return net.reshape(net.permute(result, [order.index(axis) for axis in range(whole.rank)]), input.shape)
 
 

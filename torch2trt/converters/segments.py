@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import sympy
 import torch
@@ -31,7 +32,9 @@ def identity(net: Network, operation: str, dtype: torch.dtype) -> Tensor:
     return net.tensor({"SUM": 0, "PROD": 1, "MAX": lowest, "MIN": highest}[operation], dtype)
 
 
-def group(net: Network, index: Tensor, places: Size, width: Size, *, in_order: bool = False) -> Compared | Sorted:
+def group(
+    net: Network, index: Tensor, places: Size, width: Size, *, in_order: bool = False, origin: tuple[Any, ...] = ()
+) -> Compared | Sorted:
     """The entries of each place.
 
     Args:
@@ -39,11 +42,19 @@ def group(net: Network, index: Tensor, places: Size, width: Size, *, in_order: b
         places: how many there are in a row.
         width: of the entries that will be reduced, [rows, entries, width].
         in_order: the entries already lie in the order of their places.
+        origin: the tensor that the index was made of, and how; what has the same origin is sorted once.
     """
     compared = volume((*index.shape, places, width))
     if largest(compared, net.ranges) <= _MOST_COMPARED:
         return Compared(net, index, places)
-    return Sorted(net, index, places, in_order=in_order)
+    if not origin:
+        return Sorted(net, index, places, in_order=in_order)
+    key = (Sorted, places, *origin)
+    if key not in net.shared:
+        net.shared[key] = Sorted(net, index, places, in_order=in_order)
+    found = net.shared[key]
+    assert isinstance(found, Sorted)
+    return found
 
 
 def grouping_unsupported(entries: Size, places: Size, others: Size, ranges: Mapping[str, DimRange]) -> str | None:
@@ -104,6 +115,7 @@ class Sorted:
             starts = net.iota(0, self._length, self._lines, torch.int32)
             self._order = net.flatten(net.elementwise("SUM", order, net.unsqueeze(starts, 1)))
         self._ids = ids
+        self._followed: dict[int, Tensor] = {}
 
     def _filled(self, tensor: Tensor, value: int) -> Tensor:
         """[rows, entries, ...] with as many entries as the blocks hold."""
@@ -118,6 +130,13 @@ class Sorted:
         outer = [0] * (tensor.rank - 2)
         return self._net.pad(tensor, [0, reach, *outer], [0, -reach, *outer], value=value)
 
+    def _follows(self, reach: int) -> Tensor:
+        """Whether an entry so many before has the same place, [lines, length]."""
+        if reach not in self._followed:
+            other = self._moved(self._ids, reach, _BEYOND)
+            self._followed[reach] = self._net.elementwise("EQUAL", self._ids, other)
+        return self._followed[reach]
+
     def _placed(self, values: Tensor, start: Tensor, reach: int) -> Tensor:
         """[lines * places, ...] with those of [lines, length, ...] that begin (reach 1) or end (-1) a place's entries.
 
@@ -125,7 +144,7 @@ class Sorted:
             start: what the other places have, a scalar.
         """
         net, ids = self._net, self._ids
-        border = net.unary("NOT", net.elementwise("EQUAL", ids, self._moved(ids, reach, _BEYOND)))
+        border = net.unary("NOT", self._follows(reach))
         border = net.elementwise("AND", border, net.elementwise("GREATER", ids, net.tensor(_NOWHERE, ids.dtype)))
         first = net.unsqueeze(net.iota(0, self._places, self._lines, torch.int32), 1)
         # All others are written to one more place, in whatever order.
@@ -137,7 +156,7 @@ class Sorted:
 
     def reduce(self, operation: str, source: Tensor) -> Tensor:
         """[rows, places, width] of [rows, entries, width] in float32 or int64; an empty place has the identity."""
-        net, ids, width = self._net, self._ids, source.shape[2]
+        net, width = self._net, source.shape[2]
         nothing = identity(net, operation, source.dtype)
         values = net.reshape(self._filled(source, 0), (self._lines * self._length, width))
         if self._order is not None:
@@ -146,8 +165,7 @@ class Sorted:
         reach = 1
         while reach < self._length:
             # Every entry holds as many of its place as it reaches back: adding those before them doubles that.
-            same = net.unsqueeze(net.elementwise("EQUAL", ids, self._moved(ids, reach, _BEYOND)), 2)
-            earlier = net.select(same, self._moved(values, reach), nothing)
+            earlier = net.select(net.unsqueeze(self._follows(reach), 2), self._moved(values, reach), nothing)
             values, reach = net.elementwise(operation, values, earlier), 2 * reach
         parts = self._placed(values, nothing, -1)
         parts = net.reshape(parts, (self._rows, self._blocks, self._places, width))

@@ -25,6 +25,7 @@ from torch2trt.passes.unify_convolutions import CONVOLUTIONS, unify_convolutions
 from torch2trt.passes.unify_factories import unify_factories
 from torch2trt.passes.unify_strides import unify_strides
 from torch2trt.passes.unify_views import VIEWS, unify_views
+from torch2trt.passes.widen_masked_writes import widen_masked_writes
 from torch2trt.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ PASSES: tuple[Pass, ...] = (
     set_precision,
     remove_noops,
     merge_common_subexpressions,
+    widen_masked_writes,
     merge_views,
     hoist_weights,
     defer_blind_queries,

@@ -29,14 +29,16 @@ def _overloads(*packets: Any) -> frozenset[Any]:
     return frozenset(getattr(packet, name) for packet in packets for name in packet.overloads())
 
 
-# Sums and what amplifies rounding: these keep float32, whatever the model's precision. Normalisation layers are not
-# among them, because TensorRT keeps their statistics in float32 itself.
+# Sums, what amplifies rounding and what compares with boundaries: these keep float32, whatever the model's precision.
+# Normalisation layers are not among them, because TensorRT keeps their statistics in float32 itself.
 SENSITIVE = _overloads(
     *(aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax, aten.logsumexp),
     *(aten.exp, aten.exp2, aten.expm1, aten.log, aten.log2, aten.log10, aten.log1p),
     *(aten.pow, aten.square, aten.rsqrt, aten.sqrt, aten.reciprocal),
     *(aten.sum, aten.mean, aten.prod, aten.var, aten.std, aten.var_mean, aten.cumsum, aten.cumprod),
     *(aten.linalg_vector_norm, aten.norm),
+    *(aten.scatter_add, aten.scatter_reduce, aten.index_add, aten.index_reduce),
+    *(aten.histc, aten.bucketize, aten.searchsorted),
     *(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d),
 ) | {DFT, REAL_INVERSE_DFT}
 # Coordinates in images of more than 2048 pixels are not even whole numbers in float16.

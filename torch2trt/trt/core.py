@@ -44,6 +44,8 @@ class NetworkCore:
         self._torch_dtypes = torch_dtypes(flavour)
         self.ranges: Mapping[str, DimRange] = {}
         """The sizes that the dynamic dimensions may take, by name."""
+        self.shared: dict[tuple[Any, ...], Any] = {}
+        """What a converter made of tensors and others may need, by those tensors and what else it depends on."""
         self.results: list[TensorSpec | None] = []
         """What the node being lowered yields, tensor by tensor."""
         self.used: set[int] = set()
