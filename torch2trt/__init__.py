@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from torch2trt.converters.registry import converter
     from torch2trt.graph.program import Program
     from torch2trt.runtime.module import EngineModule
+    from torch2trt.tools.compare import compare
 
 __version__ = "0.1.0"
 
@@ -57,6 +58,7 @@ _LAZY = {
     "EngineModule": "torch2trt.runtime.module",
     "Program": "torch2trt.graph.program",
     "TRTModule": "torch2trt.compat",
+    "compare": "torch2trt.tools.compare",
     "compile": "torch2trt.api",
     "converter": "torch2trt.converters.registry",
     "explain": "torch2trt.api",
@@ -104,6 +106,7 @@ __all__ = [
     "UnsupportedOpsError",
     "WeightError",
     "__version__",
+    "compare",
     "compile",
     "converter",
     "errors",
@@ -119,7 +122,7 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(_LAZY[name])
-    value = module if _LAZY[name].endswith(f".{name}") else getattr(module, name)
+    value = module if _LAZY[name] == f"{__name__}.{name}" else getattr(module, name)
     globals()[name] = value
     return value
 

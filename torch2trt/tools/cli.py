@@ -1,4 +1,4 @@
-"""The command line: ``torch2trt compile | export | verify | explain | bench | inspect | doctor``.
+"""The command line: ``torch2trt compile | export | verify | explain | compare | bench | inspect | doctor``.
 
 Results go to stdout, as tables or with ``--json`` as one JSON object; everything else goes to stderr. The exit code is
 0 where all is well, 1 where a verification fails or nothing usable is installed, 2 for an error with a number and 3 for
@@ -159,14 +159,29 @@ def _explain(options: argparse.Namespace) -> Outcome:
     from rich.text import Text
 
     import torch2trt
-    from torch2trt.runtime.artifact import atomic_file
 
     model, example = _model(options)
     found = torch2trt.explain(model.module, example.args, example.kwargs, **_keywords(options, model, example))
-    if options.html is not None:
-        with atomic_file(options.html) as file:
-            file.write(f"<!doctype html>\n<meta charset='utf-8'>\n{found.to_html()}\n".encode())
+    _write_page(options.html, found.to_html)
     return Outcome(found.to_json(), Text(str(found)), code=1 if found.refusal else 0)
+
+
+def _compare(options: argparse.Namespace) -> Outcome:
+    from rich.text import Text
+
+    import torch2trt
+
+    model, example = _model(options)
+    found = torch2trt.compare(
+        model.module,
+        example.args,
+        example.kwargs,
+        runs=options.runs,
+        tolerance=options.tolerance,
+        **_keywords(options, model, example),
+    )
+    _write_page(options.html, found.to_html)
+    return Outcome(found.to_json(), Text(str(found)), code=0 if found.passed else 1)
 
 
 def _doctor(options: argparse.Namespace) -> Outcome:
@@ -214,6 +229,14 @@ def _check_folder(path: Path) -> None:
     """Refuse before building what could not be written after it."""
     if not path.parent.is_dir():
         raise ArtifactWriteError("its folder does not exist", subject=str(path), hint=f"mkdir {path.parent}")
+
+
+def _write_page(path: Path | None, body: Callable[[], str]) -> None:
+    from torch2trt.runtime.artifact import atomic_file
+
+    if path is not None:
+        with atomic_file(path) as file:
+            file.write(f"<!doctype html>\n<meta charset='utf-8'>\n{body()}\n".encode())
 
 
 def _warn_of_random_weights(model: Model, options: argparse.Namespace) -> None:
@@ -273,10 +296,16 @@ def _parser() -> _Parser:
     explaining = command(
         _explain, "say which calls would run in an engine, which in torch, and why", epilog=_INPUT_HELP
     )
-    explaining.add_argument("--html", type=Path, metavar="FILE", help="write it as a page, too")
+    comparing = command(_compare, "compare a model call by call with float64 eager", epilog=_INPUT_HELP)
+    for page in (explaining, comparing):
+        page.add_argument("--html", type=Path, metavar="FILE", help="write it as a page, too")
+    comparing.add_argument(
+        "--runs", choices=("engine", "reference"), help="what is compared; unset: the engine where a GPU runs it"
+    )
+    _add_tolerance(comparing)
     inspecting = command(_inspect, "show an artifact, or the network that a model becomes", epilog=_INPUT_HELP)
     for parser_of_one, what in (
-        *((compiling, ""), (exporting, ""), (verifying, ""), (explaining, "")),
+        *((compiling, ""), (exporting, ""), (verifying, ""), (explaining, ""), (comparing, "")),
         (inspecting, "an artifact, or "),
     ):
         _add_model(parser_of_one, what)
@@ -299,6 +328,12 @@ def _parser() -> _Parser:
 
 def _add_output(parser: _Parser, help: str) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=help)
+
+
+def _add_tolerance(parser: _Parser) -> None:
+    parser.add_argument(
+        "--tolerance", type=float, metavar="X", help="largest relative error allowed; unset: as verify has it"
+    )
 
 
 def _add_model(parser: _Parser, before: str) -> None:
