@@ -342,6 +342,16 @@ def test_compare_names_the_call_that_overflows(net: str, capsys: Capture, tmp_pa
     assert "layers.0" in capsys.readouterr().out
 
 
+def test_reduce_writes_the_call_that_overflows(net: str, capsys: Capture, tmp_path: Path) -> None:
+    argv = ["reduce", f"{net}:Net", "--input", "1x3x8x8", "-o", str(tmp_path / "small.py"), "--precision", "fp16"]
+    found = run(capsys, *argv, "--model-arg", "scale=1e6", "--timeout", "200")
+    assert found["failure"]["kind"] == "wrong"
+    assert found["calls"] < found["calls_before"]
+    text = (tmp_path / "small.py").read_text(encoding="utf-8")
+    assert "'precision': 'fp16'" in text
+    assert (tmp_path / "small.safetensors").exists()
+
+
 def test_an_exported_program_brings_its_inputs(capsys: Capture, tmp_path: Path) -> None:
     class Casts(nn.Module):
         def __init__(self) -> None:

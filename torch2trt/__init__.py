@@ -29,6 +29,7 @@ from torch2trt.errors import (
     MissingPackageError,
     ModelNameError,
     NetworkError,
+    NoFailureError,
     NoGPUError,
     ProgramMissingError,
     RandomOpError,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from torch2trt.graph.program import Program
     from torch2trt.runtime.module import EngineModule
     from torch2trt.tools.compare import compare
+    from torch2trt.tools.reduce import reduce
 
 __version__ = "0.1.0"
 
@@ -65,6 +67,7 @@ _LAZY = {
     "export": "torch2trt.api",
     "load": "torch2trt.api",
     "onnx": "torch2trt.onnx",
+    "reduce": "torch2trt.tools.reduce",
     "torch2trt": "torch2trt.compat",
 }
 
@@ -92,6 +95,7 @@ __all__ = [
     "MissingPackageError",
     "ModelNameError",
     "NetworkError",
+    "NoFailureError",
     "NoGPUError",
     "Program",
     "ProgramMissingError",
@@ -114,6 +118,7 @@ __all__ = [
     "export",
     "load",
     "onnx",
+    "reduce",
     "torch2trt",
 ]
 

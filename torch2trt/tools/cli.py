@@ -1,4 +1,4 @@
-"""The command line: ``torch2trt compile | export | verify | explain | compare | bench | inspect | doctor``.
+"""The command line: ``torch2trt compile | export | verify | explain | compare | reduce | …``.
 
 Results go to stdout, as tables or with ``--json`` as one JSON object; everything else goes to stderr. The exit code is
 0 where all is well, 1 where a verification fails or nothing usable is installed, 2 for an error with a number and 3 for
@@ -184,6 +184,27 @@ def _compare(options: argparse.Namespace) -> Outcome:
     return Outcome(found.to_json(), Text(str(found)), code=0 if found.passed else 1)
 
 
+def _reduce(options: argparse.Namespace) -> Outcome:
+    from rich.text import Text
+
+    import torch2trt
+
+    _check_folder(options.output)
+    model, example = _model(options)
+    found = torch2trt.reduce(
+        model.module,
+        example.args,
+        example.kwargs,
+        path=options.output,
+        tolerance=options.tolerance,
+        timeout=options.timeout,
+        imports=options.imports,
+        report=lambda text: print(text, file=sys.stderr),
+        **_keywords(options, model, example),
+    )
+    return Outcome(found.to_json(), Text(str(found)))
+
+
 def _doctor(options: argparse.Namespace) -> Outcome:
     from torch2trt.tools import doctor
 
@@ -302,10 +323,26 @@ def _parser() -> _Parser:
     comparing.add_argument(
         "--runs", choices=("engine", "reference"), help="what is compared; unset: the engine where a GPU runs it"
     )
-    _add_tolerance(comparing)
+    reducing = command(
+        _reduce, "cut a model that fails to the smallest graph that does, as a script", epilog=_INPUT_HELP
+    )
+    _add_output(reducing, "the script to write, such as small.py; its tensors go beside it")
+    reducing.add_argument("--timeout", type=float, metavar="SECONDS", help="after which a process counts as hanging")
+    reducing.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a module that registers operators which the model uses; may come several times",
+    )
+    for tolerant in (comparing, reducing):
+        tolerant.add_argument(
+            "--tolerance", type=float, metavar="X", help="largest relative error allowed; unset: as verify has it"
+        )
     inspecting = command(_inspect, "show an artifact, or the network that a model becomes", epilog=_INPUT_HELP)
     for parser_of_one, what in (
-        *((compiling, ""), (exporting, ""), (verifying, ""), (explaining, ""), (comparing, "")),
+        *((compiling, ""), (exporting, ""), (verifying, ""), (explaining, ""), (comparing, ""), (reducing, "")),
         (inspecting, "an artifact, or "),
     ):
         _add_model(parser_of_one, what)
@@ -328,12 +365,6 @@ def _parser() -> _Parser:
 
 def _add_output(parser: _Parser, help: str) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=help)
-
-
-def _add_tolerance(parser: _Parser) -> None:
-    parser.add_argument(
-        "--tolerance", type=float, metavar="X", help="largest relative error allowed; unset: as verify has it"
-    )
 
 
 def _add_model(parser: _Parser, before: str) -> None:
