@@ -330,6 +330,28 @@ def test_explain_says_what_would_run_in_torch(net: str, capsys: Capture, tmp_pat
     assert "run_in_torch names 'aten.relu'" in capsys.readouterr().out
 
 
+def test_compare_names_the_call_that_overflows(net: str, capsys: Capture, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    argv = ["compare", f"{net}:Net", "--input", "1x3x8x8", "--runs", "reference", "--html", str(page)]
+    data = run(capsys, *argv, "--model-arg", "scale=1e6", "--precision", "fp16", code=1)
+    assert [call["node"] for call in data["calls"] if call["overflows"]] == data["overflows"] != []
+    assert data["calls"][-1]["max_rel_error"] is None
+    assert "overflow" in page.read_text(encoding="utf-8")
+    assert run(capsys, *argv, "--precision", "fp16", "--tolerance", "1e-9", code=1)["tolerance"] == 1e-9
+    assert cli.main([*argv, "--precision", "fp32"]) == 0
+    assert "layers.0" in capsys.readouterr().out
+
+
+def test_reduce_writes_the_call_that_overflows(net: str, capsys: Capture, tmp_path: Path) -> None:
+    argv = ["reduce", f"{net}:Net", "--input", "1x3x8x8", "-o", str(tmp_path / "small.py"), "--precision", "fp16"]
+    found = run(capsys, *argv, "--model-arg", "scale=1e6", "--timeout", "200")
+    assert found["failure"]["kind"] == "wrong"
+    assert found["calls"] < found["calls_before"]
+    text = (tmp_path / "small.py").read_text(encoding="utf-8")
+    assert "'precision': 'fp16'" in text
+    assert (tmp_path / "small.safetensors").exists()
+
+
 def test_an_exported_program_brings_its_inputs(capsys: Capture, tmp_path: Path) -> None:
     class Casts(nn.Module):
         def __init__(self) -> None:

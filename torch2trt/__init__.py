@@ -29,6 +29,7 @@ from torch2trt.errors import (
     MissingPackageError,
     ModelNameError,
     NetworkError,
+    NoFailureError,
     NoGPUError,
     ProgramMissingError,
     RandomOpError,
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from torch2trt.converters.registry import converter
     from torch2trt.graph.program import Program
     from torch2trt.runtime.module import EngineModule
+    from torch2trt.tools.compare import compare
+    from torch2trt.tools.reduce import reduce
 
 __version__ = "0.1.0"
 
@@ -57,12 +60,14 @@ _LAZY = {
     "EngineModule": "torch2trt.runtime.module",
     "Program": "torch2trt.graph.program",
     "TRTModule": "torch2trt.compat",
+    "compare": "torch2trt.tools.compare",
     "compile": "torch2trt.api",
     "converter": "torch2trt.converters.registry",
     "explain": "torch2trt.api",
     "export": "torch2trt.api",
     "load": "torch2trt.api",
     "onnx": "torch2trt.onnx",
+    "reduce": "torch2trt.tools.reduce",
     "torch2trt": "torch2trt.compat",
 }
 
@@ -90,6 +95,7 @@ __all__ = [
     "MissingPackageError",
     "ModelNameError",
     "NetworkError",
+    "NoFailureError",
     "NoGPUError",
     "Program",
     "ProgramMissingError",
@@ -104,6 +110,7 @@ __all__ = [
     "UnsupportedOpsError",
     "WeightError",
     "__version__",
+    "compare",
     "compile",
     "converter",
     "errors",
@@ -111,6 +118,7 @@ __all__ = [
     "export",
     "load",
     "onnx",
+    "reduce",
     "torch2trt",
 ]
 
@@ -119,7 +127,7 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(_LAZY[name])
-    value = module if _LAZY[name].endswith(f".{name}") else getattr(module, name)
+    value = module if _LAZY[name] == f"{__name__}.{name}" else getattr(module, name)
     globals()[name] = value
     return value
 

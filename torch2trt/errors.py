@@ -32,6 +32,7 @@ __all__ = [
     "MissingPackageError",
     "ModelNameError",
     "NetworkError",
+    "NoFailureError",
     "NoGPUError",
     "ProgramMissingError",
     "RandomOpError",
@@ -129,6 +130,12 @@ class ModelNameError(Torch2TRTError):
     """A model name on the command line that resolves to nothing."""
 
     code = "T2T108"
+
+
+class NoFailureError(Torch2TRTError):
+    """What was to be reduced to the graph that fails does not fail."""
+
+    code = "T2T109"
 
 
 # 2xx: conversion ----------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ ERROR_FILE = "error.json"
 MODEL_FILE = "model.onnx"
 CALL_FILE = "call.json"
 LOG_FILE = "log.jsonl"
-_OUTPUT_FILE = "output"
+OUTPUT_FILE = "output"
 
 UNWRITTEN = 4
 """The exit code of a worker that built a plan and could not leave it."""
@@ -173,22 +173,8 @@ def run_worker(
     Raises:
         BuildTimeoutError, BuildCrashError, Torch2TRTError: as :func:`build_in_child`.
     """
-    package = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
-    with open(folder / _OUTPUT_FILE, "wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=None if show else output,
-            env={**os.environ, **(environment or {}), "PYTHONPATH": path},
-            # Ctrl-C reaches this process alone, which then ends the child.
-            start_new_session=True,
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
-        )
     try:
-        started(process.pid)
-        code = _wait(process, timeout)
+        code = run_child(command, folder, timeout=timeout, show=show, environment=environment, started=started)
     except subprocess.TimeoutExpired:
         raise BuildTimeoutError(
             f"the build did not end within {timeout:g} s",
@@ -196,7 +182,6 @@ def run_worker(
             hint="raise build_timeout, or lower optimization_level",
         ) from None
     finally:
-        _end(process)
         records = list(_records(folder))
         for record in records:
             logging.getLogger(record["name"]).log(record["level"], "%s", record["message"])
@@ -209,6 +194,55 @@ def run_worker(
             "the plan could not be written", subject=str(folder), hint="look at the folder's free space"
         )
     raise _crash(code, records, folder, name)
+
+
+def run_child(
+    command: Sequence[str],
+    folder: Path,
+    *,
+    timeout: float | None = None,
+    show: bool = False,
+    environment: Mapping[str, str] | None = None,
+    started: Callable[[int], object] = lambda pid: None,
+) -> int:
+    """Run a command that finds this package, and end it and what it started when this process wants to go on.
+
+    Args:
+        command, timeout, show, environment, started: as :func:`run_worker` takes them.
+        folder: where its output goes, to :data:`OUTPUT_FILE`.
+
+    Returns:
+        The exit code; negative is the signal that it died of.
+
+    Raises:
+        subprocess.TimeoutExpired: the time is over.
+    """
+    package = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+    with open(folder / OUTPUT_FILE, "wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=None if show else output,
+            env={**os.environ, **(environment or {}), "PYTHONPATH": path},
+            # Ctrl-C reaches this process alone, which then ends the child.
+            start_new_session=True,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )
+    try:
+        started(process.pid)
+        return _wait(process, timeout)
+    finally:
+        _end(process)
+
+
+def death_of(code: int) -> str | None:
+    """How a process ended that did not end by itself, such as SIGSEGV; None for an exit code."""
+    if code >= 0:
+        return None
+    names = {int(number): number.name for number in signal.Signals}
+    return names.get(-code, f"signal {-code}")
 
 
 def error_to_json(error: Torch2TRTError) -> dict[str, Any]:
@@ -270,15 +304,14 @@ def _records(folder: Path) -> Iterator[dict[str, Any]]:
 
 def _crash(code: int, records: list[dict[str, Any]], folder: Path, name: str) -> BuildCrashError:
     hint = "build again, or with a lower optimization_level or another precision"
-    if code < 0:
-        names = {int(number): number.name for number in signal.Signals}
-        what = f"died of {names.get(-code, f'signal {-code}')}"
-        if names.get(-code) == "SIGKILL":
+    if death := death_of(code):
+        what = f"died of {death}"
+        if death == "SIGKILL":
             hint = "the system may have run out of memory"
     else:
         what = f"ended with exit code {code:#x}" if code > 255 else f"ended with exit code {code}"
     lines = [line for record in records for line in record["message"].splitlines()]
-    lines += (folder / _OUTPUT_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+    lines += (folder / OUTPUT_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
     last = "".join(f"\n  | {line}" for line in lines[-_LAST_LINES:])
     return BuildCrashError(
         f"the build process {what}" + (f"; it said last:{last}" if last else ""), subject=name, hint=hint

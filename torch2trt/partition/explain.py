@@ -92,9 +92,9 @@ class Explanation:
         torch_rows = [(each.module, each.op, each.reason, each.source) for each in self.in_torch]
         parts = [
             f"<p>{html.escape(self.summary)}</p>",
-            _html_table(("why it breaks", "line"), break_rows) if break_rows else "",
-            _html_table(("module", "operator in torch", "why", "line"), torch_rows) if torch_rows else "",
-            _html_table(
+            html_table(("why it breaks", "line"), break_rows) if break_rows else "",
+            html_table(("module", "operator in torch", "why", "line"), torch_rows) if torch_rows else "",
+            html_table(
                 ("module", "calls in engines", "calls in torch"), [tuple(map(str, row)) for row in self.modules]
             ),
         ]
@@ -182,7 +182,8 @@ def explain(program: Program, flavour: Flavour, settings: Settings) -> Explanati
     return Explanation(program.name, f"{flavour.name} {flavour.version_text}", tuple(placements), refusal)
 
 
-def _html_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def html_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in HTML, every text escaped."""
     left = "style='text-align:left'"
     head = "".join(f"<th {left}>{html.escape(title)}</th>" for title in titles)
     body = "".join("<tr>" + "".join(f"<td {left}>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)

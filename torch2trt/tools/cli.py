@@ -1,4 +1,4 @@
-"""The command line: ``torch2trt compile | export | verify | explain | bench | inspect | doctor``.
+"""The command line: ``torch2trt compile | export | verify | explain | compare | reduce | …``.
 
 Results go to stdout, as tables or with ``--json`` as one JSON object; everything else goes to stderr. The exit code is
 0 where all is well, 1 where a verification fails or nothing usable is installed, 2 for an error with a number and 3 for
@@ -160,14 +160,50 @@ def _explain(options: argparse.Namespace) -> Outcome:
     from rich.text import Text
 
     import torch2trt
-    from torch2trt.runtime.artifact import atomic_file
 
     model, example = _model(options)
     found = torch2trt.explain(model.module, example.args, example.kwargs, **_keywords(options, model, example))
-    if options.html is not None:
-        with atomic_file(options.html) as file:
-            file.write(f"<!doctype html>\n<meta charset='utf-8'>\n{found.to_html()}\n".encode())
+    _write_page(options.html, found.to_html)
     return Outcome(found.to_json(), Text(str(found)), code=1 if found.refusal else 0)
+
+
+def _compare(options: argparse.Namespace) -> Outcome:
+    from rich.text import Text
+
+    import torch2trt
+
+    model, example = _model(options)
+    found = torch2trt.compare(
+        model.module,
+        example.args,
+        example.kwargs,
+        runs=options.runs,
+        tolerance=options.tolerance,
+        **_keywords(options, model, example),
+    )
+    _write_page(options.html, found.to_html)
+    return Outcome(found.to_json(), Text(str(found)), code=0 if found.passed else 1)
+
+
+def _reduce(options: argparse.Namespace) -> Outcome:
+    from rich.text import Text
+
+    import torch2trt
+
+    _check_folder(options.output)
+    model, example = _model(options)
+    found = torch2trt.reduce(
+        model.module,
+        example.args,
+        example.kwargs,
+        path=options.output,
+        tolerance=options.tolerance,
+        timeout=options.timeout,
+        imports=options.imports,
+        report=lambda text: print(text, file=sys.stderr),
+        **_keywords(options, model, example),
+    )
+    return Outcome(found.to_json(), Text(str(found)))
 
 
 def _doctor(options: argparse.Namespace) -> Outcome:
@@ -215,6 +251,14 @@ def _check_folder(path: Path) -> None:
     """Refuse before building what could not be written after it."""
     if not path.parent.is_dir():
         raise ArtifactWriteError("its folder does not exist", subject=str(path), hint=f"mkdir {path.parent}")
+
+
+def _write_page(path: Path | None, body: Callable[[], str]) -> None:
+    from torch2trt.runtime.artifact import atomic_file
+
+    if path is not None:
+        with atomic_file(path) as file:
+            file.write(f"<!doctype html>\n<meta charset='utf-8'>\n{body()}\n".encode())
 
 
 def _warn_of_random_weights(model: Model, options: argparse.Namespace) -> None:
@@ -277,10 +321,32 @@ def _parser() -> _Parser:
     explaining = command(
         _explain, "say which calls would run in an engine, which in torch, and why", epilog=_INPUT_HELP
     )
-    explaining.add_argument("--html", type=Path, metavar="FILE", help="write it as a page, too")
+    comparing = command(_compare, "compare a model call by call with float64 eager", epilog=_INPUT_HELP)
+    for page in (explaining, comparing):
+        page.add_argument("--html", type=Path, metavar="FILE", help="write it as a page, too")
+    comparing.add_argument(
+        "--runs", choices=("engine", "reference"), help="what is compared; unset: the engine where a GPU runs it"
+    )
+    reducing = command(
+        _reduce, "cut a model that fails to the smallest graph that does, as a script", epilog=_INPUT_HELP
+    )
+    _add_output(reducing, "the script to write, such as small.py; its tensors go beside it")
+    reducing.add_argument("--timeout", type=float, metavar="SECONDS", help="after which a process counts as hanging")
+    reducing.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a module that registers operators which the model uses; may come several times",
+    )
+    for tolerant in (comparing, reducing):
+        tolerant.add_argument(
+            "--tolerance", type=float, metavar="X", help="largest relative error allowed; unset: as verify has it"
+        )
     inspecting = command(_inspect, "show an artifact, or the network that a model becomes", epilog=_INPUT_HELP)
     for parser_of_one, what in (
-        *((compiling, ""), (exporting, ""), (verifying, ""), (explaining, "")),
+        *((compiling, ""), (exporting, ""), (verifying, ""), (explaining, ""), (comparing, ""), (reducing, "")),
         (inspecting, "an artifact, or "),
     ):
         _add_model(parser_of_one, what)

@@ -1,0 +1,331 @@
+"""Call by call, how far a compiled module is from the truth: where an error begins, and what overflows."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import fx, nn
+
+from torch2trt import api
+from torch2trt.graph.exact import run_exact
+from torch2trt.graph.marking import marked, output_name
+from torch2trt.graph.program import Program
+from torch2trt.graph.signature import dtype_to_json
+from torch2trt.partition.explain import Placement, html_table
+from torch2trt.partition.explain import explain as placements_of
+from torch2trt.runtime import inputs as checks
+from torch2trt.runtime.verification import Row
+from torch2trt.runtime.verification import compare as compare_values
+from torch2trt.settings import Settings
+from torch2trt.sizes import TensorSpec, volume
+from torch2trt.tolerance import effective_precision
+from torch2trt.tolerance import tolerance as allowed
+from torch2trt.trt import flavour as flavours
+from torch2trt.trt.flavour import Flavour
+
+Runs = Literal["engine", "reference"]
+
+# Values that are kept at once, in bytes: the truth in float64 and what it is compared with, both sides.
+_AT_ONCE = 1 << 31
+_BYTES_EACH = 16
+_ROWS_SHOWN = 24
+
+
+@dataclass(frozen=True)
+class CallError:
+    """One call of the optimised graph: its result against the truth."""
+
+    call: Placement
+    """The call, the module and line that it comes from, and whether it runs in an engine."""
+    dtype: str
+    max_abs_error: float
+    max_rel_error: float
+    """Relative to the largest magnitude in the truth; for integers and booleans the fraction that differs."""
+    largest: float
+    """The largest finite magnitude in the truth."""
+    limit: float | None
+    """The largest number that the dtype has; None for integers and booleans."""
+    not_finite: int
+    """Elements that are infinite or NaN where the truth is finite."""
+    tolerance: float
+    """Largest ``max_rel_error`` that passes."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the tolerance."""
+        return self.max_rel_error <= self.tolerance
+
+    @property
+    def overflows(self) -> bool:
+        """Whether the dtype cannot hold the result, or what it was computed from."""
+        return self.not_finite > 0 or (self.limit is not None and self.largest > self.limit)
+
+    @property
+    def note(self) -> str:
+        """What to know of it in a few words."""
+        if self.overflows:
+            lost = f", {self.not_finite} elements are infinite or NaN" if self.not_finite else ""
+            return f"overflow: up to {self.largest:.3g}, {self.dtype} ends at {self.limit or 0:.3g}{lost}"
+        return "" if self.passed else "above the tolerance"
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; an error that is infinite is null."""
+        numbers = {key: value for key, value in asdict(self).items() if key != "call"}
+        numbers = {key: None if value == math.inf else value for key, value in numbers.items()}
+        place = asdict(self.call)
+        return {**place, **numbers, "passed": self.passed, "overflows": self.overflows}
+
+
+@dataclass(frozen=True)
+class ModuleError:
+    """The calls of one module and of its children."""
+
+    module: str
+    calls: int
+    above: int
+    """How many are above the tolerance."""
+    max_rel_error: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A compiled module beside the truth, in the order of the calls."""
+
+    name: str
+    ran: Runs
+    """Whether the engine itself ran, or the reference interpreter in its place."""
+    precision: str
+    tolerance: float
+    """The largest error allowed, relative to the largest magnitude of a call's result."""
+    calls: tuple[CallError, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every call is within its tolerance."""
+        return self.first is None
+
+    @property
+    def first(self) -> CallError | None:
+        """The first call above its tolerance: what comes after it may only hand its error on."""
+        return next((each for each in self.calls if not each.passed), None)
+
+    @property
+    def overflows(self) -> list[CallError]:
+        """The calls whose dtype cannot hold their results."""
+        return [each for each in self.calls if each.overflows]
+
+    @property
+    def modules(self) -> list[ModuleError]:
+        """Errors by the path of the module, children counted, in the order in which they first run."""
+        members: dict[str, list[CallError]] = {}
+        for each in self.calls:
+            parts = each.call.module.split(".") if each.call.module else []
+            for length in range(len(parts) + 1):
+                members.setdefault(".".join(parts[:length]), []).append(each)
+        return [
+            ModuleError(
+                path, len(calls), sum(not each.passed for each in calls), max(each.max_rel_error for each in calls)
+            )
+            for path, calls in members.items()
+        ]
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        above = sum(not each.passed for each in self.calls)
+        what = "engine" if self.ran == "engine" else "reference interpreter"
+        text = f"{self.name} ({what}, {self.precision}): {len(self.calls)} calls, {above} above {self.tolerance:g}"
+        if self.first is not None:
+            where = f" in {self.first.call.module}" if self.first.call.module else ""
+            text += f", the first is {self.first.call.node} ({self.first.call.op}){where}"
+        if self.overflows:
+            text += f"; {len(self.overflows)} overflow"
+        return text
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "name": self.name,
+            "ran": self.ran,
+            "precision": self.precision,
+            "tolerance": self.tolerance,
+            "passed": self.passed,
+            "first": self.first.call.node if self.first else None,
+            "overflows": [each.call.node for each in self.overflows],
+            "modules": [
+                {**asdict(each), "max_rel_error": each.max_rel_error if math.isfinite(each.max_rel_error) else None}
+                for each in self.modules
+            ],
+            "calls": [each.to_json() for each in self.calls],
+        }
+
+    def to_html(self) -> str:
+        """A table of the modules and one of all calls, every text escaped."""
+        modules = [
+            (each.module or ".", str(each.calls), str(each.above), f"{each.max_rel_error:.2e}") for each in self.modules
+        ]
+        calls = [(*_cells(each), each.call.where, each.call.source) for each in self.calls]
+        return "\n".join(
+            (
+                f"<p>{html.escape(self.summary)}</p>",
+                html_table(("module", "calls", "above the tolerance", "max rel error"), modules),
+                html_table((*_TITLES, "runs in", "line"), calls),
+            )
+        )
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+    def __str__(self) -> str:
+        from rich.console import Console
+        from rich.table import Table
+
+        text = io.StringIO()
+        console = Console(file=text, width=140, color_system=None, markup=False, highlight=False)
+        console.print(self.summary)
+        if self.first is not None and self.first.call.source:
+            console.print(f"  at {self.first.call.source}")
+        table = Table(*_TITLES)
+        shown = self._worth_showing()
+        for each in shown:
+            table.add_row(*_cells(each))
+        console.print(table)
+        if len(shown) < len(self.calls):
+            console.print(f"{len(self.calls) - len(shown)} calls with smaller errors are left out")
+        return text.getvalue().rstrip()
+
+    def _worth_showing(self) -> list[CallError]:
+        """The first call above the tolerance, what overflows first, and the worst, in the order of the calls."""
+        chosen = [*filter(None, [self.first]), *self.overflows[:4]]
+        chosen += sorted(self.calls, key=lambda each: -each.max_rel_error)
+        names = set(list(dict.fromkeys(each.call.node for each in chosen))[:_ROWS_SHOWN])
+        return [each for each in self.calls if each.call.node in names]
+
+
+_TITLES = ("call", "module", "operator", "max abs error", "max rel error", "largest", "note")
+
+
+def _cells(each: CallError) -> tuple[str, ...]:
+    numbers = (each.max_abs_error, each.max_rel_error, each.largest)
+    return each.call.node, each.call.module or ".", each.call.op, *(f"{value:.2e}" for value in numbers), each.note
+
+
+def compare(
+    module: nn.Module,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    name: str | None = None,
+    runs: Runs | None = None,
+    tolerance: float | None = None,
+    **settings: Any,
+) -> Comparison:
+    """Compare a module, call by call, with the same calls in float64 from the original weights.
+
+    Every call of the optimised graph becomes an output of the network, so TensorRT fuses less around it than it does
+    in :func:`torch2trt.compile`; errors add up along the graph as they do there. Calls that depend on constants and
+    sizes alone are not shown. Where there are many large values, the module is run in several parts.
+
+    Args:
+        module, args, kwargs, dynamic_shapes, name, settings: as :func:`torch2trt.compile` takes them.
+        runs: ``engine`` or ``reference``, the interpreter; unset: the engine where there is a GPU that serves it.
+        tolerance: the largest error allowed, relative to the largest magnitude of a call's result; unset: as
+            ``verify`` has it for the precision.
+
+    Returns:
+        A table when printed or shown in a notebook; ``to_json()`` and ``to_html()``.
+
+    Raises:
+        Torch2TRTError: the module cannot be compiled.
+    """
+    chosen = Settings.make(**settings)
+    flavour = flavours.load(chosen.flavour)
+    program = api.optimize(api.capture(module, args, kwargs, dynamic_shapes=dynamic_shapes, name=name), chosen)
+    if runs is None:
+        runs = "engine" if flavours.gpu() and not flavours.find(flavour.name).problem else "reference"
+    signature = program.signature
+    leaves = signature.flatten(args, dict(kwargs or {}))
+    inputs = [value.detach().cpu() for value in leaves if isinstance(value, torch.Tensor)]
+    dtypes = [value.dtype for value in inputs] + [value.dtype for value in program.weights.sources.values()]
+    precision = effective_precision(chosen.precision, dtypes)
+    limit = allowed(precision, reference=runs == "reference") if tolerance is None else tolerance
+    places = {each.node: each for each in placements_of(program, flavour, chosen).placements}
+    errors: dict[str, CallError] = {}
+    for calls in _parts(program, checks.check(signature, inputs)):
+        # The results stay outputs, so that each part runs where the whole does.
+        part = marked(program, list(dict.fromkeys((*calls, *program.output_node.all_input_nodes))))
+        truth = dict(zip(part.output_names, run_exact(part, tuple(inputs), {}), strict=True))
+        found = _run(part, inputs, runs, flavour, chosen)
+        for node in calls:
+            exact, value = truth.pop(output_name(node)), found.pop(output_name(node))
+            errors[node.name] = _error(places[node.name], value, exact, program.spec(node), limit)
+    return Comparison(program.name, runs, precision, limit, tuple(errors.values()))
+
+
+def _parts(program: Program, dims: Mapping[str, int]) -> Iterator[list[fx.Node]]:
+    """The calls that depend on the inputs and yield one tensor, in parts whose values fit into memory at once."""
+    depends = set(program.input_placeholders)
+    part: list[fx.Node] = []
+    held = 0
+    for node in program.calls:
+        if program.is_size(node) or depends.isdisjoint(node.all_input_nodes):
+            continue
+        depends.add(node)
+        result = program.result(node)
+        if not isinstance(result, TensorSpec):
+            continue
+        size = _BYTES_EACH * _elements(result, dims)
+        if part and held + size > _AT_ONCE:
+            yield part
+            part, held = [], 0
+        part.append(node)
+        held += size
+    if part:
+        yield part
+
+
+def _elements(spec: TensorSpec, dims: Mapping[str, int]) -> int:
+    """How many there are, as far as it is known before running."""
+    known = volume(spec.shape)
+    if not isinstance(known, int):
+        known = known.subs({symbol: dims.get(symbol.name, 1) for symbol in known.free_symbols})
+    return int(known)
+
+
+def _run(
+    program: Program, inputs: Sequence[torch.Tensor], runs: Runs, flavour: Flavour, settings: Settings
+) -> dict[str, torch.Tensor]:
+    """A Program's outputs by name, on the CPU."""
+    if runs == "reference":
+        names = [leaf.name for leaf in program.signature.tensor_inputs]
+        return api.interpret(program, flavour.name, settings)(dict(zip(names, inputs, strict=True)))
+    # It runs once: there is nothing to replay.
+    compiled = api.build(program, flavour, dataclasses.replace(settings, cuda_graphs=False))
+    with torch.no_grad():
+        outputs = compiled(*(value.cuda() for value in inputs))
+    return {name: value.cpu() for name, value in zip(program.output_names, outputs, strict=True)}
+
+
+def _error(place: Placement, value: torch.Tensor, truth: torch.Tensor, spec: TensorSpec, limit: float) -> CallError:
+    row: Row = compare_values(place.node, value, truth, limit)
+    finite = truth[truth.isfinite()].abs()
+    is_float = spec.dtype.is_floating_point
+    lost = ~value.isfinite() & truth.isfinite() if value.shape == truth.shape else torch.zeros(0)
+    return CallError(
+        call=place,
+        dtype=dtype_to_json(spec.dtype),
+        max_abs_error=row.max_abs_error,
+        max_rel_error=row.max_rel_error,
+        largest=float(finite.max()) if finite.numel() else 0.0,
+        limit=torch.finfo(spec.dtype).max if is_float else None,
+        not_finite=int(lost.sum()),
+        tolerance=limit,
+    )
