@@ -200,10 +200,17 @@ def test_half_precision_keeps_the_states_dtype() -> None:
     assert compiled.state.inner.rows.dtype == torch.float32  # type: ignore[union-attr]
 
 
-def test_torch_compile_refuses_state() -> None:
-    compiled = torch.compile(Window(), backend="torch2trt", options={**QUICK})
-    with pytest.raises(CaptureError, match="changes its buffers"), torch.no_grad():
-        compiled(*arguments())
+def test_torch_compile_leaves_state_to_eager() -> None:
+    module, own = Window(), Window()
+    with torch.no_grad():
+        compiled = torch.compile(module, backend="torch2trt", options={**QUICK})
+        for _ in range(3):
+            torch.testing.assert_close(compiled(*arguments()), own(*arguments()))
+        assert int(module.seen) == 6  # type: ignore[arg-type]
+        torch._dynamo.reset()
+        refusing = torch.compile(Window(), backend="torch2trt", options={**QUICK, "fallback": False})
+        with pytest.raises(CaptureError, match="changes its buffers"):
+            refusing(*arguments())
     torch._dynamo.reset()
 
 

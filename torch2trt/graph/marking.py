@@ -16,7 +16,7 @@ from torch2trt.graph.signature import Signature, TensorLeaf
 def marked(program: Program, nodes: Sequence[fx.Node]) -> Program:
     """A Program of its own that computes the same and returns the values of these nodes, as a tuple.
 
-    Weights are shared. It is called with the tensor inputs alone, by position.
+    Weights are shared. It is called with the tensor inputs alone, the state among them, by position.
 
     Args:
         nodes: distinct, and each yields one tensor; the outputs are called as :func:`output_name` says.
@@ -33,7 +33,7 @@ def marked(program: Program, nodes: Sequence[fx.Node]) -> Program:
         out_spec=pytree.tree_structure((0,) * len(nodes)),
         dims=program.signature.dims,
     )
-    found = dataclasses.replace(program, graph=fx.GraphModule({}, graph), signature=signature)
+    found = dataclasses.replace(program, graph=fx.GraphModule({}, graph), signature=signature, state={})
     check(found, "marking")
     return found
 

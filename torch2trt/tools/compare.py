@@ -254,6 +254,7 @@ def compare(
     signature = program.signature
     leaves = signature.flatten(args, dict(kwargs or {}))
     inputs = [value.detach().cpu() for value in leaves if isinstance(value, torch.Tensor)]
+    inputs += [program.state[leaf.buffer].cpu() for leaf in signature.state]
     dtypes = [value.dtype for value in inputs] + [value.dtype for value in program.weights.sources.values()]
     precision = effective_precision(chosen.precision, dtypes)
     limit = allowed(precision, reference=runs == "reference") if tolerance is None else tolerance
@@ -262,7 +263,7 @@ def compare(
     for calls in _parts(program, checks.check(signature, inputs)):
         # The results stay outputs, so that each part runs where the whole does.
         part = marked(program, list(dict.fromkeys((*calls, *program.output_node.all_input_nodes))))
-        truth = dict(zip(part.output_names, run_exact(part, tuple(inputs), {}), strict=True))
+        truth = dict(zip(part.output_names, run_exact(part, tuple(inputs), {})[0], strict=True))
         found = _run(part, inputs, runs, flavour, chosen)
         for node in calls:
             exact, value = truth.pop(output_name(node)), found.pop(output_name(node))

@@ -112,7 +112,9 @@ def reduce(
     Settings.make(**settings)
     program = api.capture(module, args, kwargs, dynamic_shapes=dynamic_shapes, name=name)
     leaves = program.signature.flatten(args, dict(kwargs or {}))
-    recording = Recording(program, [leaf.detach().cpu() for leaf in leaves if isinstance(leaf, torch.Tensor)])
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    tensors += [program.state[leaf.buffer] for leaf in program.signature.state]
+    recording = Recording(program, [tensor.detach().cpu() for tensor in tensors])
     # A bar for each of many builds says nothing.
     given = {"progress": "none"} | {key: _plain(value) for key, value in settings.items()}
     tried: dict[tuple[fx.Node, ...], Failure | None] = {}
