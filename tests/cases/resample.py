@@ -39,6 +39,8 @@ def like(x: torch.Tensor, other: torch.Tensor, modes: tuple[str, ...]) -> tuple[
 # 5 * 1.1 is 5 again, but torch scales the coordinates all the same.
 SIZES = ([8, 13], [3, 2], [1, 1], 2, 0.5, 1.3, (0.7, 3.0), 1.1)
 
+FRACTIONS = 0.5, 1.5, (2.25, 0.75), 1.25
+
 INTERPOLATIONS = [
     *(
         OpCase(f"interpolate-{mode}", resizes(mode, *SIZES), (IMAGE,))
@@ -64,7 +66,8 @@ INTERPOLATIONS = [
         for mode in ("nearest", "bilinear", "bicubic")
     ),
     OpCase("interpolate-area", resizes("area", 0.5, [3, 4]), (IMAGE,)),
-    OpCase("interpolate-uint8", resizes("nearest", 2), (IMAGE.to(torch.uint8),), unsupported="uint8"),
+    OpCase("interpolate-uint8", resizes("nearest", 2, 1.3, [3, 8]), (IMAGE.abs().to(torch.uint8),)),
+    OpCase("interpolate-uint8-bilinear", resizes("bilinear", 2), (IMAGE.to(torch.uint8),), unsupported="uint8"),
     *(
         OpCase(f"interpolate-dynamic-{mode}", resizes(mode, 2, [7, 4]), (IMAGE,), dynamic=DYNAMIC)
         for mode in ("nearest", "nearest-exact", "bilinear", "bicubic")
@@ -80,7 +83,28 @@ INTERPOLATIONS = [
         (IMAGE,),
         dynamic={0: {2: (2, 7)}},
     ),
-    OpCase("interpolate-dynamic-half", resizes("bilinear", 0.5), (IMAGE,), dynamic=DYNAMIC, unsupported="whole number"),
+    *(
+        OpCase(
+            f"interpolate-dynamic-{mode}-fractions", resizes(mode, 0.5, 1.5, (2.25, 0.75)), (IMAGE,), dynamic=DYNAMIC
+        )
+        for mode in ("nearest", "nearest-exact", "bilinear", "bicubic")
+    ),
+    OpCase(
+        "interpolate-dynamic-float16",
+        together(resize("bilinear", scale_factor=0.5), resize("bicubic", scale_factor=1.5)),
+        (IMAGE.half(),),
+        dynamic=DYNAMIC,
+    ),
+    OpCase(
+        "interpolate-dynamic-volume",
+        together(resize("trilinear", scale_factor=0.5), resize("nearest", scale_factor=(1.5, 2, 0.5))),
+        (VOLUME,),
+        dynamic={0: {2: (2, 5), 4: (2, 7)}},
+    ),
+    OpCase(
+        "interpolate-dynamic-1.3", resizes("nearest", 1.3), (IMAGE,), dynamic=DYNAMIC, unsupported="no simple fraction"
+    ),
+    OpCase("interpolate-area-dynamic", resizes("area", [3, 4]), (IMAGE,), dynamic=DYNAMIC),
     OpCase(
         "interpolate-like",
         like,
@@ -92,9 +116,19 @@ INTERPOLATIONS = [
         for mode in ("bilinear", "bicubic")
     ),
     OpCase("interpolate-antialias-aligned", resizes("bilinear", [3, 9], aligned=True, antialias=True), (IMAGE,)),
+    *(
+        OpCase(
+            f"interpolate-antialias-dynamic-{mode}",
+            resizes(mode, [3, 4], 0.5, 1.5, antialias=True),
+            (IMAGE,),
+            # Images one element wide torch itself gets wrong.
+            dynamic={0: {2: (4, 40), 3: (4, 8)}},
+        )
+        for mode in ("bilinear", "bicubic")
+    ),
     OpCase(
-        "interpolate-antialias-dynamic",
-        resizes("bilinear", [3, 4], antialias=True),
+        "interpolate-antialias-dynamic-aligned",
+        resizes("bilinear", [3, 4], aligned=True, antialias=True),
         (IMAGE,),
         dynamic={0: {2: (4, 8)}},
         unsupported="antialias",

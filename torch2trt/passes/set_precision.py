@@ -42,7 +42,7 @@ SENSITIVE = _overloads(
     *(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d),
 ) | {DFT, REAL_INVERSE_DFT}
 # Coordinates in images of more than 2048 pixels are not even whole numbers in float16.
-_LOCATING = frozenset({"torchvision.roi_align.default", "torchvision.ps_roi_align.default"})
+_LOCATING = frozenset({"torchvision.roi_align.default"})
 # These only move data: their result has the dtype of what they move, or that of the module's own cast.
 _MOVING = _overloads(
     *(aten.view, aten._unsafe_view, aten.reshape, aten.permute, aten.transpose, aten.t, aten.unsqueeze),

@@ -9,7 +9,7 @@ import torch
 
 from torch2trt.sizes import Size
 from torch2trt.trt.arithmetic import Arithmetic, mask_of
-from torch2trt.trt.shaping import is_static
+from torch2trt.trt.shaping import bytes_as_half, is_static
 from torch2trt.trt.tensor import Tensor
 
 
@@ -243,6 +243,7 @@ class Network(Arithmetic):
 
     # -- sampling -----------------------------------------------------------------------------------------------------
 
+    @bytes_as_half
     def resize(
         self, tensor: Tensor, shape: Sequence[Size], *, mode: str, coordinates: str, rounding: str = "FLOOR"
     ) -> Tensor:
