@@ -37,6 +37,17 @@ SENSITIVE = _overloads(
     *(aten.sum, aten.mean, aten.prod, aten.var, aten.std, aten.var_mean, aten.cumsum, aten.cumprod),
     *(aten.linalg_vector_norm, aten.norm),
     *(aten.grid_sampler, aten.grid_sampler_2d),
+    *(aten.cdist, aten._cdist_forward, aten._pdist_forward, aten.dist, aten.logcumsumexp),
+    *(
+        aten.linalg_inv,
+        aten.linalg_inv_ex,
+        aten.inverse,
+        aten.linalg_solve,
+        aten._linalg_solve_ex,
+        aten.linalg_solve_ex,
+    ),
+    *(aten._linalg_det, aten._linalg_slogdet, aten.linalg_cholesky, aten.linalg_cholesky_ex),
+    *(aten.linalg_solve_triangular, aten.triangular_solve, aten.cholesky_solve, aten.cholesky_inverse),
 ) | {DFT, REAL_INVERSE_DFT}
 # These only move data: their result has the dtype of what they move, or that of the module's own cast.
 _MOVING = _overloads(
