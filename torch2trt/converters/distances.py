@@ -22,9 +22,9 @@ def _norm(net: Network, difference: Tensor, p: float) -> Tensor:
     return linalg_vector_norm(net, difference, p, [-1], False, None)
 
 
-@converter(aten._cdist_forward.default)
-def cdist_forward(net: Network, x1: Tensor, x2: Tensor, p: float, compute_mode: int | None) -> Tensor:
-    """_cdist_forward(Tensor x1, Tensor x2, float p, int? compute_mode) -> Tensor"""
+@converter(aten.cdist.default, aten._cdist_forward.default)
+def cdist(net: Network, x1: Tensor, x2: Tensor, p: float, compute_mode: int | None) -> Tensor:
+    """cdist(Tensor x1, Tensor x2, float p=2, int? compute_mode=None) -> Tensor"""
     count = volume((*net.result.shape, x1.shape[-1]))
     # By products as torch does, which loses the digits of small distances, where the differences would not fit.
     if p == 2 and (compute_mode == 1 or (isinstance(count, int) and count > _LARGE)):

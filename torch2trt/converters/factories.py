@@ -80,6 +80,21 @@ def linspace(net: Network, start: float, end: float, steps: int, **_: Any) -> Te
     return net.constant(torch.linspace(start, end, steps, dtype=net.result.dtype))
 
 
+def _triangle_unsupported(row: Size, col: Size, **_: Any) -> str | None:
+    return None if isinstance(row, int) and isinstance(col, int) else "the indices of a triangle of a dynamic size"
+
+
+def _triangle_indices(function: Callable[..., torch.Tensor]) -> Callable[..., Tensor]:
+    def indices(net: Network, row: int, col: int, offset: int, **_: Any) -> Tensor:
+        return net.constant(function(row, col, offset, dtype=net.result.dtype))
+
+    return indices
+
+
+converter(aten.tril_indices.default, unsupported=_triangle_unsupported)(_triangle_indices(torch.tril_indices))
+converter(aten.triu_indices.default, unsupported=_triangle_unsupported)(_triangle_indices(torch.triu_indices))
+
+
 @converter(aten.eye.default, aten.eye.m)
 def eye(net: Network, **_: Any) -> Tensor:
     """eye.m(SymInt n, SymInt m, *, ScalarType? dtype=None, ...) -> Tensor"""

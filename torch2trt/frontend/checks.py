@@ -109,6 +109,10 @@ def refuse_effects(exported: ExportedProgram) -> None:
         CaptureError: names what is done.
     """
     for spec in exported.graph_signature.output_specs:
+        if spec.kind is OutputKind.TOKEN:
+            raise CaptureError(
+                "an operator with an effect beside its result, such as a check of it, cannot be compiled"
+            )
         if spec.kind not in _RESULTS:
             raise CaptureError(
                 f"the module changes {spec.target or spec.arg.name!r} when it runs ({spec.kind.name.lower()})",

@@ -40,6 +40,17 @@ SENSITIVE = _overloads(
     *(aten.scatter_add, aten.scatter_reduce, aten.index_add, aten.index_reduce),
     *(aten.histc, aten.bucketize, aten.searchsorted),
     *(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d),
+    *(aten.cdist, aten._cdist_forward, aten._pdist_forward, aten.dist, aten.logcumsumexp),
+    *(
+        aten.linalg_inv,
+        aten.linalg_inv_ex,
+        aten.inverse,
+        aten.linalg_solve,
+        aten._linalg_solve_ex,
+        aten.linalg_solve_ex,
+    ),
+    *(aten._linalg_det, aten._linalg_slogdet, aten.linalg_cholesky, aten.linalg_cholesky_ex),
+    *(aten.linalg_solve_triangular, aten.triangular_solve, aten.cholesky_solve, aten.cholesky_inverse),
 ) | {DFT, REAL_INVERSE_DFT}
 # Coordinates in images of more than 2048 pixels are not even whole numbers in float16.
 _LOCATING = frozenset({"torchvision.roi_align.default"})

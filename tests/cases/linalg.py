@@ -1,0 +1,71 @@
+"""Rows of torch2trt/converters/linalg.py."""
+
+from __future__ import annotations
+
+import torch
+
+from tests.cases import normal, together
+from tests.harness import OpCase
+
+linalg = torch.linalg
+# The largest element of the first column is not on the diagonal, and a zero is.
+A = normal(2, 4, 4) + torch.tensor([[0.0, 0, 3, 0], [3, 0, 0, 0], [0, 0, 0, 3], [0, 3, 0, 0]])
+B, VECTOR = normal(2, 4, 3, seed=1), normal(2, 4, seed=2)
+ZERO_FIRST = torch.tensor([[0.0, 2, 1], [1, 0, 0], [3, 0, 1]])
+SINGULAR = torch.tensor([[1.0, 2, 3], [0, 0, 0], [4, 5, 6]])
+POSITIVE = A @ A.mT + torch.eye(4)
+BATCH = {0: {0: (1, 5)}}
+
+SYSTEMS = together(linalg.inv, torch.inverse, lambda a: linalg.inv_ex(a).inverse, linalg.det)
+DETERMINANTS = together(linalg.det, linalg.slogdet, torch.logdet)
+FACTORS = together(
+    linalg.cholesky,
+    lambda a: linalg.cholesky(a, upper=True),
+    lambda a: linalg.cholesky_ex(a).L,
+    lambda a: torch.cholesky_inverse(a),
+    lambda a: torch.cholesky_inverse(a, upper=True),
+)
+SOLUTIONS = together(
+    linalg.solve,
+    lambda a, b: linalg.solve(a, b.mT, left=False),
+    lambda a, b: linalg.solve(a, b[0, :, :1]),
+    lambda a, b: linalg.solve_ex(a, b).result,
+)
+TRIANGLES = together(
+    *(
+        lambda a, b, upper=upper, unit=unit: linalg.solve_triangular(a, b, upper=upper, unitriangular=unit)
+        for upper in (False, True)
+        for unit in (False, True)
+    ),
+    lambda a, b: linalg.solve_triangular(a, b.mT, upper=True, left=False),
+    lambda a, b: torch.cholesky_solve(b, a),
+    lambda a, b: torch.cholesky_solve(b, a, upper=True),
+    lambda a, b: torch.triangular_solve(b, a).solution,
+    lambda a, b: torch.triangular_solve(b, a, upper=False, transpose=True).solution,
+)
+TRIANGLE = linalg.cholesky(POSITIVE) + linalg.cholesky(POSITIVE).mT
+
+CASES = [
+    OpCase("systems", SYSTEMS, (A,)),
+    OpCase("systems-dynamic", SYSTEMS, (A,), dynamic=BATCH),
+    *(OpCase(f"systems-{n}", SYSTEMS, (normal(3, n, n) + 2 * torch.eye(n),), tolerance=5) for n in (1, 2, 3, 16)),
+    OpCase("systems-zero-first", SYSTEMS, (ZERO_FIRST,)),
+    OpCase("determinants", DETERMINANTS, (A,)),
+    OpCase("determinants-zero-first", DETERMINANTS, (ZERO_FIRST,)),
+    OpCase("determinants-singular", together(linalg.det, linalg.slogdet), (SINGULAR,)),
+    OpCase("determinants-negative", together(linalg.slogdet, torch.logdet), (A[:, [1, 0, 2, 3]],)),
+    OpCase("solutions", SOLUTIONS, (A, B)),
+    OpCase("solutions-vector", linalg.solve, (A, VECTOR)),
+    OpCase("solutions-dynamic", linalg.solve, (A, B), dynamic={1: {2: (1, 4)}}),
+    OpCase("factors", FACTORS, (POSITIVE,)),
+    OpCase("factors-dynamic", FACTORS, (POSITIVE,), dynamic=BATCH),
+    OpCase("triangles", TRIANGLES, (TRIANGLE, B)),
+    OpCase("triangle-broadcast", lambda a, b: linalg.solve_triangular(a, b, upper=False), (TRIANGLE, B[0])),
+    OpCase("systems-large", linalg.inv, (normal(17, 17),), unsupported="17 equations"),
+    OpCase("inv-info", lambda a: linalg.inv_ex(a), (A,), unsupported="error codes"),
+    OpCase("nuclear", lambda a: linalg.matrix_norm(a, "nuc"), (A,), unsupported="no converter"),
+    OpCase(
+        "matrix-norms", together(*(lambda a, p=p: linalg.matrix_norm(a, p) for p in ("fro", 1, -1, float("inf")))), (A,)
+    ),
+    OpCase("matrix_exp", torch.matrix_exp, (A,), unsupported="no converter"),
+]

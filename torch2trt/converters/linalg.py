@@ -1,0 +1,286 @@
+"""Linear systems of a few unknowns, unrolled: TensorRT has no solver.
+
+Gauss and Jordan's elimination with partial pivoting, and Cholesky's decomposition, take some fifteen layers a column.
+A singular matrix, for which torch raises an error, yields infinities or NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from functools import reduce
+from typing import Any
+
+import torch
+
+from torch2trt.converters.ranking import places_along
+from torch2trt.converters.registry import converter
+from torch2trt.sizes import TensorSpec
+from torch2trt.trt.dims import broadcast
+from torch2trt.trt.network import Network
+from torch2trt.trt.tensor import Tensor
+
+aten = torch.ops.aten
+
+_MOST = 16
+
+
+def _size_unsupported(matrix: TensorSpec) -> str | None:
+    size = matrix.shape[-1]
+    if not isinstance(size, int):
+        return "a system of a dynamic number of equations"
+    return (
+        f"a system of {size} equations: TensorRT has no solver, and {_MOST} at most are unrolled"
+        if size > _MOST
+        else None
+    )
+
+
+def _unsupported(matrix: str, results: int = 1) -> Callable[..., str | None]:
+    """The reasons of an operator with the matrix in one of its arguments, of whose results only the first are known."""
+
+    def unsupported(*, used: Collection[int] = (), **arguments: Any) -> str | None:
+        if any(index >= results for index in used):
+            return "the factors, pivots or error codes of a decomposition"
+        return _size_unsupported(arguments[matrix])
+
+    return unsupported
+
+
+def _column(net: Network, matrix: Tensor, index: int) -> Tensor:
+    return net.narrow(matrix, -1, index, 1)
+
+
+def _row(net: Network, matrix: Tensor, index: int) -> Tensor:
+    return net.narrow(matrix, -2, index, 1)
+
+
+def _identity(net: Network, matrix: Tensor) -> Tensor:
+    size = matrix.shape[-1]
+    assert isinstance(size, int)
+    return net.constant(torch.eye(size).reshape((*(1,) * (matrix.rank - 2), size, size)))
+
+
+def _eliminate(net: Network, matrix: Tensor, right: Tensor | None) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
+    """By column the pivot and, [..., 1, 1] too, the row that it is in; and the solution, [..., n, columns]."""
+    size = matrix.shape[-1]
+    assert isinstance(size, int)
+    work = matrix
+    if right is not None:
+        batch = broadcast(matrix.shape[:-2], right.shape[:-2])
+        work = net.concat([net.expand(each, (*batch, *each.shape[-2:])) for each in (matrix, right)], -1)
+    places = places_along(net, net.narrow(matrix, -1, 0, 1), -2)
+    beyond = net.tensor(size, torch.int32)
+    pivots, rows, chosen = [], [], []
+    free: Tensor | None = None
+    for index in range(size):
+        column = _column(net, work, index)
+        # A row that has been a pivot's is taken no more.
+        length = net.unary("ABS", column)
+        if free is not None:
+            length = net.select(free, length, net.tensor(-1.0, torch.float32))
+        longest = net.elementwise("EQUAL", length, net.reduce("MAX", length, [-2], True))
+        row = net.reduce("MIN", net.select(longest, places, beyond), [-2], True)
+        is_row = net.elementwise("EQUAL", places, row)
+        taken = net.reduce("SUM", net.select(is_row, work, net.tensor(0.0, torch.float32)), [-2], True)
+        pivot = _column(net, taken, index)
+        scaled = net.elementwise("DIV", taken, pivot)
+        work = net.select(is_row, scaled, net.elementwise("SUB", work, net.elementwise("PROD", column, scaled)))
+        others = net.unary("NOT", is_row)
+        free = others if free is None else net.elementwise("AND", free, others)
+        pivots.append(pivot)
+        rows.append(row)
+        chosen.append(is_row)
+    if right is None:
+        return pivots, rows, None
+    # The unknown of a column stands in the row of its pivot.
+    values = net.narrow(work, -1, size, right.shape[-1])
+    zero = net.tensor(0.0, torch.float32)
+    unknowns = [net.reduce("SUM", net.select(is_row, values, zero), [-2], True) for is_row in chosen]
+    return pivots, rows, net.concat(unknowns, -2)
+
+
+def _solve(net: Network, matrix: Tensor, right: Tensor) -> Tensor:
+    wide = (net.cast(each, torch.float32) for each in (matrix, right))
+    solution = _eliminate(net, *wide)[2]
+    assert solution is not None
+    return solution
+
+
+def _inverse(matrix: str) -> Callable[..., Tensor]:
+    def inverse(net: Network, **arguments: Tensor) -> Tensor:
+        return _solve(net, arguments[matrix], _identity(net, arguments[matrix]))
+
+    return inverse
+
+
+converter(aten.linalg_inv.default, unsupported=_unsupported("A"))(_inverse("A"))
+converter(aten.inverse.default, unsupported=_unsupported("input"))(_inverse("input"))
+
+
+@converter(aten.linalg_inv_ex.default, unsupported=_unsupported("A"))
+def linalg_inv_ex(net: Network, A: Tensor, **_: Any) -> tuple[Tensor, None]:
+    """linalg_inv_ex(Tensor A, *, bool check_errors=False) -> (Tensor inverse, Tensor info)"""
+    return _solve(net, A, _identity(net, A)), None
+
+
+def _linear_solve(net: Network, matrix: Tensor, right: Tensor, left: bool) -> Tensor:
+    vector = right.rank == 1 or (right.rank == matrix.rank - 1 and right.shape == matrix.shape[:-1])
+    if vector:
+        return net.squeeze(_solve(net, matrix, net.unsqueeze(right, -1)), -1)
+    if left:
+        return _solve(net, matrix, right)
+    return net.transpose(_solve(net, net.transpose(matrix, -2, -1), net.transpose(right, -2, -1)), -2, -1)
+
+
+@converter(aten.linalg_solve.default, unsupported=_unsupported("A"))
+def linalg_solve(net: Network, A: Tensor, B: Tensor, left: bool) -> Tensor:
+    """linalg_solve(Tensor A, Tensor B, *, bool left=True) -> Tensor"""
+    return _linear_solve(net, A, B, left)
+
+
+@converter(aten._linalg_solve_ex.default, aten.linalg_solve_ex.default, unsupported=_unsupported("A"))
+def linalg_solve_ex(net: Network, A: Tensor, B: Tensor, left: bool, **_: Any) -> tuple[Tensor | None, ...]:
+    """_linalg_solve_ex(Tensor A, Tensor B, *, bool left=True, bool check_errors=False) -> (Tensor result, ...)"""
+    return _linear_solve(net, A, B, left), *[None] * (len(net.results) - 1)
+
+
+# -- determinants ------------------------------------------------------------------------------------------------------
+
+
+def _sign(net: Network, rows: list[Tensor]) -> Tensor:
+    """1 or -1, as the order of the rows takes an even or odd number of swaps."""
+    order = net.concat(rows, -2)
+    size = len(rows)
+    swapped = net.elementwise("GREATER", order, net.transpose(order, -2, -1))
+    later = net.constant(
+        torch.ones(size, size, dtype=torch.bool).triu(1).reshape((*(1,) * (order.rank - 2), size, size))
+    )
+    count = net.cast(net.elementwise("AND", swapped, later), torch.int32)
+    count = net.reduce("SUM", count, [-2, -1], False)
+    half = net.binary("FLOOR_DIV", count, 2)
+    odd = net.elementwise("SUB", count, net.binary("PROD", half, 2))
+    return net.cast(net.binary("SUB", 1, net.binary("PROD", odd, 2)), torch.float32)
+
+
+def _pivots(net: Network, matrix: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+    """The pivots, [...], the sign that goes with their product, and whether one is zero and leaves no numbers after."""
+    pivots, rows, _ = _eliminate(net, net.cast(matrix, torch.float32), None)
+    pivots = [net.reshape(pivot, matrix.shape[:-2]) for pivot in pivots]
+    return pivots, _sign(net, rows), _joined(net, "OR", [net.binary("EQUAL", pivot, 0.0) for pivot in pivots])
+
+
+def _joined(net: Network, operation: str, tensors: list[Tensor]) -> Tensor:
+    return reduce(lambda first, second: net.elementwise(operation, first, second), tensors)
+
+
+@converter(aten._linalg_det.default, unsupported=_unsupported("A"))
+def linalg_det(net: Network, A: Tensor) -> tuple[Tensor, None, None]:
+    """_linalg_det(Tensor A) -> (Tensor result, Tensor LU, Tensor pivots)"""
+    pivots, sign, singular = _pivots(net, A)
+    return net.select(singular, net.tensor(0.0, torch.float32), _joined(net, "PROD", [*pivots, sign])), None, None
+
+
+@converter(aten._linalg_slogdet.default, unsupported=_unsupported("A", results=2))
+def linalg_slogdet(net: Network, A: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    """_linalg_slogdet(Tensor A) -> (Tensor sign, Tensor logabsdet, Tensor LU, Tensor pivots)"""
+    pivots, sign, singular = _pivots(net, A)
+    sign = _joined(net, "PROD", [*(net.unary("SIGN", pivot) for pivot in pivots), sign])
+    logarithm = _joined(net, "SUM", [net.unary("LOG", net.unary("ABS", pivot)) for pivot in pivots])
+    nothing = [net.tensor(value, torch.float32) for value in (0.0, -math.inf)]
+    sign, logarithm = (net.select(singular, *each) for each in zip(nothing, (sign, logarithm), strict=True))
+    return sign, logarithm, None, None
+
+
+# -- triangles ---------------------------------------------------------------------------------------------------------
+
+
+def _cholesky(net: Network, matrix: Tensor, upper: bool) -> Tensor:
+    size = matrix.shape[-1]
+    assert isinstance(size, int)
+    # Of an upper one only that half is read.
+    rest = net.transpose(matrix, -2, -1) if upper else matrix
+    rest = net.cast(rest, torch.float32)
+    columns: list[Tensor] = []
+    for index in range(size):
+        # What is left is the lower right corner.
+        column = net.elementwise("DIV", _column(net, rest, 0), net.unary("SQRT", _corner(net, rest)))
+        columns.append(net.pad(column, [*[0] * (matrix.rank - 2), index, 0], [0] * matrix.rank))
+        if index < size - 1:
+            below = net.narrow(column, -2, 1, size - 1 - index)
+            inner = net.narrow(net.narrow(rest, -2, 1, size - 1 - index), -1, 1, size - 1 - index)
+            rest = net.elementwise("SUB", inner, net.elementwise("PROD", below, net.transpose(below, -2, -1)))
+    lower = net.concat(columns, -1)
+    return net.transpose(lower, -2, -1) if upper else lower
+
+
+def _corner(net: Network, matrix: Tensor) -> Tensor:
+    return _row(net, _column(net, matrix, 0), 0)
+
+
+@converter(aten.linalg_cholesky.default, unsupported=_unsupported("input"))
+def linalg_cholesky(net: Network, input: Tensor, upper: bool) -> Tensor:
+    """linalg_cholesky(Tensor self, *, bool upper=False) -> Tensor"""
+    return _cholesky(net, input, upper)
+
+
+@converter(aten.linalg_cholesky_ex.default, unsupported=_unsupported("input"))
+def linalg_cholesky_ex(net: Network, input: Tensor, upper: bool, **_: Any) -> tuple[Tensor, None]:
+    """linalg_cholesky_ex(Tensor self, *, bool upper=False, bool check_errors=False) -> (Tensor L, Tensor info)"""
+    return _cholesky(net, input, upper), None
+
+
+def _solve_triangular(net: Network, matrix: Tensor, right: Tensor, *, upper: bool, unit: bool) -> Tensor:
+    """``matrix @ x = right``, of which matrix the other half is not read."""
+    size = matrix.shape[-1]
+    assert isinstance(size, int)
+    rest = right
+    rows: dict[int, Tensor] = {}
+    for index in reversed(range(size)) if upper else range(size):
+        column = _column(net, matrix, index)
+        row = _row(net, rest, index)
+        rows[index] = row if unit else net.elementwise("DIV", row, _row(net, column, index))
+        rest = net.elementwise("SUB", rest, net.elementwise("PROD", column, rows[index]))
+    # The right side may have fewer batch dimensions than the matrix.
+    batch = broadcast(matrix.shape[:-2], right.shape[:-2])
+    return net.concat([net.expand(rows[index], (*batch, 1, right.shape[-1])) for index in range(size)], -2)
+
+
+@converter(aten.linalg_solve_triangular.default, unsupported=_unsupported("input"))
+def linalg_solve_triangular(
+    net: Network, input: Tensor, B: Tensor, upper: bool, left: bool, unitriangular: bool
+) -> Tensor:
+    """linalg_solve_triangular(Tensor self, Tensor B, *, bool upper, bool left=True, bool unitriangular=False)"""
+    if left:
+        return _solve_triangular(net, input, B, upper=upper, unit=unitriangular)
+    turned = (net.transpose(each, -2, -1) for each in (input, B))
+    return net.transpose(_solve_triangular(net, *turned, upper=not upper, unit=unitriangular), -2, -1)
+
+
+@converter(aten.triangular_solve.default, unsupported=_unsupported("A"))
+def triangular_solve(
+    net: Network, input: Tensor, A: Tensor, upper: bool, transpose: bool, unitriangular: bool
+) -> tuple[Tensor, None]:
+    """triangular_solve(Tensor self, Tensor A, bool upper=True, bool transpose=False, bool unitriangular=False)"""
+    matrix = net.transpose(A, -2, -1) if transpose else A
+    return _solve_triangular(net, matrix, input, upper=upper != transpose, unit=unitriangular), None
+
+
+def _cholesky_solve(net: Network, factor: Tensor, right: Tensor, upper: bool) -> Tensor:
+    lower, turned = factor, net.transpose(factor, -2, -1)
+    if upper:
+        lower, turned = turned, lower
+    half_way = _solve_triangular(net, lower, right, upper=False, unit=False)
+    return _solve_triangular(net, turned, half_way, upper=True, unit=False)
+
+
+@converter(aten.cholesky_solve.default, unsupported=_unsupported("input2"))
+def cholesky_solve(net: Network, input: Tensor, input2: Tensor, upper: bool) -> Tensor:
+    """cholesky_solve(Tensor self, Tensor input2, bool upper=False) -> Tensor"""
+    return _cholesky_solve(net, input2, input, upper)
+
+
+@converter(aten.cholesky_inverse.default, unsupported=_unsupported("input"))
+def cholesky_inverse(net: Network, input: Tensor, upper: bool) -> Tensor:
+    """cholesky_inverse(Tensor self, bool upper=False) -> Tensor"""
+    return _cholesky_solve(net, input, _identity(net, input), upper)
