@@ -107,7 +107,9 @@ def refuse_state(exported: ExportedProgram) -> None:
     """
     for spec in exported.graph_signature.output_specs:
         if spec.kind is OutputKind.TOKEN:
-            raise CaptureError("an operator with an effect beside its result, such as a check of it, cannot be compiled")
+            raise CaptureError(
+                "an operator with an effect beside its result, such as a check of it, cannot be compiled"
+            )
         if spec.kind is not OutputKind.USER_OUTPUT:
             raise CaptureError(
                 f"the module changes {spec.target or spec.arg.name!r} when it runs ({spec.kind.name.lower()})",
