@@ -20,7 +20,8 @@ _REFUSED = {
         signal.windows.kaiser signal.windows.nuttall""",
     "no converter": """
         argwhere as_strided as_strided.partial_views masked_scatter max_pool2d_with_indices_backward nonzero resize_
-        scatter_add scatter_reduce.amax scatter_reduce.amin scatter_reduce.mean scatter_reduce.prod scatter_reduce.sum""",
+        scatter_add scatter_reduce.amax scatter_reduce.amin scatter_reduce.mean scatter_reduce.prod
+        scatter_reduce.sum""",
     "TensorRT has no torch.": """
         cdouble char double float_power log_softmax.with_dtype nn.functional.softmin.with_dtype short
         softmax.with_dtype to""",
