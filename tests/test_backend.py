@@ -262,7 +262,10 @@ def test_errors_are_ours() -> None:
     for _ in range(2):
         with pytest.raises(torch2trt.UnsupportedOpsError) as caught:
             compiled(rows(6))
-        assert {node.op for node in caught.value.nodes} == {"aten.special_bessel_j0.default", "aten.special_bessel_j1.default"}
+        assert {node.op for node in caught.value.nodes} == {
+            "aten.special_bessel_j0.default",
+            "aten.special_bessel_j1.default",
+        }
         assert all("test_backend.py" in node.source and node.module == "odd" for node in caught.value.nodes)
     for options in ({"options": {"precison": "fp16"}}, {"mode": "max-autotune"}):
         with pytest.raises(torch2trt.SettingError, match="unknown setting"):
