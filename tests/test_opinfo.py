@@ -19,16 +19,15 @@ _REFUSED = {
         signal.windows.general_cosine signal.windows.general_hamming signal.windows.hamming signal.windows.hann
         signal.windows.kaiser signal.windows.nuttall""",
     "no converter": """
-        argwhere cdist fft.fft fft.irfft fft.irfft2 fft.irfftn fft.rfft fft.rfft2 fft.rfftn
-        max_pool2d_with_indices_backward nn.functional.pdist nonzero resize_""",
+        argwhere max_pool2d_with_indices_backward nonzero resize_""",
     "TensorRT has no torch.": """
-        cdouble cfloat chalf char double float_power log_softmax.with_dtype nn.functional.softmin.with_dtype short
+        cdouble char double float_power log_softmax.with_dtype nn.functional.softmin.with_dtype short
         softmax.with_dtype to""",
     "TensorRT keeps the statistics to itself": "native_group_norm native_layer_norm",
-    "TensorRT sorts 3840 elements at most": "argsort msort sort",
     "a number taken from the values of a tensor": "tensor_split",
     "the module changes": "_native_batch_norm_legit",
     "a number taken from a tensor": "item",
+    "no distance: there is one row": "nn.functional.pdist",
 }
 REFUSED = {name: reason for reason, names in _REFUSED.items() for name in names.split()}
 """Operators whose first sample may be refused, and part of the reason."""

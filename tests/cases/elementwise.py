@@ -170,7 +170,10 @@ CASTS = [
     )
 ]
 
-# What torch decomposes into the above.
+SIGNS = torch.where(X.abs() < 0.5, -0.0 * X.sign(), X)
+ENDS = torch.tensor([0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, math.nan])
+
+# What torch decomposes into the above, and what has to do with signs.
 COMPOSITES = [
     OpCase("composites", together(torch.logaddexp, torch.xlogy, torch.heaviside), (X, POSITIVE)),
     OpCase("composites-of-one", together(torch.deg2rad, torch.sinc, F.tanhshrink, F.softsign, torch.positive), (X,)),
@@ -179,6 +182,16 @@ COMPOSITES = [
     ),
     OpCase("logit", torch.logit, (UNIT.abs(), 1e-6)),
     OpCase("true_divide", torch.true_divide, (INTS, 2)),
+    OpCase("native_dropout", lambda x: torch.native_dropout(x * 2, 0.5, False), (X,)),
+    OpCase(
+        "signs", together(torch.signbit, lambda x: torch.copysign(Y, x), lambda x: torch.copysign(x, -2.0)), (SIGNS,)
+    ),
+    OpCase("signs-int", torch.signbit, (INTS,)),
+    OpCase("real-angle", torch.angle, (SIGNS,)),
+    OpCase("atan2-ends", lambda x: torch.atan2(ENDS[:, None], x), (ENDS,)),
+    OpCase("hypot-ends", lambda x: torch.hypot(ENDS[:, None], x), (ENDS,)),
+    OpCase("hypot-far", torch.hypot, (torch.tensor([3e30, 4e25]), torch.tensor([4e30, 3e25]))),
+    OpCase("hypot-small", torch.hypot, (torch.tensor([3e-30]), torch.tensor([4e-30]))),
     OpCase("float_power-refused", torch.float_power, (X, 2), unsupported="float64"),
 ]
 

@@ -123,4 +123,26 @@ NATIVE = [
     OpCase("native_group_norm", lambda x: torch.native_group_norm(x, None, None, 2, 6, 20, 3, 1e-5)[0], (IMAGE,)),
 ]
 
-CASES = [*NATIVE, *LAYER, *GROUP, *INSTANCE, *ROOT_MEAN_SQUARE, *LOCAL_RESPONSE]
+OF_BATCH = [
+    OpCase("batch_norm-of-batch", lambda x: F.batch_norm(x, None, None, training=True), (IMAGE,)),
+    OpCase(
+        "batch_norm-of-batch-affine",
+        lambda x, scale, shift: F.batch_norm(x, None, None, scale, shift, training=True),
+        (IMAGE, *CHANNEL.values()),
+        weights=(1, 2),
+    ),
+    OpCase(
+        "batch_norm-statistics",
+        lambda x: torch.ops.aten._native_batch_norm_legit.no_stats(x, None, None, True, 0.1, 1e-5),
+        (IMAGE,),
+    ),
+    OpCase(
+        "batch_norm-of-batch-dynamic",
+        lambda x: F.batch_norm(x, None, None, training=True),
+        (IMAGE,),
+        dynamic={0: {0: (2, 5)}},
+    ),
+    OpCase("batch_norm-of-batch-half", lambda x: F.batch_norm(x, None, None, training=True), (IMAGE.half(),)),
+]
+
+CASES = [*OF_BATCH, *NATIVE, *LAYER, *GROUP, *INSTANCE, *ROOT_MEAN_SQUARE, *LOCAL_RESPONSE]

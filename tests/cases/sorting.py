@@ -38,6 +38,15 @@ MIDDLES = together(
     torch.nanmedian,
     lambda x: x.nanmedian(0),
 )
+MODES = ("linear", "lower", "higher", "midpoint", "nearest")
+QUANTILES = together(
+    *(lambda x, mode=mode: x.quantile(0.35, 1, interpolation=mode) for mode in MODES),
+    *(lambda x, q=q: x.quantile(q) for q in (0.0, 0.7, 1.0)),
+    lambda x: x.quantile(0.5, -1, keepdim=True),
+    lambda x: x.quantile(torch.tensor([0.1, 0.5, 1.0], dtype=x.dtype), 0),
+    lambda x: x.quantile(torch.tensor([0.1, 0.9], dtype=x.dtype), 1, keepdim=True),
+    lambda x: x.quantile(torch.tensor(0.3, dtype=x.dtype)),
+)
 
 
 def long(rows: int, size: int) -> torch.Tensor:
@@ -75,6 +84,16 @@ CASES = [
     OpCase("middles-nan", together(torch.median, torch.nanmedian, lambda x: x.median(1)), (NANS[:, :9],)),
     OpCase("middles-all-nan", lambda x: x.nanmedian(1).values, (torch.full((2, 3), math.nan),)),
     OpCase("kthvalue-far", lambda x: (x.kthvalue(4000), x.kthvalue(50), x.median(1)), (long(2, 8001),)),
+    OpCase("quantiles", QUANTILES, (X,)),
+    OpCase("quantiles-nan", QUANTILES, (NANS[:, :9].where(NANS[:, :9].isfinite(), math.nan).reshape(3, 3, 3),)),
+    OpCase("quantiles-given", lambda x, q: x.quantile(q, 1), (X, torch.tensor([0.0, 0.4, 1.0]))),
+    OpCase("quantiles-dynamic", lambda x: x.quantile(0.4, 1), (X,), dynamic=BATCH),
+    OpCase(
+        "quantiles-rounded",
+        lambda x, q: x.quantile(q, 1, interpolation="lower"),
+        (X, torch.tensor([0.4])),
+        unsupported="pass q as a number",
+    ),
     OpCase("mode", together(lambda x: x.mode(), lambda x: x.mode(0, keepdim=True)), (EQUAL[:, :15],)),
     OpCase("mode-int", together(lambda x: x.mode(), lambda x: x.mode(0)), (EQUAL[:, :15].long(),)),
     OpCase("mode-bool", lambda x: x.mode(), (EQUAL[:, :15] > 0,)),

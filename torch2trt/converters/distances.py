@@ -45,7 +45,7 @@ def _pdist_unsupported(input: TensorSpec, **_: Any) -> str | None:
     rows: Size = input.shape[0]
     if not isinstance(rows, int):
         return "distances between a dynamic number of rows: which rows form a pair is a constant"
-    return None
+    return "no distance: there is one row" if rows < 2 else None
 
 
 @converter(aten._pdist_forward.default, unsupported=_pdist_unsupported)

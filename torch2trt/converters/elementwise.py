@@ -22,6 +22,16 @@ def to_copy(net: Network, input: Tensor, dtype: torch.dtype | None, **_: Any) ->
     return input if dtype is None else net.cast(input, dtype)
 
 
+def _dropout_unsupported(train: bool | None, **_: Any) -> str | None:
+    return None if train is False else "draws random numbers"
+
+
+@converter(aten.native_dropout.default, unsupported=_dropout_unsupported)
+def native_dropout(net: Network, input: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
+    """native_dropout(Tensor input, float p, bool? train) -> (Tensor, Tensor)"""
+    return input, net.expand(net.tensor(True), input.shape)
+
+
 @converter(aten.type_as.default)
 def type_as(net: Network, input: Tensor, other: Tensor) -> Tensor:
     """type_as(Tensor self, Tensor other) -> Tensor"""

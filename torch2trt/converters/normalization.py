@@ -70,6 +70,28 @@ def group_norm(
     return result
 
 
+@converter(aten._native_batch_norm_legit.no_stats, unsupported=only_floats)
+def native_batch_norm(
+    net: Network, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, **_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """_native_batch_norm_legit.no_stats(Tensor input, Tensor? weight, Tensor? bias, bool training, ...)"""
+    wide = net.cast(input, torch.float32)
+    axes = [axis for axis in range(input.rank) if axis != 1]
+    mean = net.reduce("AVG", wide, axes, keep_dims=True)
+    distance = net.elementwise("SUB", wide, mean)
+    variance = net.reduce("AVG", net.elementwise("PROD", distance, distance), axes, keep_dims=True)
+    inverse = net.unary("RECIP", _root(net, variance, eps))
+    result = net.elementwise("PROD", distance, inverse)
+    if weight is not None:
+        result = net.elementwise("PROD", result, _place(net, weight, wide, 1))
+    if bias is not None:
+        result = net.elementwise("SUM", result, _place(net, bias, wide, 1))
+    statistics = [net.reshape(each, input.shape[1:2]) for each in (mean, inverse)]
+    found = (net.cast(each, spec.dtype) for each, spec in zip((result, *statistics), net.results, strict=True) if spec)
+    first, second, third = found
+    return first, second, third
+
+
 def _native_unsupported(input: TensorSpec, used: set[int], **_: Any) -> str | None:
     return "TensorRT keeps the statistics to itself" if used - {0} else only_floats(input=input)
 

@@ -229,6 +229,57 @@ for _packet, _median in ((aten.median, _median_of), (aten.nanmedian, _nanmedian_
     converter(_packet.dim, unsupported=_sort_unsupported)(_along(_median))
 
 
+def _quantile_unsupported(
+    input: TensorSpec, q: TensorSpec | float, dim: int | None, interpolation: str, **_: object
+) -> str | None:
+    if isinstance(q, TensorSpec) and interpolation != "linear":
+        return f"the {interpolation} of two elements at a place that float32 rounds: pass q as a number"
+    return _all_unsupported(input) if dim is None else _sort_unsupported(input, dim)
+
+
+def _quantile_places(
+    net: Network, q: Tensor | float, size: int, interpolation: str, dtype: torch.dtype
+) -> list[Tensor]:
+    """By quantile the places of the sorted elements below and above it, INT32, and the share of the second."""
+    if isinstance(q, Tensor):
+        rank = net.binary("PROD", net.reshape(q, (volume(q.shape),)), float(size - 1))
+        below = net.unary("FLOOR", rank)
+        ends = [net.cast(end, torch.int32) for end in (below, net.unary("CEIL", rank))]
+        return [*ends, net.elementwise("SUB", rank, below)]
+    # As torch computes it, in float64 from the number as a tensor of the input's dtype.
+    place = torch.tensor([q], dtype=dtype).double() * (size - 1)
+    places = place.floor(), place.ceil()
+    match interpolation:
+        case "lower" | "higher" | "nearest":
+            chosen = {"lower": places[0], "higher": places[1], "nearest": place.round()}[interpolation]
+            places = chosen, chosen
+    share = torch.tensor([0.5]) if interpolation == "midpoint" else place - places[0]
+    return [net.constant(each.int()) for each in places] + [net.constant(share.to(dtype))]
+
+
+@converter(aten.quantile.default, aten.quantile.scalar, unsupported=_quantile_unsupported)
+def quantile(
+    net: Network, input: Tensor, q: Tensor | float, dim: int | None, keepdim: bool, interpolation: str
+) -> Tensor:
+    """quantile(Tensor self, Tensor q, int? dim=None, bool keepdim=False, *, str interpolation='linear') -> Tensor"""
+    if dim is None or input.rank == 0:
+        input, dim = net.flatten(input), 0
+    last = input.rank - 1
+    rows = net.transpose(input, dim, last)
+    size = rows.shape[-1]
+    assert isinstance(size, int)
+    values, _ = _sorted(net, rows, -1, descending=False, stable=False)
+    below, above, share = _quantile_places(net, q, size, interpolation, input.dtype)
+    lower, upper = (net.gather(values, places, -1) for places in (below, above))
+    result = net.elementwise("SUM", lower, net.elementwise("PROD", net.elementwise("SUB", upper, lower), share))
+    broken = net.reduce("MAX", net.unary("ISNAN", rows), [-1], True)
+    result = net.select(broken, net.tensor(math.nan, input.dtype), result)
+    # The quantiles come first, and the dimension that was swapped goes back.
+    each = net.unsqueeze(net.permute(result, [last, *range(last)]), -1)
+    each = net.transpose(each, dim % input.rank + 1, last + 1)
+    return net.reshape(each, net.result.shape)
+
+
 _MOST_COMPARED = 4096
 
 
