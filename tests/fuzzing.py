@@ -36,7 +36,7 @@ Status = Literal["right", "refused", "wrong", "crash", "hang"]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "int64": torch.int64, "int32": torch.int32}
 DTYPES["bool"] = torch.bool
-_TUPLES = ("chunk", "split", "unbind", "tensor_split", "aminmax")
+_TUPLES = ("chunk", "split", "unbind", "tensor_split", "aminmax", "max", "min")
 _MOST_ELEMENTS, _MOST_AXES, _MOST_INT = 2048, 5, 1 << 16
 _LARGEST = {"float32": 1e4, "float16": 500.0}
 # By whether a graph has float16: how far inputs are moved to see what rounding does, the largest difference that a
@@ -219,6 +219,8 @@ class Pool:
         count = len(found[0])
         if not count or any(len(runs) != count for runs in found) or not all(map(self._fits, _flat(found))):
             return False
+        if any(len({runs.eager.dim() for runs in at_sizes}) > 1 for at_sizes in zip(*found, strict=True)):
+            return False  # such as squeeze, at one size of the dynamic dimension
         made = [f"v{len(self.lines)}" + ("abcdefgh"[item] if count > 1 else "") for item in range(count)]
         # What yields a tuple may yield one of one.
         comma = "," if any(f".{name}(" in expression for name in _TUPLES) else ""

@@ -314,6 +314,9 @@ def index(pool: Pool) -> None:
         f"{name}.gather({axis},({name}.abs()*7).long() % {size})",
         f"{name}.topk({draw(st.integers(1, size))},{axis})[0]",
         f"{name}.sort({axis})[0]",
+        f"{name}.argsort({axis},stable=True)",
+        f"{name}.max({axis})",
+        f"{name}.min({axis},keepdim=True)",
         f"{name}.take({flat})",
         f"F.embedding({flat},{name}.flatten(1))",
         f"{name}.index_fill({axis},{flat},2)",
@@ -324,10 +327,10 @@ def index(pool: Pool) -> None:
         f"{name}[{flat}, {flat}]",
         f"{name}[{flat}, :, {flat}]",
         f"torch.scatter({name},{axis},({name}.abs()*7).long() % {size},{name})",
-        f"torch.where({condition},{name},{name}*2)",
-        f"{name}.masked_fill({condition},3)",
         f"{name}.index_add({axis},{flat},{name}.index_select({axis},{flat}))",
     ]
+    if condition is not None:
+        forms += [f"torch.where({condition},{name},{name}*2)", f"{name}.masked_fill({condition},3)"]
     pool.step((name, str(condition)), draw(st.sampled_from(forms)))
 
 
