@@ -46,7 +46,7 @@ docs: .venv/installed-docs
 	$(BIN)/pdoc --docformat google --output-directory build/docs torch2trt
 
 clean:
-	rm -rf build dist *.egg-info .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find torch2trt tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is named after the extras that were installed.

@@ -19,6 +19,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=Path("build/opinfo.jsonl"),
         help="where the sweep of PyTorch's operator samples keeps its results; what is there is not run again",
     )
+    parser.addoption("--fuzz-seed", type=int, default=0, help="from which the random graphs follow")
+    parser.addoption("--fuzz-examples", type=int, help="how many random graphs; unset: few, and thousands in the sweep")
 
 
 def pytest_configure(config: pytest.Config) -> None:
