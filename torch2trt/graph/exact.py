@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ class Exact(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        func = _WITHOUT_FLOAT64.get(func, func)
         wide = {name: torch.float64 if _is_float(value) else value for name, value in (kwargs or {}).items()}
         # Factories have a dtype of their own by default.
         return pytree.tree_map_only(torch.Tensor, widened, func(*args, **wide))
@@ -40,6 +41,23 @@ def run_exact(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         results = fx.Interpreter(program.graph).run(*arguments, enable_io_processing=False)
     outputs = dict(zip(program.output_names, results, strict=True))
     return signature.unflatten(outputs, leaves, program.sizes_of(inputs))
+
+
+def _grouped_mm(
+    input: torch.Tensor, mat2: torch.Tensor, offs: torch.Tensor | None = None, bias: None = None, out_dtype: Any = None
+) -> torch.Tensor:
+    """Rows up to each offset by a matrix of their own, [N, K] and [groups, K, M] to [N, M]; or matrix by matrix."""
+    if offs is None or input.dim() != 2 or mat2.dim() != 3:
+        return torch.ops.aten._grouped_mm.default(input, mat2, offs, bias, out_dtype)
+    result = input.new_zeros(input.shape[0], mat2.shape[2])
+    first = 0
+    for last, matrix in zip(offs.tolist(), mat2, strict=True):
+        result[first:last] = input[first:last] @ matrix
+        first = last
+    return result
+
+
+_WITHOUT_FLOAT64: dict[Any, Callable[..., torch.Tensor]] = {torch.ops.aten._grouped_mm.default: _grouped_mm}
 
 
 def _is_float(value: Any) -> bool:
