@@ -19,6 +19,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=Path("build/opinfo.jsonl"),
         help="where the sweep of PyTorch's operator samples keeps its results; what is there is not run again",
     )
+    parser.addoption(
+        "--model-results",
+        type=Path,
+        default=Path("build/models.jsonl"),
+        help="where the sweep of the model suite keeps its results; what is there and compiled is not run again",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

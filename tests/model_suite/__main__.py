@@ -12,14 +12,15 @@ from pathlib import Path
 
 from tests.model_suite import MODELS
 from tests.model_suite.check import Outcome, check
-from tests.worker import LostError, Worker
+from tests.worker import LostError, Work, Worker
 
 # What a process has compiled makes the next captures no slower, but what libraries keep adds up.
 _MODELS_A_PROCESS = 25
 
 
-def run(path: Path, names: list[str], limit: float) -> None:
-    """Check models and add a line for each to a file."""
+def run(path: Path, names: list[str], limit: float, check: Work = check) -> list[Outcome]:
+    """Check models, each for so many seconds at most, and add a line for each to a file."""
+    outcomes = []
     path.parent.mkdir(parents=True, exist_ok=True)
     worker = Worker(check, limit)
     for number, name in enumerate(names):
@@ -31,12 +32,14 @@ def run(path: Path, names: list[str], limit: float) -> None:
         except LostError as lost:
             detail = f"{lost.how}: {lost.detail}" if lost.how == "crash" else f"hang: nothing came in {limit:.0f} s"
             outcome = Outcome(name, "failed", family=MODELS[name].family, detail=detail)
+        outcomes.append(outcome)
         with path.open("a") as file:
             file.write(json.dumps(asdict(outcome)) + "\n")
         print(
             f"{number + 1}/{len(names)} {outcome.status:7}{outcome.seconds:7.1f} s {name} {outcome.detail}", flush=True
         )
     worker.close()
+    return outcomes
 
 
 def main() -> None:

@@ -46,9 +46,9 @@ def run_exact(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 def _grouped_mm(
     input: torch.Tensor, mat2: torch.Tensor, offs: torch.Tensor | None = None, bias: None = None, out_dtype: Any = None
 ) -> torch.Tensor:
-    """Rows up to each offset by a matrix of their own, [N, K] and [groups, K, M] to [N, M]; or matrix by matrix."""
-    if offs is None or input.dim() != 2 or mat2.dim() != 3:
-        return torch.ops.aten._grouped_mm.default(input, mat2, offs, bias, out_dtype)
+    """Rows [N, K] up to each offset by one of the matrices [groups, K, M]; without offsets, matrix by matrix."""
+    if offs is None:
+        return input @ mat2
     result = input.new_zeros(input.shape[0], mat2.shape[2])
     first = 0
     for last, matrix in zip(offs.tolist(), mat2, strict=True):

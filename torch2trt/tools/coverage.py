@@ -1,7 +1,8 @@
 """What converts: counts over PyTorch's samples and whole models, and the pages that say it, from committed results.
 
-``docs/coverage/models.json`` is what ``python -m tests.model_suite`` found, ``docs/coverage/samples.json`` what PyTorch's
-samples and the tables' rows came to; ``docs/operators.md`` and ``docs/models.md`` follow from them and from the converters.
+``docs/coverage/models.json`` is what ``python -m tests.model_suite`` found, ``docs/coverage/samples.json`` what became
+of PyTorch's samples and of the rows in the tests' tables. ``docs/operators.md`` and ``docs/models.md`` follow from them
+and from the converters.
 """
 
 from __future__ import annotations

@@ -15,18 +15,20 @@ from torch2trt.converters.registry import Converter
 from torch2trt.graph.schema import name_of
 from torch2trt.tools.coverage import Coverage
 from torch2trt.trt import flavour as flavours
+from torch2trt.trt.network import Network
 
 _WRITTEN = "<!-- Written by `torch2trt coverage`: change the code or the results, then run it. -->\n\n"
 
 _OPERATORS = """# Operators
 
-Every operator that has a converter, how many of PyTorch's own samples and of the rows in the tests' tables reach it and
-are right or refused, and why it refuses: then the call runs in torch, beside the engine. An operator that is not here is
-taken apart by torch into such as are, where torch can do so, or runs in torch too. `torch2trt explain` says which calls
-of a model do.
+Every operator that has a converter; how many of PyTorch's own samples and of the rows in the tests' tables reach it and
+are right or refused; and why it refuses: such a call runs in torch, beside the engine. An operator that is not here is
+taken apart by torch into some that are, where torch can do so, and else runs in torch too. `torch2trt explain` says
+which calls of a model do.
 
-Whatever the operator, TensorRT has no float64, complex or 16-bit integer tensors and none of more than 8 dimensions, and
-enterprise TensorRT has int8 for quantized numbers alone. The last column names what a converter asks of a flavour.
+Whatever the operator, TensorRT has no float64, complex or 16-bit integer tensors, and none of more than 8 dimensions;
+enterprise TensorRT has int8 for quantized numbers alone. The last column names
+what a converter makes use of where a flavour has it.
 
 {core}
 
@@ -64,7 +66,7 @@ def operators_page(coverage: Coverage) -> str:
     core = f"Of {counts['total']} Core ATen operators {counts['converted']} convert. Not, or not yet shown: " + (
         f"{', '.join(missing)}."
     )
-    titles = ("operator", "Core ATen", "right", "refused", "wrong", "refuses", "asks the flavour for")
+    titles = ("operator", "Core ATen", "right", "refused", "wrong", "refuses", "makes use of")
     return _WRITTEN + _OPERATORS.format(core=core, table=_table(titles, rows))
 
 
@@ -100,25 +102,33 @@ def _model_row(name: str, model: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def refusals(converter: Converter) -> list[str]:
-    """Why a converter refuses calls, as far as the code that decides it spells it out; ``…`` is what depends on the call."""
+    """Why a converter refuses calls, as far as the code that decides spells it out; ``…`` depends on the call."""
     if converter.unsupported is None:
         return []
     return list(dict.fromkeys(map(_cell, _reasons(converter.unsupported, set()))))
 
 
 def capabilities(converter: Converter) -> list[str]:
-    """What a converter asks of the flavour by name, and who has it."""
-    sources = [inspect.getsource(converter.function)]
-    if converter.unsupported is not None:
-        sources.append(inspect.getsource(_plain(converter.unsupported)))
-    asked = dict.fromkeys(name for source in sources for name in re.findall(r'\.has\("(\w+)"\)', source))
+    """What a converter, or what it calls of the builder, asks of the flavour by name, and who has it."""
+    functions = [converter.function, *filter(None, (converter.unsupported,))]
+    asked = dict.fromkeys(name for function in functions for name in _asked(_plain(function), set()))
     return [f"{name} ({flavours.who_has(name)})" for name in asked]
+
+
+def _asked(function: Callable[..., Any], seen: set[Any]) -> Iterator[str]:
+    if function in seen or not inspect.isfunction(function):
+        return
+    seen.add(function)
+    source = inspect.getsource(function)
+    yield from re.findall(r'\.has\("(\w+)"\)', source)
+    for name in re.findall(r"\b(?:net|self)\.(\w+)\(", source):
+        yield from _asked(getattr(Network, name, None), seen)  # type: ignore[arg-type]
 
 
 def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
     while isinstance(function, functools.partial):
         function = function.func
-    return inspect.unwrap(function)
+    return function
 
 
 def _reasons(function: Callable[..., Any], seen: set[Any]) -> Iterator[str]:
