@@ -109,8 +109,8 @@ def _detectors() -> list[Model]:
 
 _CLIPS = {
     "s3d": ((1, 3, 16, 224, 224), {}),
-    "mvit_v1_b": ((1, 3, 8, 64, 64), {"spatial_size": (64, 64), "temporal_size": 8}),
-    "mvit_v2_s": ((1, 3, 8, 64, 64), {"spatial_size": (64, 64), "temporal_size": 8}),
+    "mvit_v1_b": ((1, 3, 16, 224, 224), {}),
+    "mvit_v2_s": ((1, 3, 16, 224, 224), {}),
 }
 
 
