@@ -217,19 +217,6 @@ def test_operators_without_a_converter_are_all_listed() -> None:
     assert sum(f"{__file__}:" in node.source for node in info.value.nodes) >= 2
 
 
-def test_state_that_changes() -> None:
-    class Counter(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("count", torch.zeros(1))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            self.count.add_(1)
-            return x * self.count
-
-    refused(errors.CaptureError, compiling(Counter(), X), "'count'")
-
-
 def test_dimensions_that_are_not_dynamic() -> None:
     class Folding(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

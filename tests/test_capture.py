@@ -321,7 +321,7 @@ def test_random_operators_are_refused(function: Callable[..., Any]) -> None:
     assert __file__ in info.value.source
 
 
-def test_state_that_changes_is_refused() -> None:
+def test_state_is_an_input_and_an_output() -> None:
     class Counter(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -329,12 +329,28 @@ def test_state_that_changes_is_refused() -> None:
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             self.count += 1
-            return x * self.count
+            return x.mul_(self.count) + 0
 
-    with pytest.raises(CaptureError, match="'count'"):
-        capture(Counter().eval(), (X,))
-    with pytest.raises(CaptureError, match="'x'"):
-        capture(Function(lambda x: x.add_(1)), (X.clone(),))
+    module = Counter().eval()
+    program = capture(module, (X.clone(),))
+    (held,), (count, x) = program.signature.state, program.signature.updates
+    assert held.buffer == "count"
+    assert (count.position, x.position) == (1, 0)
+    assert program.state.keys() == {"count"}
+    assert float(module.count) == 0  # type: ignore[arg-type]
+    assert len(program.output_names) == 3
+
+
+def test_what_would_check_its_operands_when_it_runs_stays_whole() -> None:
+    def keep(target: Any) -> bool:
+        return target not in (torch.ops.aten.linalg_inv.default, torch.ops.aten.mT.default, torch.ops.aten.sinc.default)
+
+    module = Function(lambda x: torch.linalg.inv(x @ x.mT).sinc())
+    program = capture(module, (torch.eye(3),), keep=keep)
+    targets = {node.target for node in program.calls}
+    assert torch.ops.aten.linalg_inv.default in targets
+    assert torch.ops.aten.sinc.default not in targets
+    torch.testing.assert_close(program(2 * torch.eye(3)), module(2 * torch.eye(3)))
 
 
 def test_operators_with_graphs_of_their_own_are_refused() -> None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import pickle
+import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Callable
@@ -103,8 +107,14 @@ def test_an_operator_without_converter_runs_in_torch(caplog: pytest.LogCaptureFi
     assert "engine → torch → engine" in compiled._repr_html_()
     found = compiled.verify(X)
     assert found.passed
-    with pytest.raises(ArtifactError, match="t2t_tests"):
-        to_bytes(compiled.artifact)
+    data = to_bytes(compiled.artifact, program=compiled._restored_program())
+    with pytest.raises(ArtifactError, match=r"(?s)not allowed in a file.*t2t_tests"):
+        torch2trt.load(data)
+    loaded = torch2trt.load(data, namespaces=["t2t_tests"])
+    assert loaded.verify(X).passed
+    copied = pickle.loads(pickle.dumps(loaded))
+    assert torch.equal(copied.reference(X), compiled.reference(X))
+    copied.load_state_dict(compiled.state_dict())
 
 
 def test_what_converts_whole_is_one_engine() -> None:
@@ -310,8 +320,6 @@ def hybrid() -> EngineModule:
 
 
 def test_a_hybrid_lives_in_a_state_dict_and_a_pickle() -> None:
-    import pickle
-
     compiled = hybrid()
     parent, other = nn.ModuleDict({"net": compiled}), nn.ModuleDict({"net": hybrid()})
     other.load_state_dict(parent.state_dict())
@@ -444,6 +452,52 @@ def test_torch_compile_falls_back_too() -> None:
     with torch.no_grad():
         torch.testing.assert_close(compiled(X), module(X), rtol=1e-4, atol=1e-5)
     torch._dynamo.reset()
+
+
+# Converters of other packages -----------------------------------------------------------------------------------------
+
+
+OTHER = """
+import torch
+import torch2trt
+
+torch.library.define("t2t_other::thrice", "(Tensor x) -> Tensor")
+torch.library.impl("t2t_other::thrice", "CompositeExplicitAutograd", lambda x: 3 * x)
+torch.library.register_fake("t2t_other::thrice", lambda x: torch.empty_like(x))
+
+@torch2trt.converter(torch.ops.t2t_other.thrice.default)
+def thrice(net, x):
+    return net.binary("PROD", x, 3.0)
+"""
+USES = """
+import torch, torch2trt
+class Thrice(torch.nn.Module):
+    def forward(self, x):
+        return torch.ops.t2t_other.thrice(x)
+torch2trt.explain(torch.nn.ReLU().eval(), (torch.ones(2),))  # what first needs converters imports them
+compiled = torch2trt.compile(Thrice().eval(), (torch.ones(2),), progress="none", fallback=False)
+print(compiled.reference(torch.ones(2)).tolist())
+"""
+
+
+def test_packages_bring_their_converters(tmp_path: Path) -> None:
+    for name, text in (("t2t_other", OTHER), ("t2t_broken", "raise RuntimeError('its own fault')")):
+        (tmp_path / f"{name}.py").write_text(text)
+        info = tmp_path / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[torch2trt.converters]\n{name} = {name}\n")
+    path = os.pathsep.join([str(tmp_path), str(Path(torch2trt.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    ran = subprocess.run(
+        [sys.executable, "-c", USES],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.stdout.strip() == "[3.0, 3.0]", ran.stderr
+    assert "t2t_broken" in ran.stderr
+    assert "its own fault" in ran.stderr
 
 
 # On the GPU -----------------------------------------------------------------------------------------------------------

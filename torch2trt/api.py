@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from torch2trt.errors import NetworkError
 from torch2trt.graph.exact import Exact, widened
 from torch2trt.graph.program import Program
+from torch2trt.graph.signature import Signature
 from torch2trt.runtime import artifact as artifacts
 from torch2trt.runtime.artifact import Artifact, StrPath, TorchPart
 from torch2trt.runtime.module import EngineModule, Tensors
@@ -66,18 +67,21 @@ def compile(
     return build(program, flavour, chosen, truth=truth_of(module), report={"capture_s": capture_s})
 
 
-def load(path: StrPath | bytes, *, device: torch.device | str | None = None) -> EngineModule:
+def load(
+    path: StrPath | bytes, *, device: torch.device | str | None = None, namespaces: Collection[str] = ()
+) -> EngineModule:
     """The module that :meth:`EngineModule.save` wrote; the engine is deserialised at the first call.
 
     Args:
         path: the file, or its bytes.
         device: the CUDA device to run on; unset: the one that is current at the first call.
+        namespaces: of your own operators that the file may name (``mylib`` of ``torch.ops.mylib``), which are trusted.
 
     Raises:
         ArtifactError: it is no artifact, truncated, corrupt, or of another format version.
         OSError: the file cannot be opened.
     """
-    return EngineModule.load(path, interpret=interpret, device=device)
+    return EngineModule.load(path, interpret=interpret, device=device, namespaces=namespaces)
 
 
 def export(
@@ -196,6 +200,7 @@ def build(
         whole,
         name=program.name,
         signature=program.signature,
+        state=program.state,
         parts=parts,
         results=results,
         report={
@@ -312,13 +317,44 @@ def _interpreted(program: Program, flavour: Flavour) -> Callable[[Sequence[torch
     return run
 
 
-def truth_of(module: nn.Module) -> Callable[..., Any]:
+def truth_of(module: nn.Module) -> Truth:
     """A function from a call's arguments to the module's result in float64, with the weights as they are now."""
+    return Truth(module)
 
-    def truth(*args: Any, **kwargs: Any) -> Any:
-        exact = copy.deepcopy(module).cpu().double()
-        moved = pytree.tree_map_only(torch.Tensor, lambda tensor: widened(tensor.detach().cpu()), (args, kwargs))
+
+class Truth:
+    """A module, computed in float64 on the CPU; itself it stays as it is."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The result."""
+        return self._run({}, args, kwargs)[0]
+
+    def writing(
+        self, signature: Signature, state: Tensors, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, list[torch.Tensor]]:
+        """The result, and what the module writes into arguments and buffers, in the order of the updates.
+
+        Args:
+            state: the buffers that the module changes, by path, as they are before.
+        """
+        result, module, moved = self._run(state, args, kwargs)
+        leaves = signature.flatten(*moved) + [module.get_buffer(leaf.buffer) for leaf in signature.state]
+        return result, [leaves[update.position] for update in signature.updates]
+
+    def _run(self, state: Tensors, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, nn.Module, Any]:
+        exact = copy.deepcopy(self._module).cpu().double()
+        for path, value in state.items():
+            exact.get_buffer(path).copy_(value)
+        moved = pytree.tree_map_only(
+            torch.Tensor, lambda tensor: _copied(widened(tensor.detach().cpu())), (args, kwargs)
+        )
         with torch.no_grad(), Exact():  # type: ignore[no-untyped-call]
-            return exact(*moved[0], **moved[1])
+            return exact(*moved[0], **moved[1]), exact, moved
 
-    return truth
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    # Modules may write into their arguments.
+    return tensor.clone()

@@ -24,7 +24,7 @@ import torch
 from torch import fx
 
 from torch2trt import api
-from torch2trt.errors import DynamicShapeError
+from torch2trt.errors import CaptureError, DynamicShapeError
 from torch2trt.frontend.dynamo import Region
 from torch2trt.graph.program import Program
 from torch2trt.runtime.module import EngineModule
@@ -175,7 +175,16 @@ class _CompiledRegion:
 
     def _capture(self, args: Sequence[Any]) -> Program:
         module, inputs, dynamic = self._region.module(args)
-        return api.capture(module, inputs, dynamic_shapes=dynamic, name=self._region.name)
+        program = api.capture(module, inputs, dynamic_shapes=dynamic, name=self._region.name)
+        if program.signature.state:
+            # An engine would change its own copies, and not the model's buffers.
+            changed = ", ".join(leaf.buffer for leaf in program.signature.state)
+            raise CaptureError(
+                f"the model changes its buffers when it runs: {changed}",
+                subject=self._region.name,
+                hint="compile it with torch2trt.compile, or return the new values instead",
+            )
+        return program
 
 
 _version: Callable[[torch.Tensor], int] = operator.attrgetter("_version")

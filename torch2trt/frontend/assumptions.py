@@ -160,7 +160,9 @@ def compare_at_one(module: nn.Module, program: Program, args: tuple[Any, ...], k
     """
     with torch.no_grad():
         try:
-            wanted = pytree.tree_leaves(module(*args, **kwargs))
+            # It may write into its arguments.
+            own_args, own_kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
+            wanted = pytree.tree_leaves(module(*own_args, **own_kwargs))
             found = pytree.tree_leaves(program(*args, **kwargs))
             same = all(
                 _close(one, other) if isinstance(one, torch.Tensor) else one == other

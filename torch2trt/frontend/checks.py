@@ -93,14 +93,17 @@ def check_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         )
 
 
-def refuse_state(exported: ExportedProgram) -> None:
-    """Refuse modules that change a buffer or an input when they run.
+_RESULTS = (OutputKind.USER_OUTPUT, OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION)
+
+
+def refuse_effects(exported: ExportedProgram) -> None:
+    """Refuse modules that do more than return results and write into buffers and arguments.
 
     Raises:
-        CaptureError: names what is changed.
+        CaptureError: names what is done.
     """
     for spec in exported.graph_signature.output_specs:
-        if spec.kind is not OutputKind.USER_OUTPUT:
+        if spec.kind not in _RESULTS:
             raise CaptureError(
                 f"the module changes {spec.target or spec.arg.name!r} when it runs ({spec.kind.name.lower()})",
                 hint="return the new value instead",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import operator
 import traceback
 import warnings
@@ -15,6 +17,7 @@ from torch.export import ExportedProgram, ShapesCollection
 from torch.export.graph_signature import (
     ConstantArgument,
     InputKind,
+    OutputKind,
     SymBoolArgument,
     SymFloatArgument,
     SymIntArgument,
@@ -25,7 +28,7 @@ from torch.utils import _pytree as pytree
 
 from torch2trt.errors import CaptureError, DynamicShapeError
 from torch2trt.frontend.assumptions import check_shapes_at_one, compare_at_one, drop_checks
-from torch2trt.frontend.checks import check_inputs, check_module, refuse_random, refuse_state, refuse_subgraphs
+from torch2trt.frontend.checks import check_inputs, check_module, refuse_effects, refuse_random, refuse_subgraphs
 from torch2trt.frontend.dynamic_shapes import (
     Axes,
     at_one,
@@ -35,11 +38,22 @@ from torch2trt.frontend.dynamic_shapes import (
     positional_parameters,
 )
 from torch2trt.graph.program import Program, is_within_torch
-from torch2trt.graph.signature import ConstantLeaf, InputLeaf, Leaf, Signature, SizeLeaf, TensorLeaf
+from torch2trt.graph.signature import (
+    ConstantLeaf,
+    InputLeaf,
+    Leaf,
+    Signature,
+    SizeLeaf,
+    StateLeaf,
+    TensorLeaf,
+    Update,
+)
 from torch2trt.graph.weights import WeightsGraph
 from torch2trt.sizes import Size
 
 Keep = Callable[[Any], bool]
+
+_STATE = "state:"  # before a buffer's path, which could be the name of an argument
 
 
 def capture(
@@ -86,6 +100,8 @@ def capture(
     )
     check_shapes_at_one(program)
     if differs_at_one:
+        # It runs the module, which may change it.
+        module = copy.deepcopy(module) if program.signature.updates else module
         compare_at_one(module, program, *at_one(args, kwargs, axes_of))
     return program
 
@@ -188,7 +204,7 @@ def _to_program(
     graph = exported.graph_module
     dim_names, dims = dimensions(exported, args, kwargs, axes_of)
     differs_at_one = drop_checks(exported, dim_names, dims)
-    refuse_state(exported)
+    refuse_effects(exported)
     refuse_subgraphs(graph)
     refuse_random(graph)
     placeholders = {str(node.target): node for node in graph.graph.nodes if node.op == "placeholder"}
@@ -198,6 +214,8 @@ def _to_program(
     leaf_of: dict[str, int] = {}
     leaves = pytree.tree_leaves((args, kwargs))
     program = Program(name, graph, None, None, dim_names, captured)  # type: ignore[arg-type]  # both set below
+    changed = set(exported.graph_signature.buffers_to_mutate.values())
+    state: dict[str, fx.Node] = {}
     for spec in exported.graph_signature.input_specs:
         node = placeholders[spec.arg.name]
         if spec.kind is InputKind.USER_INPUT:
@@ -215,6 +233,10 @@ def _to_program(
             assert spec.target is not None
             tensor = exported.state_dict.get(spec.target, exported.constants.get(spec.target))
             assert isinstance(tensor, torch.Tensor)
+            if spec.target in changed:
+                program.state[spec.target] = tensor.detach().clone()
+                state[spec.target] = node
+                continue
             sources[spec.target] = tensor.detach()
             weights[spec.target] = node
         else:
@@ -226,10 +248,12 @@ def _to_program(
         out_spec=exported.call_spec.out_spec,
         dims=dims,
         parameters=parameters,
+        state=tuple(StateLeaf(str(node.target), path, program.spec(node)) for path, node in state.items()),
     )
-    _order_placeholders(program, weights)
-    outputs = _outputs(program, exported, leaf_of)
-    program.signature = Signature(**{**vars(program.signature), "outputs": outputs})
+    _order_placeholders(program, state, weights)
+    leaf_of |= {f"{_STATE}{path}": len(inputs) + number for number, path in enumerate(state)}
+    outputs, updates = _outputs(program, exported, leaf_of)
+    program.signature = dataclasses.replace(program.signature, outputs=outputs, updates=updates)
     program.weights = WeightsGraph.identity(sources, weights)
     graph.graph.eliminate_dead_code()
     graph.recompile()
@@ -249,27 +273,56 @@ def _decompose(exported: ExportedProgram, keep: Keep) -> ExportedProgram:
             wanted = {target: table[target] for target in refused - tried if target in table}
             tried |= refused
             if wanted:
-                exported = exported.run_decompositions(wanted)
+                exported = _decompose_without_effects(exported, wanted)
 
 
-def _order_placeholders(program: Program, weights: dict[str, fx.Node]) -> None:
-    """Inputs first, then weights; weights that nothing reads are dropped."""
+def _decompose_without_effects(exported: ExportedProgram, wanted: dict[Any, Callable[..., Any]]) -> ExportedProgram:
+    """Decompose, except operators that would then check their operands at run time: torch runs those as they are."""
+    decomposed: ExportedProgram = exported.run_decompositions(wanted)
+    if not _has_effects(decomposed):
+        return decomposed
+    for target, function in wanted.items():
+        decomposed = exported.run_decompositions({target: function})
+        exported = exported if _has_effects(decomposed) else decomposed
+    return exported
+
+
+def _has_effects(exported: ExportedProgram) -> bool:
+    return any(spec.kind is InputKind.TOKEN for spec in exported.graph_signature.input_specs)
+
+
+def _order_placeholders(program: Program, state: dict[str, fx.Node], weights: dict[str, fx.Node]) -> None:
+    """Inputs first, then the state, then weights; weights that nothing reads are dropped."""
     graph = program.graph.graph
     for source, node in list(weights.items()):
         if not node.users:
             graph.erase_node(node)
             del weights[source]
     anchor = next((node for node in graph.nodes if node.op != "placeholder"), graph.output_node())
-    for node in weights.values():
+    for node in (*state.values(), *weights.values()):
         anchor.prepend(node)
 
 
-def _outputs(program: Program, exported: ExportedProgram, leaf_of: Mapping[str, int]) -> tuple[Leaf, ...]:
+def _outputs(
+    program: Program, exported: ExportedProgram, leaf_of: Mapping[str, int]
+) -> tuple[tuple[Leaf, ...], tuple[Update, ...]]:
+    """What the module returns, and what it writes where; the graph then returns each of the tensors once.
+
+    Args:
+        leaf_of: positions of arguments and state by the names of their placeholders, those of the state by path.
+    """
     output = program.output_node
     returned = output.args[0]
     leaves: list[Leaf] = []
+    updates: list[tuple[fx.Node, int]] = []
     engine: dict[fx.Node, str] = {}
     for spec, node in zip(exported.graph_signature.output_specs, returned, strict=True):  # type: ignore[arg-type]
+        if spec.kind is not OutputKind.USER_OUTPUT:
+            # They come first in the graph, and last in the engine.
+            assert isinstance(node, fx.Node)
+            own = f"{_STATE}{spec.target}" if spec.kind is OutputKind.BUFFER_MUTATION else str(spec.target)
+            updates.append((node, leaf_of[own]))
+            continue
         match spec.arg:
             case TensorArgument() if isinstance(node, fx.Node) and node.name in leaf_of:
                 leaves.append(InputLeaf(leaf_of[node.name]))
@@ -289,8 +342,12 @@ def _outputs(program: Program, exported: ExportedProgram, leaf_of: Mapping[str, 
                 )
             case _:
                 raise CaptureError(f"a result of kind {type(spec.arg).__name__} cannot be compiled")
+    written = []
+    for node, position in updates:
+        name = engine.setdefault(node, f"output{len(engine)}")
+        written.append(Update(name, program.spec(node), position))
     output.args = (tuple(engine),)
-    return tuple(leaves)
+    return tuple(leaves), tuple(written)
 
 
 def _is_made_of_sizes(size: Size, signature: Signature) -> bool:

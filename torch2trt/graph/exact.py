@@ -25,14 +25,24 @@ class Exact(TorchDispatchMode):
         return pytree.tree_map_only(torch.Tensor, widened, func(*args, **wide))
 
 
-def run_exact(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def run_exact(
+    program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], state: Mapping[str, torch.Tensor] | None = None
+) -> tuple[Any, list[torch.Tensor]]:
     """The module's result on these arguments, computed on the CPU in float64 from the original weights.
 
     Integers and booleans are computed as they are; floating-point results are float64.
+
+    Args:
+        state: the buffers that the module changes, by path; unset: as they were when it was captured.
+
+    Returns:
+        The result, and what the module writes into arguments and buffers, in the order of the signature's updates.
     """
     signature = program.signature
     leaves = signature.flatten(args, kwargs)
-    inputs = [widened(leaf.detach().cpu()) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    held = [(state or program.state)[leaf.buffer] for leaf in signature.state]
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)] + held
+    inputs = [widened(tensor.detach().cpu()) for tensor in tensors]
     sources = [widened(program.weights.sources[name].detach().cpu()) for name in program.weights.inputs.values()]
     with torch.no_grad(), Exact():  # type: ignore[no-untyped-call]
         computed = fx.Interpreter(program.weights.graph).run(*sources, enable_io_processing=False)
@@ -40,7 +50,8 @@ def run_exact(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         arguments = [*inputs, *(weights[str(node.target)] for node in program.weight_placeholders)]
         results = fx.Interpreter(program.graph).run(*arguments, enable_io_processing=False)
     outputs = dict(zip(program.output_names, results, strict=True))
-    return signature.unflatten(outputs, leaves, program.sizes_of(inputs))
+    result = signature.unflatten(outputs, leaves, program.sizes_of(inputs))
+    return result, [outputs[update.name] for update in signature.updates]
 
 
 def _grouped_mm(

@@ -32,6 +32,8 @@ class Program:
     """The user's name for each symbol of the captured graph."""
     captured_nodes: int = 0
     """Operators in the graph as captured, before any pass."""
+    state: dict[str, torch.Tensor] = field(default_factory=dict)
+    """The buffers that the module changes, by their paths, as they were when it was captured."""
 
     @property
     def nodes(self) -> Iterator[fx.Node]:
@@ -112,11 +114,12 @@ class Program:
             return fx.Interpreter(self.graph).run(*arguments, enable_io_processing=False)  # type: ignore[no-any-return]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Execute with the module's own signature."""
+        """Execute with the module's own signature; what the module changes stays as it is."""
         leaves = self.signature.flatten(args, kwargs)
         inputs = [
             value for leaf, value in zip(self.signature.inputs, leaves, strict=True) if isinstance(leaf, TensorLeaf)
         ]
+        inputs += [self.state[leaf.buffer] for leaf in self.signature.state]
         outputs = dict(zip(self.output_names, self.run(*inputs), strict=True))
         return self.signature.unflatten(outputs, leaves, self.sizes_of(inputs))
 

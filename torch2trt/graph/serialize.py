@@ -85,6 +85,13 @@ def dump(program: Program, *, namespaces: Collection[str] = ()) -> tuple[dict[st
     return data, tensors
 
 
+def namespaces_of(program: Program) -> set[str]:
+    """The namespaces of a Program's operators."""
+    graphs = (program.graph.graph, program.weights.graph.graph)
+    targets = [node.target for graph in graphs for node in graph.nodes if node.op == "call_function"]
+    return {name_of(target).partition(".")[0] for target in targets if isinstance(target, TensorOp)}
+
+
 def restore(
     data: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *, namespaces: Collection[str] = ()
 ) -> Program:

@@ -49,6 +49,26 @@ class SizeLeaf:
     size: Size
 
 
+@dataclass(frozen=True)
+class StateLeaf:
+    """A buffer that the module changes: an engine input that the compiled module holds."""
+
+    name: str
+    buffer: str
+    """Its path in the module."""
+    spec: TensorSpec
+
+
+@dataclass(frozen=True)
+class Update:
+    """What the module writes into one of its arguments or buffers: an engine output that is copied there."""
+
+    name: str
+    spec: TensorSpec
+    position: int
+    """Among the flattened arguments, followed by the state."""
+
+
 # The factories that a defaultdict in a file may have; the first is what anything else has.
 _FACTORIES = ((None, None), *(("builtins", kind.__name__) for kind in (list, dict, set, tuple, int, float, str)))
 
@@ -66,16 +86,20 @@ class Signature:
     dims: Mapping[str, DimRange] = field(default_factory=dict)
     parameters: tuple[str, ...] = ()
     """Names of forward's positional parameters, so that a call may name what the example gave by position."""
+    state: tuple[StateLeaf, ...] = ()
+    updates: tuple[Update, ...] = ()
 
     @property
     def tensor_inputs(self) -> list[TensorLeaf]:
-        """The inputs that the engine reads, in order."""
-        return [leaf for leaf in self.inputs if isinstance(leaf, TensorLeaf)]
+        """The inputs that the engine reads, in order: the caller's, and then the state."""
+        own = [leaf for leaf in self.inputs if isinstance(leaf, TensorLeaf)]
+        return own + [TensorLeaf(leaf.name, leaf.spec) for leaf in self.state]
 
     @property
     def tensor_outputs(self) -> list[TensorLeaf]:
-        """The outputs that the engine writes, in order."""
-        return [leaf for leaf in self.outputs if isinstance(leaf, TensorLeaf)]
+        """The outputs that the engine writes, in order: the caller's, and then the updates."""
+        own = [leaf for leaf in self.outputs if isinstance(leaf, TensorLeaf)]
+        return own + [TensorLeaf(update.name, update.spec) for update in self.updates]
 
     def flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The leaves of a call, in the example's order.
@@ -150,6 +174,11 @@ class Signature:
             "out_spec": pytree.treespec_dumps(self.out_spec),
             "dims": {name: [span.min, span.opt, span.max] for name, span in self.dims.items()},
             "parameters": list(self.parameters),
+            "state": [{"name": leaf.name, "buffer": leaf.buffer, **spec_to_json(leaf.spec)} for leaf in self.state],
+            "updates": [
+                {"name": update.name, "position": update.position, **spec_to_json(update.spec)}
+                for update in self.updates
+            ],
         }
 
     @classmethod
@@ -178,6 +207,8 @@ class Signature:
             out_spec=out_spec,
             dims={name: DimRange(*span) for name, span in data["dims"].items()},
             parameters=tuple(data["parameters"]),
+            state=tuple(StateLeaf(item["name"], item["buffer"], spec_from_json(item)) for item in data["state"]),
+            updates=tuple(Update(item["name"], spec_from_json(item), item["position"]) for item in data["updates"]),
         )
 
 

@@ -192,11 +192,12 @@ class _Caster:
         """Cast the outputs back, or let the signature say what they are now."""
         program, output = self.program, self.program.output_node
         wanted = {leaf.name: leaf.spec.dtype for leaf in program.signature.tensor_outputs}
+        kept = {update.name for update in program.signature.updates}
         returned: list[fx.Node] = []
         for name, node in zip(program.output_names, output.args[0], strict=True):  # type: ignore[arg-type]
             dtype = wanted[name]
             if dtype in _FLOATS:
-                dtype = dtype if self.keep_io else self.dtype
+                dtype = dtype if self.keep_io or name in kept else self.dtype
                 node = self._cast(node, dtype)
             returned.append(node)
         output.args = (tuple(returned),)

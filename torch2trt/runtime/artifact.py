@@ -16,7 +16,7 @@ import os
 import secrets
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -38,6 +38,7 @@ StrPath = str | os.PathLike[str]
 _FORMAT = "torch2trt artifact"
 _VERSION = 1
 _MANIFEST, _PLAN, _GRAPH, _WEIGHTS = "manifest.json", "plan", "program.json", "program.safetensors"
+_STATE = "state.safetensors"
 _ENGINE_PART, _TORCH_PART = "engine", "torch"
 _JSON_LIMIT = 64 << 20
 _MADE = (1980, 1, 1, 0, 0, 0)  # equal artifacts are equal files
@@ -63,6 +64,8 @@ class Artifact:
     """Of a hybrid: what runs in turn. Inputs and outputs of parts have the same name where they are the same value."""
     results: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Of a hybrid: by the name of each output, the name of the value that it is."""
+    state: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
+    """The buffers that the module changes, by their paths, as they are before the first call."""
 
     @property
     def engine_bytes(self) -> int:
@@ -89,6 +92,7 @@ class LoadedArtifact:
 
     artifact: Artifact
     _program: tuple[bytes, bytes] | None = field(default=None, repr=False)
+    _namespaces: Collection[str] = ()
 
     @property
     def has_program(self) -> bool:
@@ -108,7 +112,7 @@ class LoadedArtifact:
                 subject=self.artifact.name,
                 hint="save it with .save(path, program=True)",
             )
-        return _restored(*self._program, self.artifact.name)
+        return _restored(*self._program, self.artifact.name, self._namespaces)
 
 
 def gpu_here() -> str | None:
@@ -210,6 +214,11 @@ def _members(artifact: Artifact, program: Program | None) -> dict[str, bytes]:
             members[_part_names(_ENGINE_PART, number)[0]] = to_bytes(part)
         else:
             members |= zip(_part_names(_TORCH_PART, number), _program_members(part.program), strict=True)
+    if artifact.state:
+        import safetensors.torch
+
+        tensors = {name: value.detach().cpu().contiguous() for name, value in artifact.state.items()}
+        members[_STATE] = safetensors.torch.save(tensors)
     if program is not None:
         members |= zip((_GRAPH, _WEIGHTS), _program_members(program), strict=True)
     # The cache folder is the builder's own and says nothing to whoever loads this.
@@ -246,11 +255,12 @@ def _program_members(program: Program) -> tuple[bytes, bytes]:
 
     from torch2trt.graph import serialize
 
-    data, tensors = serialize.dump(program)
+    # Whoever loads it says which operators it may name.
+    data, tensors = serialize.dump(program, namespaces=serialize.namespaces_of(program))
     return json.dumps(data).encode(), safetensors.torch.save(tensors)
 
 
-def _restored(data: bytes, weights: bytes, subject: str) -> Program:
+def _restored(data: bytes, weights: bytes, subject: str, namespaces: Collection[str]) -> Program:
     """The inverse of :func:`_program_members`."""
     import safetensors.torch
 
@@ -262,7 +272,7 @@ def _restored(data: bytes, weights: bytes, subject: str) -> Program:
         raise ArtifactError(f"its Program is malformed: {error}", subject=subject) from error
     if not isinstance(parsed, dict):
         raise ArtifactError("its Program is malformed", subject=subject)
-    return serialize.restore(parsed, tensors)
+    return serialize.restore(parsed, tensors, namespaces=namespaces)
 
 
 def _write_zip(members: dict[str, bytes], file: IO[bytes]) -> None:
@@ -296,8 +306,11 @@ def _distinct(leaves: list[TensorLeaf]) -> list[TensorLeaf]:
 # Reading ------------------------------------------------------------------------------------------------------------
 
 
-def load(source: StrPath | bytes) -> LoadedArtifact:
+def load(source: StrPath | bytes, *, namespaces: Collection[str] = ()) -> LoadedArtifact:
     """Read an artifact from a file, or from its bytes.
+
+    Args:
+        namespaces: of operators that what runs in torch may name, beside torch's own and torchvision's.
 
     Raises:
         ArtifactError: it is no artifact, is truncated or corrupt, or of a format that this version does not know.
@@ -310,13 +323,13 @@ def load(source: StrPath | bytes) -> LoadedArtifact:
     manifest = _read_manifest(members.pop(_MANIFEST), subject)
     _check_members(members, manifest, subject)
     try:
-        artifact = _from_manifest(manifest, members, subject)
+        artifact = _from_manifest(manifest, members, subject, namespaces)
     except ArtifactError as error:
         raise ArtifactError(error.reason, subject=subject, hint=error.hint) from error
     except _MALFORMED as error:
         raise ArtifactError(f"its manifest is malformed: {error!r}", subject=subject) from error
     program = (members[_GRAPH], members[_WEIGHTS]) if _GRAPH in members else None
-    return LoadedArtifact(artifact, program)
+    return LoadedArtifact(artifact, program, namespaces)
 
 
 # What parsing JSON of the wrong shape raises: pytree asserts, sizes are parsed as syntax.
@@ -381,7 +394,7 @@ def _parse_json(data: bytes) -> Any:
 def _check_members(members: dict[str, bytes], manifest: dict[str, Any], subject: str) -> None:
     digests, parts = manifest["members"], manifest["parts"]
     wanted = {name for number, kind in enumerate(parts) for name in _part_names(kind, number)} or {_PLAN}
-    if members.keys() - {_GRAPH, _WEIGHTS} != wanted or len(members.keys() & {_GRAPH, _WEIGHTS}) == 1:
+    if members.keys() - {_GRAPH, _WEIGHTS, _STATE} != wanted or len(members.keys() & {_GRAPH, _WEIGHTS}) == 1:
         raise ArtifactError(f"has other members than an artifact: {sorted(members)}", subject=subject)
     if members.keys() != digests.keys():
         raise ArtifactError(f"holds {sorted(members)}, its manifest names {sorted(digests)}", subject=subject)
@@ -394,7 +407,9 @@ def _check_members(members: dict[str, bytes], manifest: dict[str, Any], subject:
             )
 
 
-def _from_manifest(manifest: dict[str, Any], members: Mapping[str, bytes], subject: str) -> Artifact:
+def _from_manifest(
+    manifest: dict[str, Any], members: Mapping[str, bytes], subject: str, namespaces: Collection[str]
+) -> Artifact:
     texts = {key: manifest[key] for key in ("name", "flavour", "flavour_version")}
     gpu, report = manifest["gpu"], manifest["report"]
     if not all(isinstance(text, str) for text in texts.values()) or not isinstance(gpu, str | None):
@@ -404,14 +419,16 @@ def _from_manifest(manifest: dict[str, Any], members: Mapping[str, bytes], subje
     if not isinstance(report, dict):
         raise TypeError("report is an object")
     signature, results = Signature.from_json(manifest["signature"]), manifest["results"]
-    parts = tuple(_part(kind, number, members, subject) for number, kind in enumerate(manifest["parts"]))
+    parts = tuple(_part(kind, number, members, subject, namespaces) for number, kind in enumerate(manifest["parts"]))
     if parts:
         _check_chain(signature, parts, results)
+    state = _state(members, signature)
     return Artifact(
         **texts,
         plan=members.get(_PLAN, b""),
         parts=parts,
         results=results,
+        state=state,
         signature=signature,
         settings=Settings.make(**manifest["settings"]),
         gpu=gpu,
@@ -419,14 +436,29 @@ def _from_manifest(manifest: dict[str, Any], members: Mapping[str, bytes], subje
     )
 
 
-def _part(kind: str, number: int, members: Mapping[str, bytes], subject: str) -> Artifact | TorchPart:
+def _state(members: Mapping[str, bytes], signature: Signature) -> dict[str, torch.Tensor]:
+    import safetensors.torch
+
+    try:
+        found = safetensors.torch.load(members[_STATE]) if _STATE in members else {}
+    except safetensors.SafetensorError as error:
+        raise ValueError(str(error)) from error
+    wanted = {leaf.buffer: (leaf.spec.shape, leaf.spec.dtype) for leaf in signature.state}
+    if {name: (tuple(value.shape), value.dtype) for name, value in found.items()} != wanted:
+        raise ValueError("the state is not that of the signature")
+    return found
+
+
+def _part(
+    kind: str, number: int, members: Mapping[str, bytes], subject: str, namespaces: Collection[str]
+) -> Artifact | TorchPart:
     data = [members[name] for name in _part_names(kind, number)]
     if kind == _ENGINE_PART:
         part = load(data[0]).artifact
         if part.parts:
             raise ValueError("a hybrid among the parts of a hybrid")
         return part
-    return TorchPart(_restored(data[0], data[1], subject))
+    return TorchPart(_restored(data[0], data[1], subject, namespaces))
 
 
 def _check_chain(signature: Signature, parts: tuple[Artifact | TorchPart, ...], results: Mapping[str, str]) -> None:

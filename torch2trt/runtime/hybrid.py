@@ -39,7 +39,7 @@ class Chain:
             (
                 run,
                 tuple(leaf.name for leaf in signature.tensor_inputs),
-                tuple(leaf.name for leaf in signature.tensor_outputs),
+                tuple(dict.fromkeys(leaf.name for leaf in signature.tensor_outputs)),
                 # Freed as early as in eager.
                 tuple(name for name, number_of_last in last.items() if number_of_last == number and name not in kept),
             )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,13 +21,14 @@ from torch2trt.errors import (
     ProgramMissingError,
     UnsupportedGPUError,
 )
+from torch2trt.graph import serialize
 from torch2trt.graph.exact import run_exact
 from torch2trt.graph.program import Program
 from torch2trt.graph.signature import SizeLeaf, TensorLeaf, dtype_to_json
 from torch2trt.runtime import artifact as artifacts
 from torch2trt.runtime import inputs as checks
-from torch2trt.runtime import summary
-from torch2trt.runtime.artifact import Artifact, LoadedArtifact, StrPath
+from torch2trt.runtime import state, summary
+from torch2trt.runtime.artifact import Artifact, LoadedArtifact, StrPath, TorchPart
 from torch2trt.runtime.context import Shapes
 from torch2trt.runtime.hybrid import HybridSession, open_session
 from torch2trt.runtime.outputs import Assemble, Results
@@ -85,6 +87,9 @@ class EngineModule(nn.Module):
         super().__init__()
         self.training = False
         self._interpret = interpret
+        # Only where there is some: what has no state has no other entry in a state_dict than its engine.
+        if artifact.state:
+            self.state = state.hold(artifact.state)
         # Held in a tuple: an nn.Module as attribute would become a child and put its parameters in the state.
         self._truth = (truth,)
         self._set(artifact, program, open_session(artifact, _with_index(device)), reference)
@@ -96,13 +101,17 @@ class EngineModule(nn.Module):
         *,
         interpret: Interpret | None = None,
         device: torch.device | str | None = None,
+        namespaces: Collection[str] = (),
     ) -> _Self:
         """The module that :meth:`save` wrote. The engine is deserialised at the first call.
+
+        Args:
+            namespaces: of operators that what runs in torch may name, beside torch's own and torchvision's.
 
         Raises:
             ArtifactError: it is no artifact, truncated, corrupt, or of another format version.
         """
-        loaded = artifacts.load(source)
+        loaded = artifacts.load(source, namespaces=namespaces)
         return cls(loaded.artifact, program=_program_of(loaded), interpret=interpret, device=device)
 
     def _set(
@@ -118,7 +127,10 @@ class EngineModule(nn.Module):
         self._reference = reference
         signature = artifact.signature
         self._results = Results(signature)
+        count = len(signature.inputs)
         self._positions = [i for i, leaf in enumerate(signature.inputs) if isinstance(leaf, TensorLeaf)]
+        self._positions += range(count, count + len(signature.state))
+        self._state_paths = tuple(leaf.buffer for leaf in signature.state)
         self._orders: dict[tuple[Any, ...], list[int]] = {}
         self._calls: dict[tuple[Any, ...], _Call] = {}
 
@@ -144,16 +156,22 @@ class EngineModule(nn.Module):
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         order = self._orders.get((len(args), *kwargs))
         if order is None:
-            leaves = self.artifact.signature.flatten(args, kwargs)
+            leaves = self._leaves(args, kwargs)
             inputs = [leaves[position] for position in self._positions]
             self._learn_order(args, kwargs)
         else:
             values = (*args, *kwargs.values())
             leaves = inputs = [values[index] for index in order]
+            if self._state_paths:
+                inputs += self._held()
         try:
             call = self._calls[tuple([(value.shape, value.dtype, value.device) for value in inputs])]
         except (KeyError, AttributeError):
             call = self._first_call(args, kwargs)
+            if self._state_paths:
+                # Now it is where the engine is.
+                leaves = self._leaves(args, kwargs)
+                inputs = [leaves[position] for position in self._positions]
         if torch.is_grad_enabled() and any(value.requires_grad for value in inputs):
             outputs = _Inference.apply(self._session, call.shapes, *inputs)
         else:
@@ -163,10 +181,12 @@ class EngineModule(nn.Module):
     def _first_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
         """Check a call whose shapes, dtypes and devices come for the first time."""
         signature = self.artifact.signature
-        leaves = signature.flatten(args, kwargs)
-        inputs = [leaves[position] for position in self._positions]
-        dims = checks.check(signature, inputs)
+        leaves = self._leaves(args, kwargs)
+        dims = checks.check(signature, [leaves[position] for position in self._positions])
         engine = self._session.open()
+        # Where that is, is where the state is now.
+        leaves = self._leaves(args, kwargs)
+        inputs = [leaves[position] for position in self._positions]
         checks.check_devices(signature, inputs, engine.device, engine.host_inputs)
         call = _Call(tuple(tuple(value.shape) for value in inputs), self._results.at(dims))
         if len(self._calls) >= _CALLS_KEPT:
@@ -177,7 +197,9 @@ class EngineModule(nn.Module):
     def _learn_order(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Remember where the inputs are in calls of this form, which spares flattening where all are plain tensors."""
         values = (*args, *kwargs.values())
-        if len(self._positions) < len(self.artifact.signature.inputs) or not all(map(torch.is_tensor, values)):
+        if len(self._positions) - len(self._state_paths) < len(self.artifact.signature.inputs) or not all(
+            map(torch.is_tensor, values)
+        ):
             return
         # The same tensor may come twice, so marks take their places.
         marks = [torch.empty(0) for _ in values]
@@ -186,6 +208,14 @@ class EngineModule(nn.Module):
         )
         places = {id(mark): index for index, mark in enumerate(marks)}
         self._orders[(len(args), *kwargs)] = [places[id(leaf)] for leaf in leaves]
+
+    def _leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """The call's leaves, followed by the state."""
+        return self.artifact.signature.flatten(args, kwargs) + self._held()
+
+    def _held(self) -> list[torch.Tensor]:
+        """The state, where the engine is if that is known."""
+        return state.tensors(self.state, self._state_paths, self._session.device) if self._state_paths else []
 
     # -- checking -----------------------------------------------------------------------------------------------------
 
@@ -199,7 +229,7 @@ class EngineModule(nn.Module):
             InputStructureError, InputDtypeError, InputShapeError: as in a call.
         """
         signature = self.artifact.signature
-        leaves = signature.flatten(args, kwargs)
+        leaves = self._leaves(args, kwargs)
         inputs = [leaves[position] for position in self._positions]
         dims = checks.check(signature, inputs)
         if self._reference is None:
@@ -218,18 +248,37 @@ class EngineModule(nn.Module):
         """
         (truth,) = self._truth
         device = self._device_of_engine()
-        if device is not None:
-            moved = pytree.tree_map_only(torch.Tensor, lambda value: value.to(device), (args, kwargs))
+        before = dict(zip(self._state_paths, (value.detach().clone() for value in self._held()), strict=True))
+        try:
+            # What the call writes stays in copies, and the state is as it was when all is said.
+            own = pytree.tree_map_only(
+                torch.Tensor, lambda value: value.detach().to(device or "cpu", copy=True), (args, kwargs)
+            )
             with torch.no_grad():
-                result = self(*moved[0], **moved[1])
-        else:
-            result = self.reference(*args, **kwargs)
+                result = (self.reference if device is None else self)(*own[0], **own[1])
+            leaves = self._leaves(*own)
+            written = [leaves[update.position].detach().clone() for update in self.artifact.signature.updates]
+        finally:
+            for name, value in before.items():
+                self.state.get_buffer(name).copy_(value)
         allowed = tolerance(self.artifact.precision, reference=device is None)
-        exact = run_exact(self._restored_program(), args, kwargs) if truth is None else truth(*args, **kwargs)
-        rows = self._compare(result, exact, allowed)
+        if truth is None:
+            exact, exactly_written = run_exact(self._restored_program(), args, kwargs, before)
+        elif self.artifact.signature.updates:
+            exact, exactly_written = truth.writing(self.artifact.signature, before, args, kwargs)  # type: ignore[attr-defined]
+        else:
+            exact, exactly_written = truth(*args, **kwargs), []
+        rows = (*self._compare(result, exact, allowed), *self._compare_written(written, exactly_written, allowed))
         return Verification(
             self.artifact.name, "reference" if device is None else "engine", self.artifact.precision, rows
         )
+
+    def _compare_written(self, found: list[torch.Tensor], exact: list[torch.Tensor], allowed: float) -> Iterator[Row]:
+        signature = self.artifact.signature
+        for update, have, want in zip(signature.updates, found, exact, strict=True):
+            number = update.position - len(signature.inputs)
+            name = f"argument {update.position}" if number < 0 else signature.state[number].buffer
+            yield compare(f"{name} afterwards", have, want, allowed)
 
     def _device_of_engine(self) -> torch.device | None:
         """Where the engine runs, None where there is no GPU that its flavour serves."""
@@ -290,11 +339,15 @@ class EngineModule(nn.Module):
                 subject=self.artifact.name,
                 hint="save it without program=True, and keep what it was made of",
             )
-        artifacts.save(self.artifact, path, program=self._restored_program() if program else None)
+        artifacts.save(self._as_it_is(), path, program=self._restored_program() if program else None)
 
     def get_extra_state(self) -> torch.Tensor:
         """The artifact, as bytes in a uint8 tensor."""
         return torch.frombuffer(bytearray(artifacts.to_bytes(self.artifact)), dtype=torch.uint8)
+
+    def _as_it_is(self) -> Artifact:
+        """The artifact with the state of now."""
+        return dataclasses.replace(self.artifact, state=dict(zip(self._state_paths, self._held(), strict=True)))
 
     def set_extra_state(self, state: Any) -> None:
         """Take the engine out of :meth:`get_extra_state`'s tensor.
@@ -305,7 +358,8 @@ class EngineModule(nn.Module):
         """
         if not isinstance(state, torch.Tensor) or state.dtype != torch.uint8:
             raise ArtifactError("its state is no tensor of bytes", subject=self.artifact.name)
-        new = artifacts.load(state.cpu().numpy().tobytes()).artifact
+        own = {name for part in self.artifact.parts for name in _namespaces(part)}
+        new = artifacts.load(state.cpu().numpy().tobytes(), namespaces=own).artifact
         if new.signature.to_json() != self.artifact.signature.to_json():
             raise ArtifactMismatchError(
                 f"the state holds {new.name!r}, {summary.signature(new)}; this is {summary.signature(self.artifact)}",
@@ -319,11 +373,13 @@ class EngineModule(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         program = None if self._program is None else self._restored_program()
         own = {name: value for name, value in self.__dict__.items() if name not in _RUNTIME_STATE}
-        return {**own, "_bytes": artifacts.to_bytes(self.artifact, program=program)}
+        names = {name for part in self.artifact.parts for name in _namespaces(part)}
+        names |= set() if program is None else serialize.namespaces_of(program)
+        return {**own, "_bytes": artifacts.to_bytes(self.artifact, program=program), "_namespaces": names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         own = dict(state)
-        loaded = artifacts.load(own.pop("_bytes"))
+        loaded = artifacts.load(own.pop("_bytes"), namespaces=own.pop("_namespaces"))
         self.__dict__.update(own, _truth=(None,))
         self._set(loaded.artifact, _program_of(loaded), open_session(loaded.artifact))
 
@@ -407,7 +463,10 @@ def _outside_dynamo() -> Callable[[EngineModule, tuple[Any, ...], dict[str, Any]
 
 # Shared by copies, left out of pickles.
 _RUNTIME_STATE = frozenset(
-    ("artifact", "_program", "_truth", "_session", "_reference", "_results", "_positions", "_orders", "_calls")
+    (
+        *("artifact", "_program", "_truth", "_session", "_reference"),
+        *("_results", "_positions", "_state_paths", "_orders", "_calls"),
+    )
 )
 
 
@@ -430,6 +489,10 @@ class _Inference(torch.autograd.Function):
             subject=ctx.name,
             hint="train the original module, or call this one under torch.no_grad()",
         )
+
+
+def _namespaces(part: Artifact | TorchPart) -> set[str]:
+    return serialize.namespaces_of(part.program) if isinstance(part, TorchPart) else set()
 
 
 def _program_of(loaded: LoadedArtifact) -> Callable[[], Program] | None:

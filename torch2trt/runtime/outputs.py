@@ -12,7 +12,8 @@ from torch2trt.graph.signature import ConstantLeaf, InputLeaf, Signature, SizeLe
 from torch2trt.sizes import evaluate
 
 Assemble = Callable[[Sequence[torch.Tensor], Sequence[Any]], Any]
-"""Engine outputs in order and the call's leaves to the module's result."""
+"""Engine outputs in order and the call's leaves, followed by the state, to the module's result; what the module writes
+into them is written."""
 
 
 class Results:
@@ -28,11 +29,12 @@ class Results:
         self._spec = signature.out_spec
         own = tuple(leaf.name for leaf in self._leaves if isinstance(leaf, TensorLeaf))
         self._plain = own == self.names and len(own) == len(self._leaves)
+        self._updates = [(self.names.index(update.name), update.position) for update in signature.updates]
 
     def at(self, dims: Mapping[str, int]) -> Assemble:
         """The assembly for calls whose named dimensions have these sizes."""
-        spec = self._spec
-        if self._plain:
+        spec, updates = self._spec, self._updates
+        if self._plain and not updates:
             if spec == pytree.tree_structure(0):
                 return lambda outputs, leaves: outputs[0]
             if spec == pytree.tree_structure((0,) * len(self.names)):
@@ -54,6 +56,9 @@ class Results:
 
         def assemble(outputs: Sequence[torch.Tensor], leaves: Sequence[Any]) -> Any:
             values = fixed.copy()
+            with torch.no_grad():
+                for index, position in updates:
+                    leaves[position].copy_(outputs[index])
             for position, index in from_engine:
                 values[position] = outputs[index]
             for position, index in from_call:

@@ -12,8 +12,8 @@ from typing import Any
 from torch2trt.trt.flavour import Flavour
 
 log = logging.getLogger("torch2trt.tensorrt")
-# Without a handler of the application's, Python would print warnings and errors to stderr.
-logging.getLogger("torch2trt").addHandler(logging.NullHandler())
+# Without a handler of the application's, Python would print TensorRT's warnings to stderr; our own are for the user.
+logging.getLogger("torch2trt.tensorrt").addHandler(logging.NullHandler())
 
 # By TensorRT's severity: internal error, error, warning, info, verbose.
 _LEVELS = (logging.ERROR, logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
