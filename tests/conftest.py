@@ -21,6 +21,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption("--fuzz-seed", type=int, default=0, help="from which the random graphs follow")
     parser.addoption("--fuzz-examples", type=int, help="how many random graphs; unset: few, and thousands in the sweep")
+    parser.addoption(
+        "--model-results",
+        type=Path,
+        default=Path("build/models.jsonl"),
+        help="where the sweep of the model suite keeps its results; what is there and compiled is not run again",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from torch2trt import api
 from torch2trt.converters.lower import lower
 from torch2trt.graph.exact import widened
 from torch2trt.graph.program import Program
+from torch2trt.graph.schema import name_of
 from torch2trt.settings import Settings
 from torch2trt.trt import flavour as flavours
 
@@ -179,6 +182,26 @@ def check_module(
         if torch.cuda.is_available():
             found = compiled(*pytree.tree_map_only(torch.Tensor, torch.Tensor.cuda, arguments))
             compare(pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, found), expected, 2 * tolerance)
+
+
+@contextlib.contextmanager
+def operators_reached() -> Iterator[set[str]]:
+    """Inside, notes the operators of the Programs that are captured and optimised."""
+    reached: set[str] = set()
+
+    def noting(stage: Callable[..., Program]) -> Callable[..., Program]:
+        def run(*args: Any, **kwargs: Any) -> Program:
+            program = stage(*args, **kwargs)
+            reached.update(name_of(node.target) for node in program.calls)
+            return program
+
+        return run
+
+    with (
+        mock.patch.object(api, "capture", noting(api.capture)),
+        mock.patch.object(api, "optimize", noting(api.optimize)),
+    ):
+        yield reached
 
 
 def _interpreted(program: Program, flavour_name: str, arguments: tuple[Any, ...]) -> Any:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import multiprocessing
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +18,8 @@ from torch._export import utils as export_utils
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.harness import OpCase, OpModule, check_case, truth
+from tests import worker as processes
+from tests.harness import OpCase, OpModule, check_case, operators_reached, truth
 from torch2trt.errors import ContractError, InterpreterError, Torch2TRTError
 
 with warnings.catch_warnings():
@@ -47,6 +46,8 @@ class Outcome:
     sample: int
     status: Status
     detail: str = ""
+    operators: tuple[str, ...] = ()
+    """What reached the converters."""
 
     @property
     def is_defect(self) -> bool:
@@ -128,24 +129,30 @@ def check_sample(name: str, dtype: str, index: int, sample: SampleInput) -> Outc
     function = _in_real_numbers(_INSTEAD.get(name, OPS[name].op))
     case = OpCase(name, function, (sample.input, *sample.args), sample.kwargs, tolerance=TOLERANCE)
 
-    def outcome(status: Status, detail: str = "") -> Outcome:
-        return Outcome(name, dtype, index, status, detail[:1000])
-
     module = OpModule(case)
     leaves = pytree.tree_leaves((tuple(case.args), dict(case.kwargs)))
     try:
         truth(module, tuple(leaves[position] for position in module.inputs))
     except Exception as error:  # whatever eager cannot do in float64
-        return outcome("skipped", f"{type(error).__name__}: {error}")
-    try:
-        check_case(case)
-    except (ContractError, InterpreterError) as error:
-        return outcome("wrong", str(error))
-    except Torch2TRTError as error:
-        return outcome("refused", str(error))
-    except Exception as error:  # a mismatch, or what should have been refused by name
-        return outcome("wrong", f"{type(error).__name__}: {error}")
-    return outcome("right")
+        return Outcome(name, dtype, index, "skipped", f"{type(error).__name__}: {error}"[:1000])
+    status, detail, operators = outcome_of(case)
+    return Outcome(name, dtype, index, status, detail, operators)
+
+
+def outcome_of(case: OpCase) -> tuple[Status, str, tuple[str, ...]]:
+    """Take a row through every stage: what becomes of it, why, and which operators reached the converters."""
+    status: Status = "right"
+    detail = ""
+    with operators_reached() as reached:
+        try:
+            check_case(case)
+        except (ContractError, InterpreterError) as error:
+            status, detail = "wrong", str(error)
+        except Torch2TRTError as error:
+            status, detail = "refused", str(error)
+        except Exception as error:  # a mismatch, or what should have been refused by name
+            status, detail = "wrong", f"{type(error).__name__}: {error}"
+    return status, detail[:1000], tuple(sorted(reached))
 
 
 class Worker:
@@ -157,59 +164,32 @@ class Worker:
     """
 
     def __init__(self, check: Check = check_sample, patience: float = 120.0) -> None:
-        self._check = check
-        self._patience = patience
-        self._start()
-
-    def _start(self) -> None:
-        # A fresh process, not a fork: threads and CUDA do not survive one.
-        context = multiprocessing.get_context("spawn")
-        self._connection, other = context.Pipe()
-        self._process = context.Process(target=_work, args=(other, self._check), daemon=True)
-        self._process.start()
-        other.close()
-        self._connection.recv()  # it is ready
+        self._process = processes.Worker(functools.partial(_work, check), patience)
 
     def close(self) -> None:
         """End the process."""
-        self._connection.close()
-        self._process.join()
+        self._process.close()
 
     def check(self, name: str, dtype: str, limit: int | None = None) -> list[Outcome]:
         """Check an operator's first samples, or all."""
         outcomes: list[Outcome] = []
         while True:
-            self._connection.send((name, dtype, limit, len(outcomes)))
-            lost: Status = "hang"
             try:
-                while self._connection.poll(self._patience):
-                    outcome = self._connection.recv()
-                    if outcome is None:
-                        return outcomes
+                for outcome in self._process.results(name, dtype, limit, len(outcomes)):
                     outcomes.append(outcome)
-                self._process.kill()
-            except EOFError:
-                lost = "crash"
-            self.close()
-            outcomes.append(Outcome(name, dtype, len(outcomes), lost, f"exit code {self._process.exitcode}"))
-            self._start()
+            except processes.LostError as lost:
+                outcomes.append(Outcome(name, dtype, len(outcomes), lost.how, lost.detail))
+            else:
+                return outcomes
 
 
-def _work(connection: Connection, check: Check) -> None:
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
+def _work(check: Check, name: str, dtype: str, limit: int | None, first: int) -> Iterator[Outcome]:
     # Captures search the dispatcher for operators again and again, a third of their time; here there are no new ones.
-    export_utils._materialize_cpp_cia_ops = functools.cache(export_utils._materialize_cpp_cia_ops)
-    connection.send(None)
-    while True:
-        try:
-            name, dtype, limit, first = connection.recv()
-        except EOFError:
-            return
-        for index, sample in enumerate(samples(name, dtype, limit)):
-            if index >= first:
-                connection.send(check(name, dtype, index, sample))
-        connection.send(None)
+    if not hasattr(export_utils._materialize_cpp_cia_ops, "cache_info"):
+        export_utils._materialize_cpp_cia_ops = functools.cache(export_utils._materialize_cpp_cia_ops)
+    for index, sample in enumerate(samples(name, dtype, limit)):
+        if index >= first:
+            yield check(name, dtype, index, sample)
 
 
 # Results in a file, one JSON line a sample ----------------------------------------------------------------------------

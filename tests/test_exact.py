@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import torch2trt
+from torch2trt.graph.exact import Exact
 
 
 class Casting(nn.Module):
@@ -33,3 +34,17 @@ def test_a_loaded_module_has_the_same_truth(tmp_path) -> None:
     compiled.save(tmp_path / "casting.t2t", program=True)
     loaded = torch2trt.load(tmp_path / "casting.t2t")
     assert loaded.verify(x).rows[0].max_abs_error == compiled.verify(x).rows[0].max_abs_error
+
+
+def test_operators_without_float64_kernels() -> None:
+    # torch multiplies groups in 16 and 32 bits alone.
+    rows, matrices = torch.randn(7, 8), torch.randn(3, 8, 4)
+    offsets = torch.tensor([2, 2, 6], dtype=torch.int32)
+    with Exact():
+        found = torch.ops.aten._grouped_mm.default(rows.double(), matrices.double(), offsets)
+    group = (torch.arange(7)[:, None] >= offsets).sum(1)
+    expected = torch.stack([rows[i].double() @ matrices[group[i]].double() for i in range(6)])
+    assert torch.allclose(found[:6], expected, rtol=1e-12)
+    with Exact():
+        found = torch.ops.aten._grouped_mm.default(matrices.double().mT, matrices.double())
+    assert torch.allclose(found, matrices.double().mT @ matrices.double())

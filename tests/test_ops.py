@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-
 import pytest
 import torch
 
-import tests.cases
+from tests.cases import all_rows
 from tests.harness import OpCase, check_case
 
-
-def _rows() -> list[OpCase]:
-    rows: list[OpCase] = []
-    for module in pkgutil.iter_modules(tests.cases.__path__):
-        rows += importlib.import_module(f"tests.cases.{module.name}").CASES
-    return rows
-
-
-ROWS = _rows()
+ROWS = all_rows()
 
 # Where there is a GPU, every row runs on it too.
 pytestmark = [pytest.mark.gpu] if torch.cuda.is_available() else []

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from tests.harness import OpCase
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
@@ -17,3 +22,11 @@ def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> to
 def together(*functions: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
     """Several functions of the same arguments as one row: its time goes into the capture."""
     return lambda *args, **kwargs: tuple(function(*args, **kwargs) for function in functions)
+
+
+def all_rows() -> list[OpCase]:
+    """The rows of every table."""
+    rows: list[OpCase] = []
+    for module in pkgutil.iter_modules(__path__):
+        rows += importlib.import_module(f"{__name__}.{module.name}").CASES
+    return rows

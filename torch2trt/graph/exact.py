@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ class Exact(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        func = _WITHOUT_FLOAT64.get(func, func)
         wide = {name: _wide(value) for name, value in (kwargs or {}).items()}
         # Factories have a dtype of their own by default.
         return pytree.tree_map_only(torch.Tensor, widened, func(*args, **wide))
@@ -57,6 +58,23 @@ def _wide(value: Any) -> Any:
     if not isinstance(value, torch.dtype):
         return value
     return torch.float64 if value.is_floating_point else torch.complex128 if value.is_complex else value
+
+
+def _grouped_mm(
+    input: torch.Tensor, mat2: torch.Tensor, offs: torch.Tensor | None = None, bias: None = None, out_dtype: Any = None
+) -> torch.Tensor:
+    """Rows [N, K] up to each offset by one of the matrices [groups, K, M]; without offsets, matrix by matrix."""
+    if offs is None:
+        return input @ mat2
+    result = input.new_zeros(input.shape[0], mat2.shape[2])
+    first = 0
+    for last, matrix in zip(offs.tolist(), mat2, strict=True):
+        result[first:last] = input[first:last] @ matrix
+        first = last
+    return result
+
+
+_WITHOUT_FLOAT64: dict[Any, Callable[..., torch.Tensor]] = {torch.ops.aten._grouped_mm.default: _grouped_mm}
 
 
 def widened(tensor: torch.Tensor) -> torch.Tensor:

@@ -206,6 +206,20 @@ def _reduce(options: argparse.Namespace) -> Outcome:
     return Outcome(found.to_json(), Text(str(found)))
 
 
+def _coverage(options: argparse.Namespace) -> Outcome:
+    from rich.table import Table
+
+    from torch2trt.tools import coverage
+
+    folder = options.folder or coverage.FOLDER
+    found = coverage.merge(coverage.read(folder), options.models, options.samples)
+    coverage.write(found, folder)
+    table = Table("", "", title=f"written to {folder}")
+    for what, counts in found.counts.items():
+        table.add_row(what, ", ".join(f"{key} {count}" for key, count in counts.items()))
+    return Outcome(found.counts, table)
+
+
 def _doctor(options: argparse.Namespace) -> Outcome:
     from torch2trt.tools import doctor
 
@@ -363,6 +377,19 @@ def _parser() -> _Parser:
     measuring.add_argument("--results", type=Path, metavar="FOLDER", help="where the CSV goes")
     _add_settings(measuring)
 
+    covering = command(
+        _coverage, "count what converts, from committed results, and write docs/operators.md and models.md"
+    )
+    covering.add_argument("--models", type=Path, metavar="FILE", help="take in what python -m tests.model_suite wrote")
+    covering.add_argument(
+        "--samples",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="take in what the sweep of PyTorch's samples, or python -m tests.rows, wrote; may come several times",
+    )
+    covering.add_argument("--folder", type=Path, help="the documents (default: this checkout's)")
     command(_doctor, "say what is installed, what is used and why, and what to install")
     return parser
 

@@ -46,7 +46,7 @@ def vary_constants(module: nn.Module, generator: torch.Generator | None = None) 
                 # A matrix sums over its rows, so its entries stay small.
                 tensor.normal_(0.0, 0.1 if vector else 0.02, generator=generator)
             elif vector:
-                tensor.uniform_(0.8 * value, 1.2 * value, generator=generator)
+                tensor.uniform_(0.8, 1.2, generator=generator).mul_(value)
 
 
 def fit_batch_norms(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> None:

@@ -78,6 +78,15 @@ class Flavour:
         return ".".join(str(part) for part in self.version)
 
 
+def who_has(capability: str) -> str:
+    """The flavours and versions that can do what the capability table names, in words."""
+    found = []
+    for name, (first, gone) in _CAPABILITIES[capability].items():
+        until = f", before {'.'.join(map(str, gone))}" if gone else ""
+        found.append(f"{name} from {'.'.join(map(str, first))}{until}")
+    return ", ".join(found)
+
+
 @dataclass(frozen=True)
 class Finding:
     """What looking for one flavour found."""

@@ -1,0 +1,1 @@
+"""Networks written from their published architectures, to compile and to measure."""
