@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from torch2trt.errors import CaptureError, NetworkError
+from torch2trt.errors import DataDependentError, NetworkError
 from torch2trt.graph.exact import Exact, widened
 from torch2trt.graph.program import Program
 from torch2trt.graph.signature import Signature
@@ -94,7 +94,7 @@ def compile(
     start, truth = time.perf_counter(), truth_of(module)
     try:
         captured = capture(module, args, kwargs, dynamic_shapes=dynamic_shapes, name=name)
-    except CaptureError as error:
+    except DataDependentError as error:
         if not chosen.fallback:
             raise
         from torch2trt.pieces import compile_in_pieces
@@ -172,7 +172,7 @@ def explain(
     flavour = flavours.load(chosen.flavour)
     try:
         captured = capture(module, args, kwargs, dynamic_shapes=dynamic_shapes, name=name)
-    except CaptureError as error:
+    except DataDependentError as error:
         if not chosen.fallback:
             raise
         from torch2trt.pieces import explain_breaks

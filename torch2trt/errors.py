@@ -18,6 +18,7 @@ __all__ = [
     "BuildTimeoutError",
     "CaptureError",
     "ContractError",
+    "DataDependentError",
     "DynamicShapeError",
     "EngineError",
     "ExampleInputError",
@@ -136,6 +137,12 @@ class NoFailureError(Torch2TRTError):
     """What was to be reduced to the graph that fails does not fail."""
 
     code = "T2T109"
+
+
+class DataDependentError(CaptureError):
+    """Control flow, or a size, that depends on the values of tensors, so that no one trace holds for all inputs."""
+
+    code = "T2T110"
 
 
 # 2xx: conversion ----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from torch2trt import backend as backends
-from torch2trt.errors import ArtifactWriteError, CaptureError, NoGPUError
+from torch2trt.errors import ArtifactWriteError, DataDependentError, NoGPUError
 from torch2trt.partition.explain import Explanation, GraphBreak
 from torch2trt.runtime.module import EngineModule
 from torch2trt.runtime.verification import Row, Verification, compare
@@ -129,17 +129,17 @@ def compile_in_pieces(
     truth: Callable[..., Any],
     *,
     name: str,
-    reason: CaptureError,
+    reason: DataDependentError,
 ) -> PiecewiseModule:
     """Compile a module that cannot be captured whole, with the engines that the example call needs.
 
     Raises:
-        CaptureError: nothing of it became an engine; ``reason`` says why it could not be captured whole.
+        DataDependentError: too little of it became engines; it is ``reason``.
     """
     compiled = PiecewiseModule(module, settings, truth, name)
     own_args, own_kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, dict(kwargs)))
     compiled.reference(*own_args, **own_kwargs)
-    if not compiled.engines:
+    if sum(engine.report["calls"] for engine in compiled.engines) < settings.min_segment:
         raise reason
     log.warning(
         "%s: is compiled in %d pieces, torch2trt.explain says where it breaks: %s",
@@ -155,7 +155,7 @@ def explain_breaks(
     flavour: Flavour,
     *,
     name: str,
-    reason: CaptureError,
+    reason: DataDependentError,
 ) -> Explanation:
     """Where Dynamo cuts a module that cannot be captured whole, and why, for this call."""
     own_args, own_kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, dict(kwargs)))

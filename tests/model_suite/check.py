@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from tests.model_suite import MODELS
 from torch2trt import api
-from torch2trt.errors import CaptureError, Torch2TRTError, UnsupportedOpsError
+from torch2trt.errors import DataDependentError, Torch2TRTError, UnsupportedOpsError
 from torch2trt.graph.program import Program
 from torch2trt.partition.explain import explain
 from torch2trt.pieces import PiecewiseModule, compile_in_pieces
@@ -79,7 +79,7 @@ def _check(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     flavour = flavours.load(flavours.TENSORRT_RTX)
     try:
         program = api.optimize(api.capture(module, args, kwargs), SETTINGS)
-    except CaptureError as error:
+    except DataDependentError as error:
         return _check_pieces(module, args, kwargs, error)
     compiled = api.build(program, flavour, SETTINGS, truth=api.truth_of(module))
     verified = compiled.verify(*args, **kwargs)
@@ -98,7 +98,7 @@ def _check(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def _check_pieces(
-    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], reason: CaptureError
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], reason: DataDependentError
 ) -> dict[str, Any]:
     truth = api.truth_of(module)
     compiled = compile_in_pieces(module, args, kwargs, SETTINGS, truth, name=type(module).__name__, reason=reason)

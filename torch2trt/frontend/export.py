@@ -26,7 +26,7 @@ from torch.export.graph_signature import (
 from torch.fx.experimental import _config as symbolic_config
 from torch.utils import _pytree as pytree
 
-from torch2trt.errors import CaptureError, DynamicShapeError
+from torch2trt.errors import CaptureError, DataDependentError, DynamicShapeError
 from torch2trt.frontend.assumptions import check_shapes_at_one, compare_at_one, drop_checks
 from torch2trt.frontend.checks import check_inputs, check_module, refuse_effects, refuse_random, refuse_subgraphs
 from torch2trt.frontend.dynamic_shapes import (
@@ -176,15 +176,14 @@ def _capture_error(module: nn.Module, error: Exception) -> CaptureError | Dynami
             source=source,
             hint="narrow the Dim, leave the dimension static, or declare what it is a multiple of (2 * Dim('half'))",
         )
-    hint = ""
+    reason = f"torch.export failed: {type(error).__name__}: {lines[0]}"
     if depends_on_data:
         hint = (
             "control flow or sizes that depend on the values of tensors cannot be captured: use torch.where, "
             "or compile the parts before and after it"
         )
-    return CaptureError(
-        f"torch.export failed: {type(error).__name__}: {lines[0]}", subject=name, source=source, hint=hint
-    )
+        return DataDependentError(reason, subject=name, source=source, hint=hint)
+    return CaptureError(reason, subject=name, source=source)
 
 
 def _users_line(error: Exception) -> str:
