@@ -145,3 +145,35 @@ def test_two_unknown_sizes() -> None:
     for shape in ((2, 5, 8), (1, 1, 8), (3, 7, 8)):
         x = torch.randn(shape)
         torch.testing.assert_close(program(x), module(x), rtol=1e-5, atol=1e-6)
+
+
+class Wide(nn.Module):
+    """Swaps blocks of an image in ways that take more dimensions than TensorRT's tensors have."""
+
+    def __init__(self, axes: list[int]) -> None:
+        super().__init__()
+        self.axes = axes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.reshape(*x.shape[:1], *(2,) * (len(self.axes) - 2), 3)
+        return wide.permute(self.axes).reshape(x.shape[0] * 2, -1, 3) + 1
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        [0, 3, 7, 2, 6, 1, 5, 4, 8],
+        [0, 8, 2, 7, 4, 1, 6, 3, 5, 9],
+        [0, 9, 7, 5, 3, 1, 8, 6, 4, 2, 10],
+        [0, 1, 3, 2, 4, 5, 7, 6, 8, 9],
+    ],
+    ids=lambda axes: str(len(axes)),
+)
+def test_more_dimensions_than_tensorrt_has(axes: list[int]) -> None:
+    x = torch.randn(2, 2 ** (len(axes) - 2), 3)
+    module = Wide(axes).eval()
+    program = api.capture(module, (x,), dynamic_shapes=({0: Dim("batch", min=1, max=4)},))
+    program = api.optimize(program, Settings())
+    assert max(program.spec(node).rank for node in program.calls if not program.is_size(node)) <= 8
+    assert torch.equal(program(x), module(x))
+    assert torch.equal(program(x[:1]), module(x[:1]))

@@ -10,7 +10,7 @@ from torch import fx
 from torch2trt.graph.program import Program
 from torch2trt.graph.rewrite import call
 from torch2trt.graph.schema import bind
-from torch2trt.passes.views import PERMUTING, View, axes_of, emit
+from torch2trt.passes.views import MOST_DIMS, PERMUTING, View, axes_of, emit
 from torch2trt.settings import Settings
 
 aten = torch.ops.aten
@@ -37,8 +37,9 @@ class _Tracked:
     source: fx.Node
     view: View
     calls: int
-    rewritten: bool
-    """The source is new, so that using the node itself would compute something twice."""
+    must_go: bool
+    """The source is new, so that using the node itself would compute something twice; or it, or what it is made of, has
+    more dimensions than TensorRT's tensors."""
 
 
 class _Merger:
@@ -68,7 +69,8 @@ class _Merger:
         if node.target in PERMUTING or node.target in _RESHAPING:
             base = self._base(node.all_input_nodes[0])
             view = self._applied(node, base.view)
-            return None if view is None else _Tracked(base.source, view, base.calls + 1, base.rewritten)
+            must_go = base.must_go or len(self.program.spec(node).shape) > MOST_DIMS
+            return None if view is None else _Tracked(base.source, view, base.calls + 1, must_go)
         if node.target is aten.select.int:
             return self._selected(node)
         if node.target is aten.linear.default:
@@ -135,7 +137,7 @@ class _Merger:
             known = self.tracked[node]
             needed = sum(step is not None for step in known.view.steps())
             made: fx.Node | None = None
-            if known.rewritten or needed < known.calls:
+            if known.must_go or needed < known.calls:
                 with self.graph.inserting_before(before):
                     made = emit(self.graph, known.source, known.view, like=node)
             # The chain as it was is still there.

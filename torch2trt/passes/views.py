@@ -19,6 +19,9 @@ aten = torch.ops.aten
 PERMUTING = frozenset({aten.permute.default, aten.transpose.int, aten.t.default})
 """The operators that bring dimensions into another order."""
 
+MOST_DIMS = 8
+"""Of TensorRT's tensors."""
+
 Steps = tuple[Shape | None, tuple[int, ...] | None, Shape | None]
 
 
@@ -134,6 +137,8 @@ def emit(graph: fx.Graph, source: fx.Node, view: View, *, like: fx.Node) -> fx.N
     if any(shape is not None and sum(not isinstance(size, int) for size in shape) > 1 for shape in (split, final)):
         return None
     result = source
+    while split is not None and axes is not None and len(axes) > MOST_DIMS:
+        split, axes, result = _less_wide(graph, split, axes, result, like=like)
     if split is not None:
         result = call(graph, aten.reshape.default, result, _spelled(split), like=like)
     if axes is not None:
@@ -141,6 +146,27 @@ def emit(graph: fx.Graph, source: fx.Node, view: View, *, like: fx.Node) -> fx.N
     if final is not None:
         result = call(graph, aten.reshape.default, result, _spelled(final), like=like)
     return result
+
+
+def _less_wide(
+    graph: fx.Graph, shape: Shape, axes: tuple[int, ...], tensor: fx.Node, *, like: fx.Node
+) -> tuple[Shape, tuple[int, ...], fx.Node]:
+    """Make two dimensions that the permutation brings together one: what is left has a dimension less to permute.
+
+    Returns that shape, the permutation of it, and a tensor of the same elements in another shape.
+    """
+    first, second = axes[0], axes[1]
+    low, high = min(first, second), max(first, second)
+    # The blocks before, between and behind the two move as wholes, so this takes five dimensions at most.
+    runs = [range(low), range(low, low + 1), range(low + 1, high), range(high, high + 1), range(high + 1, len(shape))]
+    places = [0, 1, 3, 2, 4] if low == first else [0, 3, 1, 2, 4]
+    sizes = [volume(shape[axis] for axis in run) for run in runs]
+    blocks = call(graph, aten.reshape.default, tensor, _spelled(tuple(sizes)), like=like)
+    blocks = call(graph, aten.permute.default, blocks, places, like=like)
+    order = [axis for place in places for axis in runs[place]]
+    joined = [axis for axis in order if axis != second]
+    shape = tuple(shape[axis] * (shape[second] if axis == first else 1) for axis in joined)
+    return shape, tuple(joined.index(axis) for axis in axes if axis != second), blocks
 
 
 def _spelled(shape: Shape) -> list[int]:
