@@ -13,9 +13,14 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import torch2trt
+from torch2trt import api
 from torch2trt.converters import registry
 from torch2trt.errors import UnsupportedOpsError
+from torch2trt.graph.marking import marked
+from torch2trt.settings import Settings
+from torch2trt.sizes import TensorSpec
 from torch2trt.tools import compare as comparing
+from torch2trt.trt import flavour as flavours
 from torch2trt.trt.network import Network
 
 aten = torch.ops.aten
@@ -171,3 +176,18 @@ def test_the_engine_itself_is_compared(settings: dict[str, Any]) -> None:
     assert found.ran == "engine"
     assert found.passed
     assert max(each.max_rel_error for each in found.calls) > 0
+
+
+@pytest.mark.parametrize("settings", [{}, {"run_in_torch": ("second",), "min_segment": 1}], ids=["whole", "hybrid"])
+def test_what_is_marked_builds(settings: dict[str, Any]) -> None:
+    chosen = Settings(precision="fp16", optimization_level=0, progress="none", **settings)
+    program = api.optimize(api.capture(Net(), (X,), dynamic_shapes={"x": {0: BATCH}}), chosen)
+    calls = [
+        node for node in program.calls if not program.is_size(node) and isinstance(program.result(node), TensorSpec)
+    ]
+    part = marked(program, calls)
+    compiled = api.build(part, flavours.load(), chosen)
+    assert compiled.report["engines"] == (2 if settings else 1)
+    found = compiled.reference(X)
+    assert [tuple(value.shape) for value in found] == [program.spec(node).at({"batch": 4}) for node in calls]
+    assert compiled.verify(X).passed
