@@ -138,7 +138,11 @@ def compile_in_pieces(
     """
     compiled = PiecewiseModule(module, settings, truth, name)
     own_args, own_kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, dict(kwargs)))
-    compiled.reference(*own_args, **own_kwargs)
+    try:
+        compiled.reference(*own_args, **own_kwargs)
+    except Exception as error:
+        # The module's own, or Dynamo's: there is no piecewise module either.
+        raise reason from error
     if sum(engine.report["calls"] for engine in compiled.engines) < settings.min_segment:
         raise reason
     log.warning(
