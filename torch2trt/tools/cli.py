@@ -380,7 +380,14 @@ def _parser() -> _Parser:
     covering = command(
         _coverage, "count what converts, from committed results, and write docs/operators.md and models.md"
     )
-    covering.add_argument("--models", type=Path, metavar="FILE", help="take in what python -m tests.model_suite wrote")
+    covering.add_argument(
+        "--models",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="take in what python -m tests.model_suite wrote; may come several times",
+    )
     covering.add_argument(
         "--samples",
         type=Path,
