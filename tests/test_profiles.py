@@ -183,8 +183,11 @@ def test_a_child_builds_them(two: EngineModule) -> None:
         Linear(), (torch.randn(8, 8),), dynamic_shapes=BATCH, profiles=TWO, build_in_subprocess=True, **QUICK
     )
     assert built.artifact.signature == two.artifact.signature
-    # As much as what is built here: each profile has kernels of its own.
-    assert abs(len(built.artifact.plan) - len(two.artifact.plan)) < 0.05 * len(two.artifact.plan)
+    if torch.cuda.is_available():
+        assert built._session.open().handle.num_optimization_profiles == 2
+    else:
+        # As much as what is built here: each profile has kernels of its own.
+        assert abs(len(built.artifact.plan) - len(two.artifact.plan)) < 0.05 * len(two.artifact.plan)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import itertools
 import math
 import re
 from collections import Counter
@@ -93,11 +94,12 @@ class Calls:
 
     def example(self, module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The first call, on the module's device: data loaders yield tensors on the CPU."""
-        weight = next((value for value in module.state_dict().values() if isinstance(value, torch.Tensor)), None)
+        assert self._first is not None
+        weight = next(itertools.chain(module.parameters(), module.buffers()), None)
         if weight is None:
-            assert self._first is not None
             return self._first
-        return pytree.tree_map_only(torch.Tensor, lambda value: value.to(weight.device), self._first)  # type: ignore[no-any-return]
+        args, kwargs = pytree.tree_map_only(torch.Tensor, lambda value: value.to(weight.device), self._first)
+        return args, kwargs
 
     def dynamic_shapes(self, module: nn.Module, *, multiples: bool = False) -> dict[str, Any] | None:
         """``torch.export``'s form of what differs: dimensions that agree in every call have one name.
@@ -194,10 +196,7 @@ def record(module: nn.Module) -> Iterator[Calls]:
         ExampleInputError: in a call that differs from the first one in more than its sizes.
     """
     calls = Calls()
-    handle = module.register_forward_pre_hook(
-        lambda _, args, kwargs: calls.add(args, kwargs),
-        with_kwargs=True,
-    )
+    handle = module.register_forward_pre_hook(lambda _, args, kwargs: calls.add(args, kwargs), with_kwargs=True)
     try:
         yield calls
     finally:
