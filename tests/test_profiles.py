@@ -306,6 +306,12 @@ def test_sizes_that_have_to_be_related(module: nn.Module, sizes: list[tuple[int,
     assert len(found.profiles) == 3
 
 
+def test_nothing_among_the_examples() -> None:
+    for first, second in ((0, 3), (3, 0)):
+        with pytest.raises(DynamicShapeError, match="'x_0' is 0 in one and 3 in another"):
+            captured(Linear(), [torch.randn(first, 8), torch.randn(second, 8)])
+
+
 def test_sizes_that_the_module_fixes() -> None:
     module = Call(lambda x: torch.cat([x, x]) if x.shape[0] == 4 else x)
     with pytest.raises(DynamicShapeError):

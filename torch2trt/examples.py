@@ -230,6 +230,12 @@ def _identifier(path: str) -> str:
 
 
 def _dim(name: str, sizes: tuple[int, ...], factor: int) -> Any:
+    if 0 in sizes:
+        raise DynamicShapeError(
+            f"{name!r} is 0 in one and {max(sizes)} in another, dynamic sizes are at least 1",
+            subject="examples",
+            hint="leave empty calls out",
+        )
     dim = Dim(name, min=min(sizes) // factor, max=max(sizes) // factor)
     return dim if factor == 1 else factor * dim
 
