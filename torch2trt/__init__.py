@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from torch2trt.api import compile, explain, export, load
     from torch2trt.compat import TRTModule, torch2trt
     from torch2trt.converters.registry import converter
+    from torch2trt.examples import record
     from torch2trt.graph.program import Program
     from torch2trt.runtime.module import EngineModule
     from torch2trt.tools.compare import compare
@@ -68,6 +69,7 @@ _LAZY = {
     "export": "torch2trt.api",
     "load": "torch2trt.api",
     "onnx": "torch2trt.onnx",
+    "record": "torch2trt.examples",
     "reduce": "torch2trt.tools.reduce",
     "torch2trt": "torch2trt.compat",
 }
@@ -120,6 +122,7 @@ __all__ = [
     "export",
     "load",
     "onnx",
+    "record",
     "reduce",
     "torch2trt",
 ]

@@ -26,6 +26,14 @@ class DimRange:
     opt: int
     max: int
 
+    def __str__(self) -> str:
+        return str(self.opt) if self.min == self.max else f"{self.min}…{self.opt}…{self.max}"
+
+
+def spell(ranges: Mapping[str, DimRange]) -> str:
+    """Ranges by the names of their dimensions in words, as ``batch 1…8…64, seq 128``."""
+    return ", ".join(f"{name} {span}" for name, span in ranges.items())
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -47,6 +55,15 @@ class TensorSpec:
     def at(self, values: Mapping[str, int]) -> tuple[int, ...]:
         """The shape where the named dimensions have these sizes."""
         return tuple(evaluate(size, values) for size in self.shape)
+
+    def span(self, ranges: Mapping[str, DimRange]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """The smallest, the usual and the largest shape where the named dimensions have these ranges."""
+        low, opt, high = (
+            {name: getattr(span, corner) for name, span in ranges.items()} for corner in ("min", "opt", "max")
+        )
+        # A size such as 8 - n is largest where n is smallest.
+        ends = [sorted((evaluate(size, low), evaluate(size, high))) for size in self.shape]
+        return tuple(end[0] for end in ends), self.at(opt), tuple(end[1] for end in ends)
 
 
 def to_size(value: Any) -> Size:

@@ -12,7 +12,7 @@ from torch import fx
 from torch2trt.graph.program import Program
 from torch2trt.graph.signature import Signature
 from torch2trt.runtime.artifact import Artifact, TorchPart
-from torch2trt.runtime.context import Shapes
+from torch2trt.runtime.profiles import Shapes
 from torch2trt.runtime.session import Session
 
 Run = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
