@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from torch2trt import onnx
     from torch2trt.api import compile, explain, export, load
     from torch2trt.compat import TRTModule, torch2trt
+    from torch2trt.converters.plugins import plugin
     from torch2trt.converters.registry import converter
     from torch2trt.graph.program import Program
     from torch2trt.runtime.module import EngineModule
@@ -68,6 +69,7 @@ _LAZY = {
     "export": "torch2trt.api",
     "load": "torch2trt.api",
     "onnx": "torch2trt.onnx",
+    "plugin": "torch2trt.converters.plugins",
     "reduce": "torch2trt.tools.reduce",
     "torch2trt": "torch2trt.compat",
 }
@@ -120,6 +122,7 @@ __all__ = [
     "export",
     "load",
     "onnx",
+    "plugin",
     "reduce",
     "torch2trt",
 ]

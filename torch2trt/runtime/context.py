@@ -12,6 +12,7 @@ from torch2trt.trt import flavour as flavours
 from torch2trt.trt.dtypes import torch_dtypes
 from torch2trt.trt.flavour import Flavour
 from torch2trt.trt.logger import make_logger
+from torch2trt.trt.plugins import register
 
 Shapes = tuple[tuple[int, ...], ...]
 """The shapes of the tensor inputs, in the signature's order."""
@@ -51,6 +52,8 @@ class Engine:
             flavour = _flavour(artifact)
             self.trt = flavour.trt
             self.logger = make_logger(flavour)
+            if artifact.calls:
+                register(flavour, artifact.calls)
             with self.logger.capture() as errors:
                 # The runtime goes with its last engine, so it is kept beside it.
                 self._runtime = self.trt.Runtime(self.logger)
