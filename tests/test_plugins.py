@@ -1,13 +1,9 @@
-"""Operators of torch inside an engine: what a call is, what TensorRT is told of it, files, and, on a GPU, runs."""
+"""Operators of torch inside an engine: what a call is, what TensorRT is told of it, and what files hold."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import pickle
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +14,24 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
 from torch.utils._sympy.functions import FloorDiv
 
 import torch2trt
 from tests.harness import compare, truth
+from tests.plugin_operators import (
+    BATCH,
+    MOOD,
+    OPERATORS,
+    QUICK,
+    SEEN,
+    Block,
+    Function,
+    X,
+    gate,
+    good_mood,
+    kept,
+    plugged,
+)
 from tests.test_artifact import make_artifact, with_manifest
 from torch2trt import api
 from torch2trt.converters import plugins as converters
@@ -47,153 +56,10 @@ from torch2trt.trt import plugins
 from torch2trt.trt.flavour import Flavour
 from torch2trt.trt.network import Network
 
-QUICK: dict[str, Any] = {"optimization_level": 0, "progress": "none"}
+__all__ = ["good_mood", "plugged"]  # fixtures, which tests name
+
 ENTERPRISE = Flavour(flavours.TENSORRT, (10, 6), trt=None)
 N = symbol("n")
-OPERATORS = torch.ops.t2t_plugins
-
-
-@torch.library.custom_op("t2t_plugins::gate", mutates_args=())
-def gate(x: Tensor, slope: float = 1.0) -> Tensor:
-    return x * torch.sigmoid(slope * x)
-
-
-@gate.register_fake
-def _(x: Tensor, slope: float = 1.0) -> Tensor:
-    return torch.empty_like(x)
-
-
-@torch.library.custom_op("t2t_plugins::add_norm", mutates_args=())
-def add_norm(x: Tensor, rest: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-    """The sum, and the sum divided by its root mean square."""
-    total = x + rest
-    wide = total if total.dtype == torch.float64 else total.float()
-    normed = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(total.dtype)
-    return total, normed if weight is None else normed * weight
-
-
-@add_norm.register_fake
-def _(x: Tensor, rest: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(x)
-
-
-@torch.library.custom_op("t2t_plugins::spread", mutates_args=())
-def spread(xs: list[Tensor], rows: int, *, mode: str = "zeros") -> Tensor:
-    """All tensors, one below the other, and rows of zeros or ones."""
-    return torch.cat([*xs, getattr(torch, mode)(rows, xs[0].shape[1], dtype=xs[0].dtype, device=xs[0].device)])
-
-
-@spread.register_fake
-def _(xs: list[Tensor], rows: int, *, mode: str = "zeros") -> Tensor:
-    return xs[0].new_empty(sum(x.shape[0] for x in xs) + rows, xs[0].shape[1])
-
-
-@torch.library.custom_op("t2t_plugins::count", mutates_args=())
-def count(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Results of several dtypes: rows by index in BF16, what is positive, how much of it, and its last index."""
-    positive = x > 0
-    return x[index].bfloat16(), positive, positive.sum(), index.amax().int()
-
-
-@count.register_fake
-def _(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (
-        x.new_empty((index.shape[0], *x.shape[1:]), dtype=torch.bfloat16),
-        torch.empty_like(x, dtype=torch.bool),
-        x.new_empty((), dtype=torch.int64),
-        x.new_empty((), dtype=torch.int32),
-    )
-
-
-@torch.library.custom_op("t2t_plugins::halves", mutates_args=())
-def halves(x: Tensor) -> list[Tensor]:
-    return [half.clone() for half in x.chunk(2, -1)]
-
-
-@halves.register_fake
-def _(x: Tensor) -> list[Tensor]:
-    return [torch.empty_like(half) for half in x.chunk(2, -1)]
-
-
-@torch.library.custom_op("t2t_plugins::bump", mutates_args=("x",))
-def bump(x: Tensor) -> None:
-    x.add_(1)
-
-
-@torch.library.custom_op("t2t_plugins::kept", mutates_args=())
-def kept(x: Tensor) -> Tensor:
-    """What is positive: its size depends on values."""
-    return x[x > 0]
-
-
-@kept.register_fake
-def _(x: Tensor) -> Tensor:
-    return x.new_empty(torch.library.get_ctx().new_dynamic_size())
-
-
-SEEN: list[torch.dtype] = []
-MOOD = {"raises": False, "looks": False, "lies": False}
-
-
-@torch.library.custom_op("t2t_plugins::moody", mutates_args=())
-def moody(x: Tensor) -> Tensor:
-    SEEN.append(x.dtype)
-    if MOOD["raises"]:
-        raise ValueError("not today")
-    if MOOD["looks"]:
-        return x * float(x.abs().sum().item() > 0)
-    return x.double() if MOOD["lies"] else x + 1
-
-
-@moody.register_fake
-def _(x: Tensor) -> Tensor:
-    return torch.empty_like(x)
-
-
-@pytest.fixture(autouse=True)
-def _in_a_good_mood() -> Iterator[None]:
-    yield
-    SEEN.clear()
-    MOOD.update(dict.fromkeys(MOOD, False))
-
-
-@pytest.fixture
-def plugged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These operators as plugins, for one test."""
-    monkeypatch.setattr(registry, "_TABLE", dict(registry._TABLE))
-    for operator in (gate, add_norm, spread, count, halves, kept, moody):
-        assert torch2trt.plugin(operator) is operator
-
-
-class Block(nn.Module):
-    """Linear layers, and between them operators that no converter knows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.first = nn.Linear(16, 32)
-        self.weight = nn.Parameter(torch.rand(32) + 0.5)
-        self.second = nn.Linear(32, 16)
-        self.eval()
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = gate(self.first(x), 2.0)
-        total, normed = add_norm(hidden, hidden.flip(-1), self.weight, 1e-5)
-        return self.second(normed), total
-
-
-class Function(nn.Module):
-    def __init__(self, function: Any) -> None:
-        super().__init__()
-        self.function = function
-        self.eval()
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.function(*inputs)
-
-
-X = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
-BATCH = {"x": {0: Dim("batch", min=1, max=64)}}
 
 
 def spec(*shape: Size, dtype: torch.dtype = torch.float32) -> TensorSpec:
@@ -614,215 +480,3 @@ def test_a_bare_plan_cannot_call_torch(tmp_path: Path) -> None:
     with pytest.raises(ArtifactWriteError, match=r"t2t_plugins.spread.default"):
         export_plan(make_artifact(calls=(spreading(),)), tmp_path / "net.engine")
     assert list(tmp_path.iterdir()) == []
-
-
-# On the GPU -----------------------------------------------------------------------------------------------------------
-
-
-FRESH = """
-import sys
-import torch
-import torch2trt
-
-if "define" in sys.argv:
-    @torch.library.custom_op("t2t_fresh::tripled", mutates_args=())
-    def tripled(x: torch.Tensor, by: float) -> torch.Tensor:
-        return x * by
-
-    @tripled.register_fake
-    def _(x, by):
-        return torch.empty_like(x)
-
-class Net(torch.nn.Module):
-    def forward(self, x):
-        return torch.ops.t2t_fresh.tripled(x.relu() + 1, 3.0) - 1
-
-path = sys.argv[1]
-if "save" in sys.argv:
-    torch2trt.plugin(tripled)
-    x = torch.ones(4, 8, device="cuda")
-    compiled = torch2trt.compile(Net().eval(), (x,), fallback=False, progress="none", optimization_level=0)
-    compiled.save(path)
-else:
-    trusted = ["t2t_fresh"] if "trust" in sys.argv else []
-    loaded = torch2trt.load(path, namespaces=trusted)
-    print(loaded(torch.full((4, 8), 2.0, device="cuda")).unique().tolist())
-"""
-
-
-def fresh_process(script: Path, *arguments: str) -> str:
-    script.write_text(FRESH)
-    ran = subprocess.run(
-        [sys.executable, str(script), *arguments], capture_output=True, text=True, check=False, timeout=250
-    )
-    return ran.stdout + ran.stderr
-
-
-def engine_of(module: nn.Module, *inputs: Tensor, **keywords: Any) -> Any:
-    """Compiled whole, on the GPU."""
-    compiled = torch2trt.compile(module.cuda(), tuple(x.cuda() for x in inputs), **{**QUICK, **keywords})
-    assert not compiled.artifact.parts, torch2trt.explain(module, tuple(x.cuda() for x in inputs))
-    return compiled
-
-
-@pytest.mark.gpu
-@pytest.mark.usefixtures("plugged")
-@pytest.mark.parametrize("cuda_graphs", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_an_engine_calls_torch(dtype: torch.dtype, cuda_graphs: bool) -> None:
-    module = Block().to(dtype)
-    precision = "fp32" if dtype == torch.float32 else None
-    compiled = engine_of(
-        module, X.to(dtype), dynamic_shapes=BATCH, precision=precision, cuda_graphs=cuda_graphs, fallback=False
-    )
-    assert [call.name for call in compiled.artifact.calls] == [
-        "t2t_plugins.gate.default",
-        "t2t_plugins.add_norm.default",
-    ]
-    tolerance = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}[dtype]
-    for turn in range(4):  # the same memory, again and again, for graphs to be captured and replayed
-        for batch in (4, 1, 64, 7):
-            x = torch.randn(batch, 16, device="cuda", dtype=dtype)
-            with torch.no_grad():
-                expected = module(x)
-            found = compiled(x)
-            # What torch allocates next must not lie where a graph computes.
-            torch.full((1 << 20,), float("nan"), device="cuda")
-            for one, other in zip(found, expected, strict=True):
-                torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance, msg=f"{turn} {batch}")
-
-
-@pytest.mark.gpu
-@pytest.mark.usefixtures("plugged")
-def test_an_engine_calls_torch_from_threads_and_streams() -> None:
-    module = Block()
-    compiled = engine_of(module, X, dynamic_shapes=BATCH, precision="fp32")
-    failures: list[BaseException] = []
-
-    def work(seed: int) -> None:
-        try:
-            with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
-                for turn in range(20):
-                    x = torch.randn(1 + (seed + turn) % 9, 16, device="cuda")
-                    torch.testing.assert_close(compiled(x), module(x), rtol=1e-4, atol=1e-4)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
-
-
-@pytest.mark.gpu
-@pytest.mark.usefixtures("plugged")
-def test_the_interpreter_executes_plugins() -> None:
-    compiled = engine_of(Block(), X, dynamic_shapes=BATCH, precision="fp32")
-    expected = truth(Block(), (X,))
-    compare(compiled.reference(X), expected, 1.0)
-    compare([each.cpu() for each in compiled(X.cuda())], list(expected), 2.0)
-    assert compiled.verify(X).passed
-
-
-@pytest.mark.gpu
-@pytest.mark.usefixtures("plugged")
-def test_an_engine_knows_shapes_lists_and_sizes() -> None:
-    def spreads(x: Tensor, y: Tensor) -> Tensor:
-        return spread([x * 2, y + 1, x], x.shape[0] + 1, mode="ones") * 3
-
-    module, y = Function(spreads), torch.randn(2, 16)
-    compiled = engine_of(module, X, y, dynamic_shapes=(({0: Dim("n", min=1, max=9)}, None),), precision="fp32")
-    for rows in (1, 4, 9):
-        x = torch.randn(rows, 16)
-        found = compiled(x.cuda(), y.cuda())
-        assert found.shape == (3 * rows + 3, 16)
-        torch.testing.assert_close(found.cpu(), spreads(x, y))
-
-
-@pytest.mark.gpu
-@pytest.mark.usefixtures("plugged")
-def test_an_engine_knows_dtypes_and_lists_of_results() -> None:
-    def counts(x: Tensor, index: Tensor) -> Any:
-        rows, positive, number, last = count(x * 2, index)
-        left, right = halves(x)
-        return rows.float() + 1, positive.logical_not(), number + 1, last * 2, left - right
-
-    module, index = Function(counts), torch.tensor([3, 0, 3])
-    compiled = engine_of(module, X, index, precision="fp32")
-    for found, expected in zip(compiled(X.cuda(), index.cuda()), counts(X, index), strict=True):
-        assert found.dtype == expected.dtype
-        torch.testing.assert_close(found.cpu(), expected)
-
-
-@pytest.mark.gpu
-@pytest.mark.usefixtures("plugged")
-def test_in_a_model_of_halves_it_sees_float32() -> None:
-    compiled = engine_of(Function(lambda x: moody(x.relu()) * 2), X, precision="fp16")
-    SEEN.clear()
-    compiled(X.cuda())
-    assert set(SEEN) == {torch.float32}
-
-
-@pytest.mark.gpu
-def test_a_triton_kernel_in_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("triton")
-    from tests.triton_operator import swish
-
-    monkeypatch.setattr(registry, "_TABLE", dict(registry._TABLE))
-    torch2trt.plugin(swish)
-    layers = nn.Sequential(nn.Linear(16, 300), Function(lambda x: swish(x, 1.5)), nn.Linear(300, 16)).eval().half()
-    compiled = engine_of(layers, X.half(), dynamic_shapes=({0: Dim("n", min=1, max=64)},))
-    for _ in range(4):
-        for rows in (4, 33, 1):
-            x = torch.randn(rows, 16, device="cuda", dtype=torch.float16)
-            with torch.no_grad():
-                torch.testing.assert_close(compiled(x), layers(x), rtol=1e-2, atol=1e-2)
-
-
-@pytest.mark.gpu
-@pytest.mark.usefixtures("plugged")
-@pytest.mark.parametrize("cuda_graphs", [False, True])
-def test_what_an_operator_raises_is_an_error_with_its_words(cuda_graphs: bool) -> None:
-    compiled = engine_of(Function(lambda x: moody(x.relu()) * 2), X, precision="fp32", cuda_graphs=cuda_graphs)
-    MOOD["raises"] = True
-    with pytest.raises(EngineError, match=r"t2t_plugins.moody.default: ValueError: not today"):
-        compiled(X.cuda())
-    MOOD.update(raises=False, lies=True)
-    with pytest.raises(EngineError, match="its fake kernel says"):
-        compiled(X.cuda())
-    MOOD["lies"] = False
-    torch.testing.assert_close(compiled(X.cuda()).cpu(), (X.relu() + 1) * 2)
-
-
-@pytest.mark.gpu
-@pytest.mark.usefixtures("plugged")
-def test_an_operator_that_looks_at_values_runs_without_graphs(caplog: pytest.LogCaptureFixture) -> None:
-    compiled = engine_of(Function(lambda x: moody(x.relu()) * 2), X, precision="fp32")
-    MOOD["looks"] = True
-    for _ in range(4):
-        torch.testing.assert_close(compiled(X.cuda()).cpu(), X.relu() * 2)
-    assert "cannot be captured" in caplog.text
-
-
-@pytest.mark.gpu
-@pytest.mark.usefixtures("plugged")
-def test_copies_know_the_operators() -> None:
-    compiled = engine_of(Block(), X, precision="fp32")
-    expected = compiled(X.cuda())
-    again = pickle.loads(pickle.dumps(compiled))
-    torch.testing.assert_close(again(X.cuda()), expected)
-    compiled.load_state_dict(compiled.state_dict())
-    torch.testing.assert_close(compiled(X.cuda()), expected)
-
-
-@pytest.mark.gpu
-@pytest.mark.timeout(900)
-def test_a_fresh_process_runs_what_was_saved(tmp_path: Path) -> None:
-    script, path = tmp_path / "fresh.py", str(tmp_path / "net.t2t")
-    saved = fresh_process(script, path, "define", "save")
-    assert Path(path).exists(), saved
-    assert "[8.0]" in fresh_process(script, path, "define", "trust")
-    assert "not allowed in a file: t2t_fresh.tripled.default" in fresh_process(script, path, "define")
-    assert "no such operator: t2t_fresh.tripled.default" in fresh_process(script, path, "trust")
