@@ -139,7 +139,8 @@ def export(
         options: further keywords of :func:`compile`, except ``fallback``: a plan holds nothing that runs in torch.
 
     Raises:
-        ArtifactWriteError: the files could not be written whole; neither is left behind.
+        ArtifactWriteError: the files could not be written whole; neither is left behind. Or the plan calls operators of
+            torch, which none of these has.
     """
     compiled: EngineModule = compile(module, args, kwargs, fallback=False, **options)
     artifacts.export_plan(compiled.artifact, path)

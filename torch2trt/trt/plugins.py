@@ -6,6 +6,7 @@ The plan holds a number for each, and the artifact what the number stands for: a
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -64,6 +65,7 @@ class Call(Protocol):
 
 
 _CALLS: dict[int, Call] = {}
+_LOCK = threading.Lock()
 
 
 def register(flavour: Flavour, calls: Iterable[Call]) -> None:
@@ -72,7 +74,8 @@ def register(flavour: Flavour, calls: Iterable[Call]) -> None:
     Args:
         flavour: one with plugins.
     """
-    _creator(flavour)
+    with _LOCK:  # TensorRT takes a name once
+        _creator(flavour)
     _CALLS.update((call.key, call) for call in calls)
 
 
