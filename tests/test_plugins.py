@@ -29,8 +29,11 @@ from tests.plugin_operators import (
     X,
     gate,
     good_mood,
+    halves,
     kept,
     plugged,
+    recast,
+    spread,
 )
 from tests.test_artifact import make_artifact, with_manifest
 from torch2trt import api
@@ -315,11 +318,27 @@ def test_it_computes_at_run_time_alone(
     assert "t2t_plugins.moody.default: ValueError: not today" in caplog.text
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])
+def test_booleans_and_bytes_go_as_integers(dtype: torch.dtype, fake: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = OperatorCall.make(
+        OPERATORS.recast.default, {"x": spec(3, dtype=torch.bool), "dtype": dtype}, [spec(3, dtype=dtype)]
+    )
+    plugin = plugins.plugin(fake, call)
+    assert plugin.get_output_data_types([]) == ["INT32"]
+    (creator,) = fake.trt.get_plugin_registry().creators
+    running = creator.create_plugin("recast", plugin.get_fields_to_serialize(), "RUNTIME")
+    x, y = torch.tensor([0, 1, 1], dtype=torch.int32), torch.zeros(3, dtype=torch.int32)
+    desc = [SimpleNamespace(dims=[3])]
+    with on_cpu({256: x, 512: y}, monkeypatch):
+        running.enqueue(desc, desc, [256], [512], 0, 77)
+    assert y.tolist() == [0, 1, 1]
+
+
 def test_results_of_another_shape_are_no_results() -> None:
     with pytest.raises(
         TypeError, match=r"returned torch.float32\[3\] where its fake kernel says torch.float32\[2, 3\]"
     ):
-        plugins.copy_result(torch.ones(3), torch.zeros(2, 3))
+        plugins.copy_result(torch.ones(3), torch.zeros(2, 3), torch.float32)
 
 
 # The converter --------------------------------------------------------------------------------------------------------
@@ -355,7 +374,10 @@ def test_an_operator_that_is_none_is_as_before() -> None:
 @pytest.mark.usefixtures("plugged")
 def test_what_is_refused_says_why() -> None:
     assert reasons(gate, X) == []
-    assert reasons(gate, X.to(torch.uint8)) == ["a plugin takes and yields no torch.uint8"]
+    assert reasons(gate, X.to(torch.int8)) == [
+        "TensorRT has no torch.int8 but for quantized numbers, pass torch.int32 or torch.uint8"
+    ]
+    assert reasons(lambda x: recast(x, torch.float64).float(), X) == ["TensorRT has no torch.float64"]
     assert reasons(lambda x: kept(x) + 1, X) == ["u0: a size that the shapes of its inputs do not tell"]
 
 
@@ -396,10 +418,13 @@ class Layer:
         return self.outputs[index]
 
 
-@pytest.mark.usefixtures("plugged")
-def test_the_layer_gets_the_tensors_and_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = flavours.load()
-    added: list[Any] = []
+Added = list[tuple[list[Any], Any]]
+
+
+@pytest.fixture
+def added(monkeypatch: pytest.MonkeyPatch) -> Added:
+    """The inputs and plugins of the layers that are added; their outputs are copies of their first inputs."""
+    found: Added = []
     add = Network.add
 
     def recorded(net: Network, method: str, *args: Any) -> Any:
@@ -407,23 +432,54 @@ def test_the_layer_gets_the_tensors_and_the_call(monkeypatch: pytest.MonkeyPatch
             return add(net, method, *args)
         inputs, shape_inputs, plugin = args
         assert not shape_inputs
-        added.append(plugin)
+        found.append((inputs, plugin))
         outputs = [add(net, "add_identity", inputs[0]).get_output(0) for _ in plugin.call.outputs]
         return net.adopt(Layer(outputs), method)
 
     monkeypatch.setattr(Network, "add", recorded)
     monkeypatch.setattr(converters, "make_plugin", lambda flavour, call: SimpleNamespace(call=call))
-    flavour = dataclasses.replace(here, name=flavours.TENSORRT, version=(10, 6))
-    net = lower(optimized(Block(), X, shapes=BATCH), flavour)
-    assert net.plugins == added
-    first, second = (plugin.call for plugin in added)
+    return found
+
+
+def enterprise() -> Flavour:
+    """What is here, as if it had plugins."""
+    return dataclasses.replace(flavours.load(), name=flavours.TENSORRT, version=(10, 6))
+
+
+@pytest.mark.usefixtures("plugged")
+def test_the_layer_gets_the_tensors_and_the_call(added: Added) -> None:
+    net = lower(optimized(Block(), X, shapes=BATCH), enterprise())
+    assert net.plugins == [plugin for _, plugin in added]
+    first, second = (plugin.call for plugin in net.plugins)
     batch = symbol("batch")
     assert first.inputs == first.outputs == (spec(batch, 32),)
     assert json.loads(first.arguments) == [{"node": 0}, 2.0]
     assert second.inputs == (spec(batch, 32), spec(batch, 32), spec(32))
     assert second.outputs == (spec(batch, 32),) * 2
     assert json.loads(second.arguments) == [{"node": 0}, {"node": 1}, {"node": 2}, 1e-5]
+    assert [tuple(tensor.shape) for tensor in added[1][0]] == [(-1, 32), (-1, 32), (32,)]
     assert net.definition.num_outputs == 2
+
+
+@pytest.mark.usefixtures("plugged")
+def test_booleans_and_bytes_are_cast_around_the_layer(added: Added) -> None:
+    lower(optimized(Function(lambda x: recast(x > 0, torch.uint8)), X), enterprise())
+    ((inputs, plugin),) = added
+    assert [tensor.dtype.name for tensor in inputs] == ["INT32"]
+    assert plugin.call.inputs == (spec(4, 16, dtype=torch.bool),)
+    assert plugin.call.outputs == (spec(4, 16, dtype=torch.uint8),)
+
+
+@pytest.mark.usefixtures("plugged")
+def test_lists_of_tensors_and_of_results(added: Added) -> None:
+    def listed(x: Tensor) -> Tensor:
+        left, right = halves(x)
+        return spread([left, right], x.shape[0] - 1)[0]
+
+    lower(optimized(Function(listed), X, shapes=(({0: torch.export.Dim("n", min=2, max=9)},),)), enterprise())
+    call = added[1][1].call
+    assert call.outputs == (spec(3 * N - 1, 8),)
+    assert json.loads(call.arguments) == [[{"node": 0}, {"node": 1}], {"node": "n - 1"}, "zeros"]
 
 
 # The reference --------------------------------------------------------------------------------------------------------

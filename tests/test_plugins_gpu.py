@@ -173,6 +173,8 @@ def test_an_engine_knows_shapes_lists_and_sizes() -> None:
         (torch.bfloat16, torch.int32),
         (torch.int32, torch.int64),
         (torch.int64, torch.bool),
+        (torch.bool, torch.uint8),
+        (torch.uint8, torch.int64),
         (torch.bool, torch.float32),
     ],
 )

@@ -10,11 +10,11 @@ from torch.utils import _pytree as pytree
 from torch2trt.converters.registry import converter
 from torch2trt.errors import ArtifactError, NetworkError
 from torch2trt.graph.operator_call import OperatorCall
-from torch2trt.graph.schema import TensorOp, name_of
+from torch2trt.graph.schema import TensorOp, name_of, parameters_of
 from torch2trt.sizes import TensorSpec
 from torch2trt.trt.flavour import Flavour
 from torch2trt.trt.network import Network
-from torch2trt.trt.plugins import DTYPES
+from torch2trt.trt.plugins import CARRIED
 from torch2trt.trt.plugins import plugin as make_plugin
 from torch2trt.trt.tensor import Tensor
 
@@ -67,11 +67,8 @@ def _register(target: TensorOp, half: bool) -> None:
         inputs = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, TensorSpec)]
         if not inputs or not results:
             return "a plugin takes at least one tensor, and yields one"
-        for spec in (*inputs, *results):
-            if not isinstance(spec, TensorSpec):
-                return "a plugin yields tensors and nothing else"
-            if spec.dtype not in DTYPES:
-                return f"a plugin takes and yields no {spec.dtype}"
+        if not all(isinstance(spec, TensorSpec) for spec in results):
+            return "a plugin yields tensors and nothing else"
         try:
             OperatorCall.make(target, arguments, results)
         except (ArtifactError, NetworkError) as error:
@@ -79,14 +76,17 @@ def _register(target: TensorOp, half: bool) -> None:
         return None
 
     def convert(net: Network, /, **arguments: Any) -> Tensor | list[Tensor]:
-        tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor)]
+        leaves = pytree.tree_leaves([arguments[name] for name in parameters_of(target)])
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         specs = pytree.tree_map_only(Tensor, lambda tensor: TensorSpec(tuple(tensor.shape), tensor.dtype), arguments)
         results = [spec for spec in net.results if spec is not None]
         call = OperatorCall.make(target, specs, results)
         made = make_plugin(net.flavour, call)
         net.plugins.append(made)
-        layer = net.add("add_plugin_v3", [tensor.itensor for tensor in tensors], [], made)
-        outputs = [net.output_of(layer, spec.shape, index) for index, spec in enumerate(results)]
+        given = [net.cast(tensor, CARRIED.get(tensor.dtype, tensor.dtype)) for tensor in tensors]
+        layer = net.add("add_plugin_v3", [tensor.itensor for tensor in given], [], made)
+        found = [net.output_of(layer, spec.shape, index) for index, spec in enumerate(results)]
+        outputs = [net.cast(tensor, spec.dtype) for tensor, spec in zip(found, results, strict=True)]
         returned = [each.type.kind() for each in target._schema.returns]
         return outputs[0] if returned == ["TensorType"] else outputs
 

@@ -30,10 +30,9 @@ _FORMATS = {
     torch.bfloat16: "<i2",  # numpy's notation has no such type
     torch.int64: "<i8",
     torch.int32: "<i4",
-    torch.bool: "|b1",
 }
-DTYPES = frozenset(_FORMATS)
-"""The dtypes of tensors that a plugin takes and yields."""
+CARRIED = {torch.bool: torch.int32, torch.uint8: torch.int32, torch.int8: torch.int32}
+"""TensorRT's plugins take and yield no booleans and no bytes: in the network, these go in another dtype."""
 
 
 class Call(Protocol):
@@ -103,7 +102,7 @@ def _plugin_class(flavour: Flavour) -> Any:
             self.timing_cache_id = ""
             self.call = call
             self._runs = runs
-            self._types = [dtypes[spec.dtype] for spec in (*call.inputs, *call.outputs)]
+            self._types = [dtypes[CARRIED.get(spec.dtype, spec.dtype)] for spec in (*call.inputs, *call.outputs)]
             # TensorRT copies the pointer and not the number. Only the first entry of a field's data can be read back
             # where the bindings are older than numpy 2, which is why there is but one number.
             self._key = np.array([call.key], dtype=np.int64)
@@ -159,12 +158,13 @@ def _plugin_class(flavour: Flavour) -> Any:
                 return
             with _reported(flavour, self.call.name), _on_stream(stream) as device:
                 given = [
-                    tensor_at(address, tuple(desc.dims), spec.dtype, device)
+                    tensor_at(address, tuple(desc.dims), CARRIED.get(spec.dtype, spec.dtype), device).to(spec.dtype)
                     for address, desc, spec in zip(inputs, input_desc, self.call.inputs, strict=True)
                 ]
                 results = self.call.run(given)
                 for result, address, desc, spec in zip(results, outputs, output_desc, self.call.outputs, strict=True):
-                    copy_result(result, tensor_at(address, tuple(desc.dims), spec.dtype, device))
+                    place = tensor_at(address, tuple(desc.dims), CARRIED.get(spec.dtype, spec.dtype), device)
+                    copy_result(result, place, spec.dtype)
 
     return TorchOperator
 
@@ -235,20 +235,23 @@ def tensor_at(address: int, shape: Sequence[int], dtype: torch.dtype, device: to
     """Contiguous memory on a CUDA device as a tensor, without a copy; what is empty has no address.
 
     Args:
-        dtype: one of :data:`DTYPES`.
+        dtype: one that a plugin can have.
     """
     if 0 in shape:
         return torch.empty(tuple(shape), dtype=dtype, device=device)
     return torch.as_tensor(_Memory(address, shape, _FORMATS[dtype]), device=device).view(dtype)
 
 
-def copy_result(result: torch.Tensor, place: torch.Tensor) -> None:
+def copy_result(result: torch.Tensor, place: torch.Tensor, dtype: torch.dtype) -> None:
     """Write an operator's result where TensorRT wants it.
+
+    Args:
+        dtype: the one that it should have.
 
     Raises:
         TypeError: it is not what the operator's fake kernel says.
     """
-    if result.shape != place.shape or result.dtype != place.dtype:
-        found, wanted = (f"{value.dtype}{list(value.shape)}" for value in (result, place))
+    if result.shape != place.shape or result.dtype != dtype:
+        found, wanted = f"{result.dtype}{list(result.shape)}", f"{dtype}{list(place.shape)}"
         raise TypeError(f"it returned {found} where its fake kernel says {wanted}")
     place.copy_(result)
