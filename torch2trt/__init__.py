@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from torch2trt import onnx
     from torch2trt.api import compile, explain, export, load
     from torch2trt.compat import TRTModule, torch2trt
+    from torch2trt.converters.plugins import plugin
     from torch2trt.converters.registry import converter
     from torch2trt.examples import record
     from torch2trt.graph.program import Program
@@ -69,6 +70,7 @@ _LAZY = {
     "export": "torch2trt.api",
     "load": "torch2trt.api",
     "onnx": "torch2trt.onnx",
+    "plugin": "torch2trt.converters.plugins",
     "record": "torch2trt.examples",
     "reduce": "torch2trt.tools.reduce",
     "torch2trt": "torch2trt.compat",
@@ -122,6 +124,7 @@ __all__ = [
     "export",
     "load",
     "onnx",
+    "plugin",
     "record",
     "reduce",
     "torch2trt",

@@ -158,7 +158,8 @@ def export(
             holds nothing that runs in torch.
 
     Raises:
-        ArtifactWriteError: the files could not be written whole; neither is left behind.
+        ArtifactWriteError: the files could not be written whole; neither is left behind. Or the plan calls operators of
+            torch, which none of these has.
     """
     compiled: EngineModule = compile(module, args, kwargs, fallback=False, **options)
     artifacts.export_plan(compiled.artifact, path)
@@ -255,7 +256,7 @@ def optimize(program: Program, settings: Settings) -> Program:
     """Bring a captured Program into the form that is lowered; it is changed in place, and returned."""
     from torch2trt.passes.pipeline import run_passes
 
-    return run_passes(program, settings, keep=_keep)
+    return run_passes(program, settings, keep=_in_any_precision)
 
 
 def _keep(target: Any) -> bool:
@@ -264,6 +265,14 @@ def _keep(target: Any) -> bool:
     from torch2trt.passes.pipeline import REWRITTEN
 
     return target in REWRITTEN or registry.has_converter(target)
+
+
+def _in_any_precision(target: Any) -> bool:
+    """Whether an operator can be converted, and computes in the precision of the model."""
+    from torch2trt.converters import registry
+
+    found = registry.find(target)
+    return _keep(target) and not (found is not None and found.float32)
 
 
 def build(
@@ -290,7 +299,8 @@ def build(
     parts: tuple[Artifact | TorchPart, ...] = ()
     results: dict[str, str] = {}
     if not parted.is_whole:
-        parts, whole, results = tuple(found), dataclasses.replace(whole, plan=b""), value_of_outputs(program)
+        parts, results = tuple(found), value_of_outputs(program)
+        whole = dataclasses.replace(whole, plan=b"", calls=())
         log.warning(
             "%s: %d of %d calls run in torch, torch2trt.explain says why: %s",
             *(program.name, len(parted.reasons), len(program.calls), ", ".join(parted.operators_in_torch)),
@@ -347,6 +357,7 @@ def _engine(program: Program, flavour: Flavour, settings: Settings) -> Artifact:
         flavour=flavour.name,
         flavour_version=flavour.version_text,
         gpu=artifacts.gpu_here(),
+        calls=tuple(plugin.call for plugin in network.plugins),
         report={"layers": layers, "lower_s": lowered - start, "build_s": time.perf_counter() - lowered},
     )
 

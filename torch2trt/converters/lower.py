@@ -54,9 +54,10 @@ def unsupported_reason(program: Program, node: fx.Node, flavour: Flavour) -> str
             return f"TensorRT tensors have at most 8 dimensions, this has {spec.rank}"
     if converter.unsupported is None:
         return None
-    used = _used(node)
+    result = program.result(node)
+    results = result if isinstance(result, list) else [result]
     named = inspect.signature(converter.unsupported).parameters
-    asked = {"flavour": flavour, "ranges": program.signature.dims, "used": used}
+    asked = {"flavour": flavour, "ranges": program.signature.dims, "results": results, "used": _used(node)}
     bound |= {name: value for name, value in asked.items() if name in named}
     return converter.unsupported(**registry.arguments_for(converter.unsupported, bound))
 

@@ -20,6 +20,8 @@ class Converter:
     target: Any
     function: Callable[..., Any]
     unsupported: Unsupported | None
+    float32: bool = False
+    """Whether it computes in float32 whatever the precision of the model."""
 
 
 _TABLE: dict[Any, Converter] = {}
@@ -27,7 +29,9 @@ _LATER: dict[str, Converter] = {}
 _REFUSED: dict[str, str] = {}
 
 
-def converter(*targets: Any, unsupported: Unsupported | None = None) -> Callable[[Function], Function]:
+def converter(
+    *targets: Any, unsupported: Unsupported | None = None, float32: bool = False
+) -> Callable[[Function], Function]:
     """Register a function as the converter of operator overloads.
 
     The function takes the network builder and, by name, the arguments of the operators' schema (``self`` is called
@@ -38,8 +42,10 @@ def converter(*targets: Any, unsupported: Unsupported | None = None) -> Callable
         targets: operator overloads, ``torch.ops.aten.relu.default``; of a library that may not be loaded, or
             installed, their names, ``"torchvision.roi_align.default"``.
         unsupported: takes the same arguments with tensors as :class:`~torch2trt.sizes.TensorSpec` (and, if it names
-            them, the ``flavour``, the ``ranges`` of the dynamic dimensions, and ``used``, the positions of the results
-            that something reads) and returns why this call cannot be converted, or None.
+            them, the ``flavour``, the ``ranges`` of the dynamic dimensions, ``results``, a list of what the call
+            yields, and ``used``, the positions of the results that something reads) and returns why this call cannot
+            be converted, or None.
+        float32: compute it in float32 where the precision of the model is another.
 
     Raises:
         TypeError: the parameters are not the schema's, or the operator already has a converter.
@@ -48,9 +54,9 @@ def converter(*targets: Any, unsupported: Unsupported | None = None) -> Callable
     def register(function: Function) -> Function:
         for target in targets:
             if isinstance(target, str):
-                _LATER[target] = Converter(target, function, unsupported)
+                _LATER[target] = Converter(target, function, unsupported, float32)
             else:
-                _add(Converter(target, function, unsupported))
+                _add(Converter(target, function, unsupported, float32))
         return function
 
     return register
@@ -63,7 +69,7 @@ def _add(new: Converter) -> None:
         raise TypeError(f"{name_of(target)} already has the converter {other}")
     _check_parameters(new.function, target, skip=("net",))
     if new.unsupported is not None:
-        _check_parameters(new.unsupported, target, skip=("flavour", "ranges", "used"))
+        _check_parameters(new.unsupported, target, skip=("flavour", "ranges", "results", "used"))
     _TABLE[target] = new
 
 

@@ -31,6 +31,7 @@ from torch2trt.tolerance import effective_precision
 from torch2trt.trt import flavour as flavours
 
 if TYPE_CHECKING:
+    from torch2trt.graph.operator_call import OperatorCall
     from torch2trt.graph.program import Program
 
 StrPath = str | os.PathLike[str]
@@ -58,6 +59,8 @@ class Artifact:
     flavour_version: str
     gpu: str | None
     """The GPU it was built for, as :func:`gpu_here` spells it; None where it was built without one."""
+    calls: tuple[OperatorCall, ...] = ()
+    """The calls of torch's operators that the plan makes."""
     report: dict[str, Any] = field(default_factory=dict)
     """What the compilation says of itself, JSON values: nodes, layers, fused_blocks, build_s, …"""
     parts: tuple[Artifact | TorchPart, ...] = field(default=(), repr=False)
@@ -153,8 +156,16 @@ def export_plan(artifact: Artifact, path: StrPath) -> None:
     """Write the bare plan for trtexec, Triton or DeepStream, and ``<path>.json`` that describes it.
 
     Raises:
-        ArtifactWriteError: the files could not be written whole; neither is left behind.
+        ArtifactWriteError: the files could not be written whole; neither is left behind. Or the plan calls operators of
+            torch, which none of these has.
     """
+    if artifact.calls:
+        names = ", ".join(sorted({call.name for call in artifact.calls}))
+        raise ArtifactWriteError(
+            f"calls operators of torch, which a bare plan cannot: {names}",
+            subject=artifact.name,
+            hint="run it with torch2trt, or write a converter for them",
+        )
     description = {
         "name": artifact.name,
         "flavour": artifact.flavour,
@@ -242,6 +253,7 @@ def _members(artifact: Artifact, program: Program | None) -> dict[str, bytes]:
         "flavour_version": artifact.flavour_version,
         "torch_version": str(torch.__version__),
         "gpu": artifact.gpu,
+        "calls": [call.to_json() for call in artifact.calls],
         "settings": settings,
         "signature": signature,
         "report": artifact.report,
@@ -317,10 +329,11 @@ def load(source: StrPath | bytes, *, namespaces: Collection[str] = ()) -> Loaded
     """Read an artifact from a file, or from its bytes.
 
     Args:
-        namespaces: of operators that what runs in torch may name, beside torch's own and torchvision's.
+        namespaces: of operators that the file may name, beside torch's own and torchvision's.
 
     Raises:
-        ArtifactError: it is no artifact, is truncated or corrupt, or of a format that this version does not know.
+        ArtifactError: it is no artifact, is truncated or corrupt, of a format that this version does not know, or names
+            an operator that is unknown or not allowed.
         OSError: the file cannot be opened.
     """
     subject = "artifact" if isinstance(source, bytes) else str(source)
@@ -332,7 +345,8 @@ def load(source: StrPath | bytes, *, namespaces: Collection[str] = ()) -> Loaded
     try:
         artifact = _from_manifest(manifest, members, subject, namespaces)
     except ArtifactError as error:
-        raise ArtifactError(error.reason, subject=subject, hint=error.hint) from error
+        reason = f"{error.reason}: {error.subject}" if error.subject else error.reason
+        raise ArtifactError(reason, subject=subject, hint=error.hint) from error
     except _MALFORMED as error:
         raise ArtifactError(f"its manifest is malformed: {error!r}", subject=subject) from error
     program = (members[_GRAPH], members[_WEIGHTS]) if _GRAPH in members else None
@@ -439,8 +453,17 @@ def _from_manifest(
         signature=signature,
         settings=Settings.make(**manifest["settings"]),
         gpu=gpu,
+        calls=_calls(manifest.get("calls", []), namespaces),
         report=report,
     )
+
+
+def _calls(items: list[dict[str, Any]], namespaces: Collection[str]) -> tuple[OperatorCall, ...]:
+    if not items:
+        return ()
+    from torch2trt.graph.operator_call import OperatorCall
+
+    return tuple(OperatorCall.from_json(item, namespaces) for item in items)
 
 
 def _state(members: Mapping[str, bytes], signature: Signature) -> dict[str, torch.Tensor]:
@@ -461,7 +484,7 @@ def _part(
 ) -> Artifact | TorchPart:
     data = [members[name] for name in _part_names(kind, number)]
     if kind == _ENGINE_PART:
-        part = load(data[0]).artifact
+        part = load(data[0], namespaces=namespaces).artifact
         if part.parts:
             raise ValueError("a hybrid among the parts of a hybrid")
         return part

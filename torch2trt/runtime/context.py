@@ -14,6 +14,7 @@ from torch2trt.trt import flavour as flavours
 from torch2trt.trt.dtypes import torch_dtypes
 from torch2trt.trt.flavour import Flavour
 from torch2trt.trt.logger import make_logger
+from torch2trt.trt.plugins import register
 
 _CHOICES_KEPT = 1024  # combinations of shapes whose profile is remembered
 ALIGNMENT = 256  # bytes; TensorRT's kernels rely on it
@@ -51,6 +52,8 @@ class Engine:
             flavour = _flavour(artifact)
             self.trt = flavour.trt
             self.logger = make_logger(flavour)
+            if artifact.calls:
+                register(flavour, artifact.calls)
             with self.logger.capture() as errors:
                 # The runtime goes with its last engine, so it is kept beside it.
                 self._runtime = self.trt.Runtime(self.logger)
