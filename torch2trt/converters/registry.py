@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from torch2trt.graph.schema import name_of, parameters_of
+from torch2trt.sizes import Size
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Unsupported = Callable[..., str | None]
@@ -20,6 +21,8 @@ class Converter:
     target: Any
     function: Callable[..., Any]
     unsupported: Unsupported | None
+    at_most: Callable[..., Size] | None = None
+    """How many elements it selects at most, where how many they are depends on data."""
 
 
 _TABLE: dict[Any, Converter] = {}
@@ -27,7 +30,9 @@ _LATER: dict[str, Converter] = {}
 _REFUSED: dict[str, str] = {}
 
 
-def converter(*targets: Any, unsupported: Unsupported | None = None) -> Callable[[Function], Function]:
+def converter(
+    *targets: Any, unsupported: Unsupported | None = None, at_most: Callable[..., Size] | None = None
+) -> Callable[[Function], Function]:
     """Register a function as the converter of operator overloads.
 
     The function takes the network builder and, by name, the arguments of the operators' schema (``self`` is called
@@ -40,6 +45,8 @@ def converter(*targets: Any, unsupported: Unsupported | None = None) -> Callable
         unsupported: takes the same arguments with tensors as :class:`~torch2trt.sizes.TensorSpec` (and, if it names
             them, the ``flavour``, the ``ranges`` of the dynamic dimensions, and ``used``, the positions of the results
             that something reads) and returns why this call cannot be converted, or None.
+        at_most: for operators whose results have a size that depends on data: takes the arguments as ``unsupported``
+            does and returns the most that it can be.
 
     Raises:
         TypeError: the parameters are not the schema's, or the operator already has a converter.
@@ -48,9 +55,9 @@ def converter(*targets: Any, unsupported: Unsupported | None = None) -> Callable
     def register(function: Function) -> Function:
         for target in targets:
             if isinstance(target, str):
-                _LATER[target] = Converter(target, function, unsupported)
+                _LATER[target] = Converter(target, function, unsupported, at_most)
             else:
-                _add(Converter(target, function, unsupported))
+                _add(Converter(target, function, unsupported, at_most))
         return function
 
     return register
@@ -62,8 +69,8 @@ def _add(new: Converter) -> None:
         other = _TABLE[target].function.__name__
         raise TypeError(f"{name_of(target)} already has the converter {other}")
     _check_parameters(new.function, target, skip=("net",))
-    if new.unsupported is not None:
-        _check_parameters(new.unsupported, target, skip=("flavour", "ranges", "used"))
+    for asked in filter(None, (new.unsupported, new.at_most)):
+        _check_parameters(asked, target, skip=("flavour", "ranges", "used"))
     _TABLE[target] = new
 
 
