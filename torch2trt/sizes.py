@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -100,6 +101,11 @@ def _scaled(expr: sympy.Expr) -> sympy.Expr:
     if isinstance(rest, ToFloat) and denominator <= 64:
         return FloorDiv(numerator * rest.args[0], denominator)
     return TruncToInt(expr)
+
+
+def symbols(shape: Iterable[Size]) -> set[str]:
+    """The names of the symbols in sizes."""
+    return {item.name for size in shape if isinstance(size, sympy.Expr) for item in size.free_symbols}
 
 
 def volume(shape: Iterable[Size]) -> Size:
@@ -275,5 +281,12 @@ def _parse(text: str) -> sympy.Expr:
 
 
 def symbol(name: str) -> sympy.Symbol:
-    """The symbol of a named dynamic dimension."""
+    """The symbol of a named dynamic dimension, or of a size that depends on data, which may be 0."""
+    if depends_on_data(name):
+        return sympy.Symbol(name, integer=True, nonnegative=True)
     return sympy.Symbol(name, integer=True, positive=True)
+
+
+def depends_on_data(name: str) -> bool:
+    """Whether a name is one of u0, u1, …, which torch.export gives to sizes that depend on data."""
+    return re.fullmatch(r"u\d+", name) is not None

@@ -16,7 +16,7 @@ from torch.export.graph_signature import InputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
 from torch2trt.errors import DynamicShapeError
-from torch2trt.sizes import DimRange, symbol, to_shape
+from torch2trt.sizes import DimRange, depends_on_data, symbol, to_shape
 
 Axes = list[dict[int, Any]]
 """For each flattened leaf of the arguments, its dynamic axes with their ``Dim`` (or hint)."""
@@ -178,6 +178,11 @@ def dimensions(
                 if dim is not None and low == 2 and _bounds(dim)[0] <= 1:
                     low = 1  # torch.export takes 2 for the roots of derived dimensions, whatever their min
                 name = getattr(_root(dim), "__name__", None) or free.name
+                if depends_on_data(name):
+                    raise DynamicShapeError(
+                        f"a Dim is called {name!r}, as torch.export calls sizes that depend on data",
+                        hint="give the Dim another name",
+                    )
                 solutions = sympy.solve(size - int(value.shape[axis]), free)
                 names[free] = symbol(name)
                 dims[name] = DimRange(low, int(solutions[0]), int(bounds.upper))

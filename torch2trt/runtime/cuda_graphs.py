@@ -130,7 +130,7 @@ class GraphCache:
         self._engine = engine
         self._scratch = scratch
         # Values that decide shapes are read when a run is enqueued: a graph would repeat the first ones.
-        self._enabled = enabled and not engine.host_inputs
+        self._enabled = enabled and not (engine.host_inputs or engine.sized_by_data)
         self._graphs: Recent[Shapes, Graph] = Recent(CAPACITY, first=1, later=_DISPLACES)
 
     def __len__(self) -> int:

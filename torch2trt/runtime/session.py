@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from torch2trt.runtime.artifact import Artifact
-from torch2trt.runtime.context import Context, Engine
+from torch2trt.runtime.context import Context, Engine, Outputs
 from torch2trt.runtime.cuda_graphs import GraphCache
 from torch2trt.runtime.profiles import Shapes
 
@@ -126,10 +126,8 @@ class Session:
             plain = contexts.plain(shapes)
             placed, outputs = plain.prepare(inputs, shapes)
             if stream != 0:
-                plain.enqueue(placed, outputs, stream)
-            else:
-                self._enqueue_beside_default_stream(plain, placed, outputs)
-            return outputs
+                return plain.enqueue(placed, outputs, stream)
+            return self._enqueue_beside_default_stream(plain, placed, outputs)
 
     def _renew(self, engine: Engine) -> _Contexts:
         if self._contexts is not None:
@@ -149,15 +147,16 @@ class Session:
         self._stream, self._stream_handle = current, current.cuda_stream
 
     def _enqueue_beside_default_stream(
-        self, context: Context, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
-    ) -> None:
+        self, context: Context, inputs: Sequence[torch.Tensor], outputs: Outputs
+    ) -> list[torch.Tensor]:
         # Inputs and outputs are the default stream's, which waits before it goes on: no record_stream is needed.
         current = torch.cuda.current_stream(self.device)
         if self._side is None:
             self._side = torch.cuda.Stream(self.device)
         self._side.wait_stream(current)
-        context.enqueue(inputs, outputs, self._side.cuda_stream)
+        made = context.enqueue(inputs, outputs, self._side.cuda_stream)
         current.wait_stream(self._side)
+        return made
 
     def _run_in_capture(
         self, engine: Engine, inputs: Sequence[torch.Tensor], shapes: Shapes, stream: int
@@ -165,6 +164,8 @@ class Session:
         """Become part of a graph that the caller captures, with a context that is then no longer ours to change."""
         if engine.host_inputs:
             raise engine.error("reads input values on the host, so it cannot be part of a CUDA graph")
+        if engine.sized_by_data:
+            raise engine.error("has outputs whose sizes depend on data, so it cannot be part of a CUDA graph")
         context = self._contexts.warm(shapes) if self._contexts is not None else None
         if self._contexts is None or context is None:
             raise engine.error(
@@ -172,8 +173,7 @@ class Session:
             )
         self._contexts.lent = True
         placed, outputs = context.prepare(inputs, shapes)
-        context.enqueue(placed, outputs, stream)
-        return outputs
+        return context.enqueue(placed, outputs, stream)
 
 
 # Handle of a device's current stream; torch.cuda.current_stream takes 40 times as long.
