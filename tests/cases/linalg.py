@@ -25,7 +25,7 @@ FACTORS = together(
     lambda a: torch.cholesky_inverse(a),
     lambda a: torch.cholesky_inverse(a, upper=True),
 )
-SOLUTIONS = together(
+SOLUTIONS = (
     linalg.solve,
     lambda a, b: linalg.solve(a, b.mT, left=False),
     lambda a, b: linalg.solve(a, b[0, :, :1]),
@@ -54,7 +54,7 @@ CASES = [
     OpCase("determinants-zero-first", DETERMINANTS, (ZERO_FIRST,)),
     OpCase("determinants-singular", together(linalg.det, linalg.slogdet), (SINGULAR,)),
     OpCase("determinants-negative", together(linalg.slogdet, torch.logdet), (A[:, [1, 0, 2, 3]],)),
-    OpCase("solutions", SOLUTIONS, (A, B)),
+    *(OpCase(f"solutions-{number}", function, (A, B)) for number, function in enumerate(SOLUTIONS)),
     OpCase("solutions-vector", linalg.solve, (A, VECTOR)),
     OpCase("solutions-dynamic", linalg.solve, (A, B), dynamic={1: {2: (1, 4)}}),
     OpCase("factors", FACTORS, (POSITIVE,)),

@@ -19,6 +19,13 @@ FLAGS = X > 0
 PICKS, NEGATIVE = torch.tensor([2, 0, 1, 3]), torch.tensor([-1, 0, 1, 2])
 BOTH = {0: {0: (1, 4), 1: (4, 8)}}
 
+# Equal writes to equal places, in whatever order.
+MANY_PICKS, ENTRIES = torch.arange(700) % 5, Dim("entries", min=1, max=2000)
+MORE_WRITES = together(
+    lambda x, i, y: x.index_put((i,), i.unsqueeze(1) * x[:1]),
+    lambda x, i, y: x.scatter(0, i.unsqueeze(1).expand_as(y), i.unsqueeze(1) + 0 * y),
+)
+
 
 def writing(*places: Callable[[torch.Tensor, torch.Tensor], Any]) -> Callable[..., Any]:
     """Functions that write into copies of their first argument."""
@@ -172,4 +179,11 @@ CASES = [
     OpCase("scatters-bool", SCATTERS, (FLAGS, PICKS)),
     OpCase("scatters-half", SCATTERS, (X.half(), PICKS)),
     OpCase("scatter-int32-indices", lambda x, i: x.scatter(1, i.reshape(1, 1, 4).long(), 3.0), (X, PICKS.int())),
+    OpCase("more-writes-than-rows", MORE_WRITES, (X[0], MANY_PICKS, normal(700, 4))),
+    OpCase(
+        "more-writes-than-rows-dynamic",
+        MORE_WRITES,
+        (X[0], MANY_PICKS, normal(700, 4)),
+        dynamic={1: {0: ENTRIES}, 2: {0: ENTRIES}},
+    ),
 ]

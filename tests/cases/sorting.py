@@ -29,6 +29,15 @@ STABLE = together(
     lambda x: x.sort(dim=0, stable=True),
     lambda x: x.argsort(stable=True),
 )
+SMALLEST = together(
+    lambda x: x.sort(stable=True),
+    lambda x: x.topk(30, largest=False).values,
+    lambda x: x.kthvalue(20).values,
+    lambda x: x.argmin(1),
+    lambda x: x.argmax(0),
+    lambda x: torch.full_like(x, -math.inf).argmax(1),
+    lambda x: (x.abs() + math.inf).nan_to_num(math.inf).argmin(1),
+)
 MIDDLES = together(
     lambda x: x.kthvalue(2),
     lambda x: x.kthvalue(3, 1, keepdim=True),
@@ -66,6 +75,8 @@ CASES = [
     OpCase("sort-scalar", together(torch.sort, torch.argsort, torch.median, lambda x: x.kthvalue(1)), (SCALAR,)),
     OpCase("stable", STABLE, (EQUAL,)),
     OpCase("stable-nan", STABLE, (NANS,)),
+    OpCase("smallest-special", SMALLEST, (NANS[:, :40],)),
+    OpCase("smallest-special-half", SMALLEST, (NANS[:, :40].half(),)),
     OpCase("stable-int", STABLE, (EQUAL.long(),)),
     OpCase("stable-bool", STABLE, (EQUAL > 0,)),
     OpCase("stable-dynamic", lambda x: x.sort(stable=True), (EQUAL,), dynamic={0: {0: (1, 4)}}),

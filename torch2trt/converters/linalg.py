@@ -62,16 +62,19 @@ def _identity(net: Network, matrix: Tensor) -> Tensor:
 
 
 def _eliminate(net: Network, matrix: Tensor, right: Tensor | None) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
-    """By column the pivot and, [..., 1, 1] too, the row that it is in; and the solution, [..., n, columns]."""
+    """By column the pivot and its sign in the determinant, [..., 1, 1], and the solution, [..., n, columns]."""
     size = matrix.shape[-1]
     assert isinstance(size, int)
+    zero, one = (net.tensor(value, torch.float32) for value in (0.0, 1.0))
+    if size == 1:
+        return [matrix], [], None if right is None else net.elementwise("DIV", right, matrix)
     work = matrix
     if right is not None:
         batch = broadcast(matrix.shape[:-2], right.shape[:-2])
         work = net.concat([net.expand(each, (*batch, *each.shape[-2:])) for each in (matrix, right)], -1)
-    places = places_along(net, net.narrow(matrix, -1, 0, 1), -2)
-    beyond = net.tensor(size, torch.int32)
-    pivots, rows, chosen = [], [], []
+    places = net.cast(places_along(net, net.narrow(matrix, -1, 0, 1), -2), torch.float32)
+    beyond = net.tensor(float(size), torch.float32)
+    pivots, signs, chosen = [], [], []
     free: Tensor | None = None
     for index in range(size):
         column = _column(net, work, index)
@@ -82,22 +85,24 @@ def _eliminate(net: Network, matrix: Tensor, right: Tensor | None) -> tuple[list
         longest = net.elementwise("EQUAL", length, net.reduce("MAX", length, [-2], True))
         row = net.reduce("MIN", net.select(longest, places, beyond), [-2], True)
         is_row = net.elementwise("EQUAL", places, row)
-        taken = net.reduce("SUM", net.select(is_row, work, net.tensor(0.0, torch.float32)), [-2], True)
+        taken = net.reduce("SUM", net.select(is_row, work, zero), [-2], True)
         pivot = _column(net, taken, index)
         scaled = net.elementwise("DIV", taken, pivot)
         work = net.select(is_row, scaled, net.elementwise("SUB", work, net.elementwise("PROD", column, scaled)))
+        # Every row that is left above it is one that it is swapped with.
+        above = net.elementwise("LESS", places, row)
+        above = above if free is None else net.elementwise("AND", above, free)
+        signs.append(net.reduce("PROD", net.select(above, net.tensor(-1.0, torch.float32), one), [-2], True))
         others = net.unary("NOT", is_row)
         free = others if free is None else net.elementwise("AND", free, others)
         pivots.append(pivot)
-        rows.append(row)
         chosen.append(is_row)
     if right is None:
-        return pivots, rows, None
+        return pivots, signs, None
     # The unknown of a column stands in the row of its pivot.
     values = net.narrow(work, -1, size, right.shape[-1])
-    zero = net.tensor(0.0, torch.float32)
     unknowns = [net.reduce("SUM", net.select(is_row, values, zero), [-2], True) for is_row in chosen]
-    return pivots, rows, net.concat(unknowns, -2)
+    return pivots, signs, net.concat(unknowns, -2)
 
 
 def _solve(net: Network, matrix: Tensor, right: Tensor) -> Tensor:
@@ -148,26 +153,11 @@ def linalg_solve_ex(net: Network, A: Tensor, B: Tensor, left: bool, **_: Any) ->
 # -- determinants ------------------------------------------------------------------------------------------------------
 
 
-def _sign(net: Network, rows: list[Tensor]) -> Tensor:
-    """1 or -1, as the order of the rows takes an even or odd number of swaps."""
-    order = net.concat(rows, -2)
-    size = len(rows)
-    swapped = net.elementwise("GREATER", order, net.transpose(order, -2, -1))
-    later = net.constant(
-        torch.ones(size, size, dtype=torch.bool).triu(1).reshape((*(1,) * (order.rank - 2), size, size))
-    )
-    count = net.cast(net.elementwise("AND", swapped, later), torch.int32)
-    count = net.reduce("SUM", count, [-2, -1], False)
-    half = net.binary("FLOOR_DIV", count, 2)
-    odd = net.elementwise("SUB", count, net.binary("PROD", half, 2))
-    return net.cast(net.binary("SUB", 1, net.binary("PROD", odd, 2)), torch.float32)
-
-
-def _pivots(net: Network, matrix: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-    """The pivots, [...], the sign that goes with their product, and whether one is zero and leaves no numbers after."""
-    pivots, rows, _ = _eliminate(net, net.cast(matrix, torch.float32), None)
-    pivots = [net.reshape(pivot, matrix.shape[:-2]) for pivot in pivots]
-    return pivots, _sign(net, rows), _joined(net, "OR", [net.binary("EQUAL", pivot, 0.0) for pivot in pivots])
+def _pivots(net: Network, matrix: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """The pivots, [...], signs that go with their product, and whether one is zero and leaves no numbers after."""
+    pivots, signs, _ = _eliminate(net, net.cast(matrix, torch.float32), None)
+    pivots, signs = ([net.reshape(each, matrix.shape[:-2]) for each in found] for found in (pivots, signs))
+    return pivots, signs, _joined(net, "OR", [net.binary("EQUAL", pivot, 0.0) for pivot in pivots])
 
 
 def _joined(net: Network, operation: str, tensors: list[Tensor]) -> Tensor:
@@ -177,15 +167,15 @@ def _joined(net: Network, operation: str, tensors: list[Tensor]) -> Tensor:
 @converter(aten._linalg_det.default, unsupported=_unsupported("A"))
 def linalg_det(net: Network, A: Tensor) -> tuple[Tensor, None, None]:
     """_linalg_det(Tensor A) -> (Tensor result, Tensor LU, Tensor pivots)"""
-    pivots, sign, singular = _pivots(net, A)
-    return net.select(singular, net.tensor(0.0, torch.float32), _joined(net, "PROD", [*pivots, sign])), None, None
+    pivots, signs, singular = _pivots(net, A)
+    return net.select(singular, net.tensor(0.0, torch.float32), _joined(net, "PROD", [*pivots, *signs])), None, None
 
 
 @converter(aten._linalg_slogdet.default, unsupported=_unsupported("A", results=2))
 def linalg_slogdet(net: Network, A: Tensor) -> tuple[Tensor, Tensor, None, None]:
     """_linalg_slogdet(Tensor A) -> (Tensor sign, Tensor logabsdet, Tensor LU, Tensor pivots)"""
-    pivots, sign, singular = _pivots(net, A)
-    sign = _joined(net, "PROD", [*(net.unary("SIGN", pivot) for pivot in pivots), sign])
+    pivots, signs, singular = _pivots(net, A)
+    sign = _joined(net, "PROD", [*(net.unary("SIGN", pivot) for pivot in pivots), *signs])
     logarithm = _joined(net, "SUM", [net.unary("LOG", net.unary("ABS", pivot)) for pivot in pivots])
     nothing = [net.tensor(value, torch.float32) for value in (0.0, -math.inf)]
     sign, logarithm = (net.select(singular, *each) for each in zip(nothing, (sign, logarithm), strict=True))

@@ -37,6 +37,8 @@ def first_extreme(net: Network, input: Tensor, dim: int, largest: bool) -> Tenso
     # NaN comes before any number: its places lie below zero.
     found = net.select(net.unary("ISNAN", input), net.elementwise("SUB", places, size), found)
     found = net.reduce("MIN", found, [dim], True)
+    # Of nothing but infinities TensorRT takes the largest finite number as the extreme.
+    found = net.select(net.elementwise("EQUAL", found, size), net.tensor(0, torch.int32), found)
     found = net.select(net.binary("LESS", found, 0), net.elementwise("SUM", found, size), found)
     return net.cast(found, torch.int64)
 

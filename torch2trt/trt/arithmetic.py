@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -226,8 +227,12 @@ class Arithmetic(Shaping):
         return self.output_of(layer, tensor.shape)
 
     def top_k(self, tensor: Tensor, count: Size, axis: int, *, largest: bool) -> tuple[Tensor, Tensor]:
-        """The largest or smallest elements along a dimension, in order, and their INT32 indices."""
+        """The largest or smallest elements along a dimension, in order, NaN as the largest, and their INT32 indices."""
         axis %= tensor.rank
+        if not largest and tensor.dtype.is_floating_point:
+            # TensorRT 10.6 finds the smallest ones wrong where there is NaN.
+            _, indices = self.top_k(self._reversed(tensor), count, axis, largest=True)
+            return self.gather_elements(tensor, indices, axis), indices
         if tensor.dtype in _NARROW:
             values, indices = self.top_k(self.cast(tensor, torch.int32), count, axis, largest=largest)
             return self.cast(values, tensor.dtype), indices
@@ -245,6 +250,20 @@ class Arithmetic(Shaping):
         shape = [*tensor.shape[:axis], count, *tensor.shape[axis + 1 :]]
         values, indices = (self.output_of(layer, shape, index) for index in (0, 1))
         return values, indices
+
+    def _reversed(self, tensor: Tensor) -> Tensor:
+        """Numbers in the opposite order, with NaN as the smallest.
+
+        Infinity becomes the number that the largest one does, which becomes its neighbour's.
+        """
+        limits = torch.finfo(tensor.dtype)
+        lowest, next_to_it = (
+            self.tensor(value, tensor.dtype) for value in (limits.min, limits.min * (1 - limits.eps / 2))
+        )
+        negative = self.elementwise("MAX", self.unary("NEG", tensor), next_to_it)
+        infinite = self.elementwise("EQUAL", tensor, self.tensor(math.inf, tensor.dtype))
+        numbers = self.select(infinite, lowest, negative)
+        return self.select(self.unary("ISNAN", tensor), self.tensor(-math.inf, tensor.dtype), numbers)
 
     def cumulative_sum(self, tensor: Tensor, axis: int) -> Tensor:
         """Running sums along a dimension, of int32, int64 or float."""

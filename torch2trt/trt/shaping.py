@@ -275,9 +275,14 @@ class Shaping(NetworkCore):
 
     @bytes_as_half
     def scatter_nd(self, tensor: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
-        """Slices written at index tuples, as :meth:`gather_nd` reads them."""
+        """Slices [updates, ...] of [rows, ...] written at the places [updates, 1]."""
+        rows, count = tensor.shape[0], indices.shape[0]
+        if not (isinstance(rows, int) and isinstance(count, int)) and rows != count:
+            # Of a dynamic number TensorRT 10.6 writes no more than there are rows, rounded up to a warp or two.
+            spare = self.expand(self.constant(torch.zeros((), dtype=tensor.dtype)), (count, *tensor.shape[1:]))
+            tensor = self.concat([tensor, spare], 0)
         layer = self.add("add_scatter", tensor.itensor, indices.itensor, updates.itensor, self.trt.ScatterMode.ND)
-        return self.output_of(layer, tensor.shape)
+        return self.narrow(self.output_of(layer, tensor.shape), 0, 0, rows)
 
     @bytes_as_half
     def select(self, condition: Tensor, then: Tensor, otherwise: Tensor) -> Tensor:
