@@ -269,20 +269,31 @@ class Shaping(NetworkCore):
     @bytes_as_half
     def scatter_elements(self, tensor: Tensor, indices: Tensor, updates: Tensor, axis: int) -> Tensor:
         """One element written per index, as ``torch.scatter``."""
+        axis %= tensor.rank
+        size = tensor.shape[axis]
+        tensor = self._with_room(tensor, indices.shape[axis], axis)
         layer = self.add("add_scatter", tensor.itensor, indices.itensor, updates.itensor, self.trt.ScatterMode.ELEMENT)
-        layer.axis = axis % tensor.rank
-        return self.output_of(layer, tensor.shape)
+        layer.axis = axis
+        return self.narrow(self.output_of(layer, tensor.shape), axis, 0, size)
 
     @bytes_as_half
     def scatter_nd(self, tensor: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
         """Slices [updates, ...] of [rows, ...] written at the places [updates, 1]."""
-        rows, count = tensor.shape[0], indices.shape[0]
-        if not (isinstance(rows, int) and isinstance(count, int)) and rows != count:
-            # Of a dynamic number TensorRT 10.6 writes no more than there are rows, rounded up to a warp or two.
-            spare = self.expand(self.constant(torch.zeros((), dtype=tensor.dtype)), (count, *tensor.shape[1:]))
-            tensor = self.concat([tensor, spare], 0)
+        rows = tensor.shape[0]
+        tensor = self._with_room(tensor, indices.shape[0], 0)
         layer = self.add("add_scatter", tensor.itensor, indices.itensor, updates.itensor, self.trt.ScatterMode.ND)
         return self.narrow(self.output_of(layer, tensor.shape), 0, 0, rows)
+
+    def _with_room(self, tensor: Tensor, count: Size, axis: int) -> Tensor:
+        """The tensor, longer where more may be written along a dimension than it has.
+
+        TensorRT refuses that of elements, and 10.6 leaves out most slices where their number is dynamic.
+        """
+        size = tensor.shape[axis]
+        if size == count or (isinstance(size, int) and isinstance(count, int) and count < size):
+            return tensor
+        shape = [count if at == axis else other for at, other in enumerate(tensor.shape)]
+        return self.concat([tensor, self.expand(self.constant(torch.zeros((), dtype=tensor.dtype)), shape)], axis)
 
     @bytes_as_half
     def select(self, condition: Tensor, then: Tensor, otherwise: Tensor) -> Tensor:
