@@ -16,7 +16,7 @@ from torch2trt.reference.layers import LAYERS
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 3e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}
 # An engine may compute in TF32, and in FP16 with FP16 sums.
 ENGINE_TOLERANCES = {torch.float32: 2e-3, torch.float16: 5e-3}
-# Boundaries of loops, conditionals and attention: see test_interpreter.py.
+# Boundaries of loops, conditionals and attention: see test_interpreter.py; plugins: see test_plugins.py.
 CONTROL = {
     "ASSERTION",
     "ATTENTION_INPUT",
@@ -25,11 +25,12 @@ CONTROL = {
     "CONDITIONAL_OUTPUT",
     "ITERATOR",
     "LOOP_OUTPUT",
+    "PLUGIN_V3",
     "RECURRENCE",
     "TRIP_LIMIT",
 }
 # Code of others, several GPUs, and what has no type in torch.
-REFUSED = {"DIST_COLLECTIVE", "DYNAMIC_QUANTIZE", "MOE", "PLUGIN", "PLUGIN_V2", "PLUGIN_V3"}
+REFUSED = {"DIST_COLLECTIVE", "DYNAMIC_QUANTIZE", "MOE", "PLUGIN", "PLUGIN_V2"}
 FAMILIES = (attention, index, neural, pointwise, quantization, resample, shape, windows)
 ROWS = [row for family in FAMILIES for row in family.ROWS]
 

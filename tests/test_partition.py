@@ -266,7 +266,7 @@ class Rows(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         twice = torch.cat([self.line(x), x]).tanh()
-        return self.line(twice).reshape(2, x.shape[0], 8).sum(0) + torch.full((x.shape[0], 1), 2.0)
+        return self.line(twice).reshape(2, x.shape[0], 8).sum(0) + torch.full((x.shape[0], 1), 2.0, device=x.device)
 
 
 def test_dynamic_sizes_cross_segments() -> None:

@@ -56,7 +56,7 @@ def run(path: Path, folder: Path, marks: set[str]) -> int:
             continue
         count += 1
         if block.language == "python":
-            exec(compile("\n" * (block.line - 1) + block.text, path.name, "exec"), names)
+            exec(compile("\n" * (block.line - 1) + block.text, str(path), "exec"), names)
             continue
         for command in commands_of(block):
             words = shlex.split(command, comments=True)

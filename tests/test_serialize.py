@@ -131,13 +131,13 @@ def test_arguments_of_every_kind() -> None:
         *(torch.float16, torch.float8_e4m3fn, torch.device("cpu"), torch.channels_last, torch.strided),
     ]
     for value in values:
-        text = json.dumps(serialize._argument_to_json(value), allow_nan=False)
-        again = serialize._argument_from_json(json.loads(text), {"x": node})
+        text = json.dumps(serialize.argument_to_json(value), allow_nan=False)
+        again = serialize.argument_from_json(json.loads(text), {"x": node})
         assert again == value
         assert type(again) is type(value)
-    assert math.isnan(serialize._argument_from_json(serialize._argument_to_json(math.nan), {}))
+    assert math.isnan(serialize.argument_from_json(serialize.argument_to_json(math.nan), {}))
     with pytest.raises(ArtifactError, match="complex"):
-        serialize._argument_to_json(1j)
+        serialize.argument_to_json(1j)
 
 
 def test_device_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:

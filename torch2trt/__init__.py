@@ -48,7 +48,9 @@ if TYPE_CHECKING:
     from torch2trt import onnx
     from torch2trt.api import compile, explain, export, load
     from torch2trt.compat import TRTModule, torch2trt
+    from torch2trt.converters.plugins import plugin
     from torch2trt.converters.registry import converter
+    from torch2trt.examples import record
     from torch2trt.graph.program import Program
     from torch2trt.runtime.module import EngineModule
     from torch2trt.tools.compare import compare
@@ -68,6 +70,8 @@ _LAZY = {
     "export": "torch2trt.api",
     "load": "torch2trt.api",
     "onnx": "torch2trt.onnx",
+    "plugin": "torch2trt.converters.plugins",
+    "record": "torch2trt.examples",
     "reduce": "torch2trt.tools.reduce",
     "torch2trt": "torch2trt.compat",
 }
@@ -120,6 +124,8 @@ __all__ = [
     "export",
     "load",
     "onnx",
+    "plugin",
+    "record",
     "reduce",
     "torch2trt",
 ]

@@ -5,13 +5,17 @@ from __future__ import annotations
 import itertools
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import sympy
 import torch
-from torch.utils._sympy.functions import FloorDiv, ToFloat, TruncToInt
+from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod, PythonMod, ToFloat, TruncToInt
+
+from torch2trt.errors import NetworkError
+
+Value = TypeVar("Value")
 
 Size: TypeAlias = int | sympy.Expr
 """A dimension: a plain int where it is known, otherwise an expression such as ``12*batch``."""
@@ -26,6 +30,14 @@ class DimRange:
     min: int
     opt: int
     max: int
+
+    def __str__(self) -> str:
+        return str(self.opt) if self.min == self.max else f"{self.min}…{self.opt}…{self.max}"
+
+
+def spell(ranges: Mapping[str, DimRange]) -> str:
+    """Ranges by the names of their dimensions in words, as ``batch 1…8…64, seq 128``."""
+    return ", ".join(f"{name} {span}" for name, span in ranges.items())
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,15 @@ class TensorSpec:
     def at(self, values: Mapping[str, int]) -> tuple[int, ...]:
         """The shape where the named dimensions have these sizes."""
         return tuple(evaluate(size, values) for size in self.shape)
+
+    def span(self, ranges: Mapping[str, DimRange]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """The smallest, the usual and the largest shape where the named dimensions have these ranges."""
+        low, opt, high = (
+            {name: getattr(span, corner) for name, span in ranges.items()} for corner in ("min", "opt", "max")
+        )
+        # A size such as 8 - n is largest where n is smallest.
+        ends = [sorted((evaluate(size, low), evaluate(size, high))) for size in self.shape]
+        return tuple(end[0] for end in ends), self.at(opt), tuple(end[1] for end in ends)
 
 
 def to_size(value: Any) -> Size:
@@ -100,6 +121,91 @@ def evaluate(size: Size, values: Mapping[str, int]) -> int:
     if isinstance(size, int):
         return size
     return int(size.subs({symbol: values[symbol.name] for symbol in size.free_symbols}))
+
+
+def linear(size: Size) -> tuple[sympy.Symbol, int, int] | None:
+    """The symbol, factor and offset of a size such as ``2*half + 1``; None for any other."""
+    if isinstance(size, int) or len(size.free_symbols) != 1:
+        return None
+    (symbol,) = size.free_symbols
+    factor, offset = size.coeff(symbol), size.coeff(symbol, 0)
+    if not (factor.is_Integer and offset.is_Integer and factor * symbol + offset == size):
+        return None
+    return symbol, int(factor), int(offset)
+
+
+def computed(size: sympy.Expr, value: Callable[[Any], Value], apply: Callable[[str, Value, Value], Value]) -> Value:
+    """An expression computed step by step.
+
+    Args:
+        value: gives what the expression's arguments are.
+        apply: does one step: SUM, SUB, PROD, FLOOR_DIV, MAX or MIN, which is what TensorRT calls them everywhere.
+
+    Raises:
+        NetworkError: these steps do not make it.
+    """
+    operands = [value(argument) for argument in size.args]
+    match size:
+        case sympy.Add():
+            operation = "SUM"
+        case sympy.Mul():
+            operation = "PROD"
+        case FloorDiv():
+            operation = "FLOOR_DIV"
+        case sympy.Max() | Max():
+            operation = "MAX"
+        case sympy.Min() | Min():
+            operation = "MIN"
+        case Mod() | PythonMod():
+            dividend, divisor = operands
+            return apply("SUB", dividend, apply("PROD", apply("FLOOR_DIV", dividend, divisor), divisor))
+        case sympy.Pow(exp=sympy.Integer() as exponent) if int(exponent) > 0:
+            operands = [operands[0]] * int(exponent)
+            operation = "PROD"
+        case _:
+            raise NetworkError(f"no shape arithmetic for {type(size).__name__}", subject=str(size))
+    result = operands[0]
+    for operand in operands[1:]:
+        result = apply(operation, result, operand)
+    return result
+
+
+def derived(
+    sizes: Iterable[Size],
+    known: Iterable[tuple[Size, Value]],
+    constant: Callable[[int], Value],
+    apply: Callable[[str, Value, Value], Value],
+) -> list[Value]:
+    """Sizes computed from others, as those of a call's results from those of its arguments.
+
+    Args:
+        sizes: what is asked for.
+        known: sizes, and what they are.
+        constant: gives an integer the form of the known ones.
+        apply: as :func:`computed` takes it.
+
+    Raises:
+        NetworkError: a size that the known ones do not determine.
+    """
+    values: dict[Any, Value] = {}
+    for size, actual in known:
+        if isinstance(size, int):
+            continue
+        values.setdefault(size, actual)
+        if (found := linear(size)) and found[0] not in values:
+            symbol, factor, offset = found
+            values[symbol] = apply("FLOOR_DIV", apply("SUB", actual, constant(offset)), constant(factor))
+
+    def value(size: Any) -> Value:
+        if isinstance(size, int) or size.is_Integer:
+            return constant(int(size))
+        if size not in values:
+            if isinstance(size, sympy.Symbol):
+                raise NetworkError("a size that the shapes of its inputs do not tell", subject=str(size))
+            values[size] = computed(size, value, apply)
+        return values[size]
+
+    return [value(size) for size in sizes]
 
 
 def largest(size: Size, ranges: Mapping[str, DimRange]) -> int:

@@ -65,8 +65,10 @@ def unsupported_reason(program: Program, node: fx.Node, flavour: Flavour, ranges
         if spec.rank > 8:
             return f"TensorRT tensors have at most 8 dimensions, this has {spec.rank}"
     if converter.unsupported is not None:
+        result = program.result(node)
+        results = result if isinstance(result, list) else [result]
         named = inspect.signature(converter.unsupported).parameters
-        asked = {"flavour": flavour, "ranges": ranges, "used": _used(node)}
+        asked = {"flavour": flavour, "ranges": ranges, "results": results, "used": _used(node)}
         given = bound | {name: value for name, value in asked.items() if name in named}
         if reason := converter.unsupported(**registry.arguments_for(converter.unsupported, given)):
             return reason

@@ -21,6 +21,8 @@ class Converter:
     target: Any
     function: Callable[..., Any]
     unsupported: Unsupported | None
+    float32: bool = False
+    """Whether it computes in float32 whatever the precision of the model."""
     at_most: Callable[..., Size] | None = None
     """How many elements it selects at most, where how many they are depends on data."""
 
@@ -31,7 +33,10 @@ _REFUSED: dict[str, str] = {}
 
 
 def converter(
-    *targets: Any, unsupported: Unsupported | None = None, at_most: Callable[..., Size] | None = None
+    *targets: Any,
+    unsupported: Unsupported | None = None,
+    float32: bool = False,
+    at_most: Callable[..., Size] | None = None,
 ) -> Callable[[Function], Function]:
     """Register a function as the converter of operator overloads.
 
@@ -43,8 +48,10 @@ def converter(
         targets: operator overloads, ``torch.ops.aten.relu.default``; of a library that may not be loaded, or
             installed, their names, ``"torchvision.roi_align.default"``.
         unsupported: takes the same arguments with tensors as :class:`~torch2trt.sizes.TensorSpec` (and, if it names
-            them, the ``flavour``, the ``ranges`` of the dynamic dimensions, and ``used``, the positions of the results
-            that something reads) and returns why this call cannot be converted, or None.
+            them, the ``flavour``, the ``ranges`` of the dynamic dimensions, ``results``, a list of what the call
+            yields, and ``used``, the positions of the results that something reads) and returns why this call cannot
+            be converted, or None.
+        float32: compute it in float32 where the precision of the model is another.
         at_most: for operators whose results have a size that depends on data: takes the arguments as ``unsupported``
             does and returns the most that it can be.
 
@@ -55,9 +62,9 @@ def converter(
     def register(function: Function) -> Function:
         for target in targets:
             if isinstance(target, str):
-                _LATER[target] = Converter(target, function, unsupported, at_most)
+                _LATER[target] = Converter(target, function, unsupported, float32, at_most)
             else:
-                _add(Converter(target, function, unsupported, at_most))
+                _add(Converter(target, function, unsupported, float32, at_most))
         return function
 
     return register
@@ -70,7 +77,7 @@ def _add(new: Converter) -> None:
         raise TypeError(f"{name_of(target)} already has the converter {other}")
     _check_parameters(new.function, target, skip=("net",))
     for asked in filter(None, (new.unsupported, new.at_most)):
-        _check_parameters(asked, target, skip=("flavour", "ranges", "used"))
+        _check_parameters(asked, target, skip=("flavour", "ranges", "results", "used"))
     _TABLE[target] = new
 
 

@@ -19,7 +19,7 @@ IN_TORCH = "in_torch"
 """Marks, in a node's ``meta``, calls that are to run in torch, with the reason: nothing is fused with them."""
 
 FOREIGN = "foreign"
-"""Marks, in a node's ``meta``, calls of operators that cannot be converted."""
+"""Marks, in a node's ``meta``, calls of operators that torch computes: whatever the precision, in float32."""
 
 _PROVENANCE = ("nn_module_stack", "stack_trace", IN_TORCH)
 

@@ -67,17 +67,16 @@ def dump(program: Program, *, namespaces: Collection[str] = ()) -> tuple[dict[st
     Raises:
         ArtifactError: an operator or argument that no file can hold.
     """
-    allowed = NAMESPACES.union(namespaces)
     sources, tensors = dump_tensors(program.weights.sources)
     data = {
         "format": FORMAT,
         "name": program.name,
         "captured_nodes": program.captured_nodes,
         "signature": program.signature.to_json(),
-        "graph": [_node_to_json(program, node, allowed) for node in program.nodes],
+        "graph": [_node_to_json(program, node, namespaces) for node in program.nodes],
         "weights": {
             "sources": sources,
-            "graph": [_node_to_json(program, node, allowed) for node in program.weights.graph.graph.nodes],
+            "graph": [_node_to_json(program, node, namespaces) for node in program.weights.graph.graph.nodes],
             "inputs": dict(program.weights.inputs),
             "outputs": list(program.weights.outputs),
         },
@@ -105,12 +104,11 @@ def restore(
     """
     if data.get("format") != FORMAT:
         raise ArtifactError(f"a program of format {data.get('format')!r}; this version reads format {FORMAT}")
-    allowed = NAMESPACES.union(namespaces)
     try:
         program = Program(
             name=data["name"],
-            graph=_graph_from_json(data["graph"], allowed),
-            weights=_weights_from_json(data["weights"], tensors, allowed),
+            graph=_graph_from_json(data["graph"], namespaces),
+            weights=_weights_from_json(data["weights"], tensors, namespaces),
             signature=Signature.from_json(data["signature"]),
             captured_nodes=data["captured_nodes"],
         )
@@ -158,19 +156,19 @@ def load_program(folder: Path, *, namespaces: Collection[str] = ()) -> Program:
 # Nodes ------------------------------------------------------------------------------------------------------
 
 
-def _node_to_json(program: Program, node: fx.Node, allowed: Collection[str]) -> dict[str, Any]:
+def _node_to_json(program: Program, node: fx.Node, namespaces: Collection[str]) -> dict[str, Any]:
     data: dict[str, Any] = {"op": node.op, "name": node.name}
     if node.op == "call_function":
         data["target"] = name_of(node.target)
         # What could not be read again is refused now.
-        _operator(data["target"], allowed)
-        data["kwargs"] = {name: _argument_to_json(value) for name, value in node.kwargs.items()}
+        operator_of(data["target"], namespaces)
+        data["kwargs"] = {name: argument_to_json(value) for name, value in node.kwargs.items()}
     elif node.op == "placeholder":
         data["target"] = str(node.target)
     elif node.op != "output":
         raise ArtifactError("only operator calls can be written", subject=node.format_node() or node.name)
     if node.op != "placeholder":
-        data["args"] = [_argument_to_json(value) for value in node.args]
+        data["args"] = [argument_to_json(value) for value in node.args]
     if node.op != "output":
         data |= _result_to_json(program, node)
     module, source = provenance(node)
@@ -190,20 +188,20 @@ def _result_to_json(program: Program, node: fx.Node) -> dict[str, Any]:
     return {"spec": [None if item is None else spec_to_json(item) for item in result]}
 
 
-def _graph_from_json(items: Sequence[Mapping[str, Any]], allowed: Collection[str]) -> fx.GraphModule:
+def _graph_from_json(items: Sequence[Mapping[str, Any]], namespaces: Collection[str]) -> fx.GraphModule:
     graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}
     for item in items:
         op, name = item["op"], _identifier(item["name"])
         if name in nodes:
             raise ArtifactError("two nodes have this name", subject=name)
-        args = tuple(_argument_from_json(value, nodes) for value in item.get("args", ()))
-        kwargs = {_identifier(key): _argument_from_json(value, nodes) for key, value in item.get("kwargs", {}).items()}
+        args = tuple(argument_from_json(value, nodes) for value in item.get("args", ()))
+        kwargs = {_identifier(key): argument_from_json(value, nodes) for key, value in item.get("kwargs", {}).items()}
         match op:
             case "placeholder":
                 target: Any = _identifier(item["target"])
             case "call_function":
-                target = _operator(item["target"], allowed)
+                target = operator_of(item["target"], namespaces)
             case "output":
                 target = op
             case _:
@@ -215,10 +213,10 @@ def _graph_from_json(items: Sequence[Mapping[str, Any]], allowed: Collection[str
 
 
 def _weights_from_json(
-    data: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], allowed: Collection[str]
+    data: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], namespaces: Collection[str]
 ) -> WeightsGraph:
     sources = restore_tensors(data["sources"], tensors, _available)
-    graph = _graph_from_json(data["graph"], allowed)
+    graph = _graph_from_json(data["graph"], namespaces)
     inputs = dict(data["inputs"])
     if list(inputs) != [node.target for node in graph.graph.nodes if node.op == "placeholder"]:
         raise ArtifactError("the weights graph has other inputs than the program says")
@@ -261,8 +259,11 @@ def _identifier(text: str) -> str:
 # Operators --------------------------------------------------------------------------------------------------
 
 
-def _operator(name: str, allowed: Collection[str]) -> Any:
+def operator_of(name: str, namespaces: Collection[str]) -> Any:
     """The operator overload or the Python function of a name.
+
+    Args:
+        namespaces: of operators that are allowed, beside :data:`NAMESPACES`.
 
     Raises:
         ArtifactError: there is none, or it is not allowed.
@@ -271,7 +272,7 @@ def _operator(name: str, allowed: Collection[str]) -> Any:
         return _FUNCTIONS[name]
     namespace, _, rest = name.partition(".")
     base, _, overload = rest.rpartition(".")
-    if namespace not in allowed or base in _REFUSED:
+    if namespace not in NAMESPACES.union(namespaces) or base in _REFUSED:
         hint = "" if base in _REFUSED else f"allow the operators of {namespace!r} with namespaces="
         raise ArtifactError("this operator is not allowed in a file", subject=name, hint=hint)
     target = _lookup(namespace, base, overload)
@@ -292,7 +293,7 @@ def _lookup(namespace: str, base: str, overload: str) -> TensorOp | None:
 # Arguments --------------------------------------------------------------------------------------------------
 
 
-def _argument_to_json(value: Any) -> Any:
+def argument_to_json(value: Any) -> Any:
     """JSON of one argument; an object's only key names what JSON has no type for."""
     match value:
         case None | bool() | int() | str():
@@ -302,11 +303,11 @@ def _argument_to_json(value: Any) -> Any:
         case fx.Node():
             return {"node": value.name}
         case tuple():
-            return {"tuple": [_argument_to_json(item) for item in value]}
+            return {"tuple": [argument_to_json(item) for item in value]}
         case list():
-            return [_argument_to_json(item) for item in value]
+            return [argument_to_json(item) for item in value]
         case slice():
-            return {"slice": [_argument_to_json(item) for item in (value.start, value.stop, value.step)]}
+            return {"slice": [argument_to_json(item) for item in (value.start, value.stop, value.step)]}
         case torch.dtype():
             return {"dtype": dtype_to_json(value)}
         case torch.device():
@@ -316,9 +317,17 @@ def _argument_to_json(value: Any) -> Any:
     raise ArtifactError(f"an argument of type {type(value).__name__} cannot be written: {value!r}")
 
 
-def _argument_from_json(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
+def argument_from_json(value: Any, nodes: Mapping[Any, Any]) -> Any:
+    """The inverse of :func:`argument_to_json`.
+
+    Args:
+        nodes: what to put in the place of nodes, by their names.
+
+    Raises:
+        ArtifactError, LookupError: it is none.
+    """
     if isinstance(value, list):
-        return [_argument_from_json(item, nodes) for item in value]
+        return [argument_from_json(item, nodes) for item in value]
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
@@ -328,9 +337,9 @@ def _argument_from_json(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
         case "node":
             return nodes[content]
         case "tuple":
-            return tuple(_argument_from_json(item, nodes) for item in content)
+            return tuple(argument_from_json(item, nodes) for item in content)
         case "slice":
-            return slice(*(_argument_from_json(item, nodes) for item in content))
+            return slice(*(argument_from_json(item, nodes) for item in content))
         case "dtype":
             return dtype_from_json(content)
         case "device":

@@ -63,7 +63,7 @@ def run_passes(program: Program, settings: Settings, *, keep: Callable[[Any], bo
     The Program is changed in place, and returned.
 
     Args:
-        keep: whether an operator can be converted; others are left to torch.
+        keep: whether TensorRT computes an operator, in any precision; others are left to torch, and to float32.
     """
     check(program, "capture")
     _mark_for_torch(program, settings, keep)

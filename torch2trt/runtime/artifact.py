@@ -26,11 +26,12 @@ import torch
 from torch2trt.errors import ArtifactError, ArtifactWriteError, ProgramMissingError
 from torch2trt.graph.signature import Signature, TensorLeaf, spec_to_json
 from torch2trt.settings import Precision, Settings
-from torch2trt.sizes import TensorSpec, evaluate
+from torch2trt.sizes import DimRange, TensorSpec, evaluate
 from torch2trt.tolerance import effective_precision
 from torch2trt.trt import flavour as flavours
 
 if TYPE_CHECKING:
+    from torch2trt.graph.operator_call import OperatorCall
     from torch2trt.graph.program import Program
 
 StrPath = str | os.PathLike[str]
@@ -58,6 +59,8 @@ class Artifact:
     flavour_version: str
     gpu: str | None
     """The GPU it was built for, as :func:`gpu_here` spells it; None where it was built without one."""
+    calls: tuple[OperatorCall, ...] = ()
+    """The calls of torch's operators that the plan makes."""
     report: dict[str, Any] = field(default_factory=dict)
     """What the compilation says of itself, JSON values: nodes, layers, fused_blocks, build_s, …"""
     parts: tuple[Artifact | TorchPart, ...] = field(default=(), repr=False)
@@ -153,8 +156,16 @@ def export_plan(artifact: Artifact, path: StrPath) -> None:
     """Write the bare plan for trtexec, Triton or DeepStream, and ``<path>.json`` that describes it.
 
     Raises:
-        ArtifactWriteError: the files could not be written whole; neither is left behind.
+        ArtifactWriteError: the files could not be written whole; neither is left behind. Or the plan calls operators of
+            torch, which none of these has.
     """
+    if artifact.calls:
+        names = ", ".join(sorted({call.name for call in artifact.calls}))
+        raise ArtifactWriteError(
+            f"calls operators of torch, which a bare plan cannot: {names}",
+            subject=artifact.name,
+            hint="run it with torch2trt, or write a converter for them",
+        )
     description = {
         "name": artifact.name,
         "flavour": artifact.flavour,
@@ -164,6 +175,13 @@ def export_plan(artifact: Artifact, path: StrPath) -> None:
         "inputs": [_describe(leaf, artifact.signature) for leaf in artifact.signature.tensor_inputs],
         "outputs": [_describe(leaf, artifact.signature) for leaf in _distinct(artifact.signature.tensor_outputs)],
         "dims": {name: dataclasses.asdict(span) for name, span in artifact.signature.dims.items()},
+        "profiles": [
+            {
+                "dims": {name: dataclasses.asdict(span) for name, span in ranges.items()},
+                "inputs": {leaf.name: _profile(leaf.spec, ranges) for leaf in artifact.signature.tensor_inputs},
+            }
+            for ranges in artifact.signature.ranges
+        ],
         "sha256": hashlib.sha256(artifact.plan).hexdigest(),
     }
     with atomic_file(f"{os.fspath(path)}.json") as beside, atomic_file(path) as plan:
@@ -235,6 +253,7 @@ def _members(artifact: Artifact, program: Program | None) -> dict[str, bytes]:
         "flavour_version": artifact.flavour_version,
         "torch_version": str(torch.__version__),
         "gpu": artifact.gpu,
+        "calls": [call.to_json() for call in artifact.calls],
         "settings": settings,
         "signature": signature,
         "report": artifact.report,
@@ -284,14 +303,14 @@ def _write_zip(members: dict[str, bytes], file: IO[bytes]) -> None:
 
 
 def _describe(leaf: TensorLeaf, signature: Signature) -> dict[str, Any]:
-    return {"name": leaf.name, **spec_to_json(leaf.spec), "profile": _profile(leaf.spec, signature)}
+    return {"name": leaf.name, **spec_to_json(leaf.spec), "profile": _profile(leaf.spec, signature.dims)}
 
 
-def _profile(spec: TensorSpec, signature: Signature) -> dict[str, list[int | None]]:
-    """The shapes at the ends and at the optimum of the profile; None for a size that only TensorRT knows."""
+def _profile(spec: TensorSpec, ranges: Mapping[str, DimRange]) -> dict[str, list[int | None]]:
+    """The shapes at the ends and at the optimum of ranges; None for a size that only TensorRT knows."""
     profile: dict[str, list[int | None]] = {}
     for which in ("min", "opt", "max"):
-        dims = {name: getattr(span, which) for name, span in signature.dims.items()}
+        dims = {name: getattr(span, which) for name, span in ranges.items()}
         known = [
             isinstance(size, int) or {str(part) for part in size.free_symbols} <= dims.keys() for size in spec.shape
         ]
@@ -310,10 +329,11 @@ def load(source: StrPath | bytes, *, namespaces: Collection[str] = ()) -> Loaded
     """Read an artifact from a file, or from its bytes.
 
     Args:
-        namespaces: of operators that what runs in torch may name, beside torch's own and torchvision's.
+        namespaces: of operators that the file may name, beside torch's own and torchvision's.
 
     Raises:
-        ArtifactError: it is no artifact, is truncated or corrupt, or of a format that this version does not know.
+        ArtifactError: it is no artifact, is truncated or corrupt, of a format that this version does not know, or names
+            an operator that is unknown or not allowed.
         OSError: the file cannot be opened.
     """
     subject = "artifact" if isinstance(source, bytes) else str(source)
@@ -325,7 +345,8 @@ def load(source: StrPath | bytes, *, namespaces: Collection[str] = ()) -> Loaded
     try:
         artifact = _from_manifest(manifest, members, subject, namespaces)
     except ArtifactError as error:
-        raise ArtifactError(error.reason, subject=subject, hint=error.hint) from error
+        reason = f"{error.reason}: {error.subject}" if error.subject else error.reason
+        raise ArtifactError(reason, subject=subject, hint=error.hint) from error
     except _MALFORMED as error:
         raise ArtifactError(f"its manifest is malformed: {error!r}", subject=subject) from error
     program = (members[_GRAPH], members[_WEIGHTS]) if _GRAPH in members else None
@@ -432,8 +453,17 @@ def _from_manifest(
         signature=signature,
         settings=Settings.make(**manifest["settings"]),
         gpu=gpu,
+        calls=_calls(manifest.get("calls", []), namespaces),
         report=report,
     )
+
+
+def _calls(items: list[dict[str, Any]], namespaces: Collection[str]) -> tuple[OperatorCall, ...]:
+    if not items:
+        return ()
+    from torch2trt.graph.operator_call import OperatorCall
+
+    return tuple(OperatorCall.from_json(item, namespaces) for item in items)
 
 
 def _state(members: Mapping[str, bytes], signature: Signature) -> dict[str, torch.Tensor]:
@@ -454,7 +484,7 @@ def _part(
 ) -> Artifact | TorchPart:
     data = [members[name] for name in _part_names(kind, number)]
     if kind == _ENGINE_PART:
-        part = load(data[0]).artifact
+        part = load(data[0], namespaces=namespaces).artifact
         if part.parts:
             raise ValueError("a hybrid among the parts of a hybrid")
         return part

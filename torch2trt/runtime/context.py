@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -9,17 +10,17 @@ import torch
 from torch2trt.errors import ArtifactMismatchError, EngineError, NoGPUError, UnsupportedGPUError
 from torch2trt.runtime.artifact import Artifact, gpu_here
 from torch2trt.runtime.output_allocator import SizedByData
+from torch2trt.runtime.profiles import Shapes, nearest, profiles
 from torch2trt.trt import flavour as flavours
 from torch2trt.trt.dtypes import torch_dtypes
 from torch2trt.trt.flavour import Flavour
 from torch2trt.trt.logger import make_logger
-
-Shapes = tuple[tuple[int, ...], ...]
-"""The shapes of the tensor inputs, in the signature's order."""
+from torch2trt.trt.plugins import register
 
 Outputs = Sequence[torch.Tensor | None]
 """Tensors to write into, None where their sizes depend on data."""
 
+_CHOICES_KEPT = 1024  # combinations of shapes whose profile is remembered
 ALIGNMENT = 256  # bytes; TensorRT's kernels rely on it
 
 
@@ -55,12 +56,19 @@ class Engine:
             flavour = _flavour(artifact)
             self.trt = flavour.trt
             self.logger = make_logger(flavour)
+            if artifact.calls:
+                register(flavour, artifact.calls)
             with self.logger.capture() as errors:
                 # The runtime goes with its last engine, so it is kept beside it.
                 self._runtime = self.trt.Runtime(self.logger)
                 self.handle = self._runtime.deserialize_cuda_engine(artifact.plan)
             if self.handle is None:
                 raise self.error("TensorRT cannot deserialise the plan", errors)
+        self.has_profiles = len(artifact.signature.profiles) > 1
+        """Whether there are several optimization profiles to choose from."""
+        if self.has_profiles:
+            known = profiles(artifact.signature)
+            self._nearest = functools.lru_cache(_CHOICES_KEPT)(functools.partial(nearest, known))
         self._check(artifact, flavour)
         on_host = [self.handle.get_tensor_location(name) == self.trt.TensorLocation.HOST for name in self.inputs]
         self.host_inputs = frozenset(name for name, host in zip(self.inputs, on_host, strict=True) if host)
@@ -80,10 +88,24 @@ class Engine:
         size = max(int(self.handle.device_memory_size_v2), ALIGNMENT)
         return torch.empty(size, dtype=torch.uint8, device=self.device)
 
+    def profile_of(self, shapes: Shapes) -> int:
+        """The index of the optimization profile that runs these shapes.
+
+        Raises:
+            EngineError: none holds them.
+        """
+        found = self._nearest(shapes) if self.has_profiles else 0
+        if found is None:
+            raise self.error(f"no optimization profile holds the shapes {[list(shape) for shape in shapes]}")
+        return found
+
     def _check(self, artifact: Artifact, flavour: Flavour) -> None:
         names = [self.handle.get_tensor_name(index) for index in range(self.handle.num_io_tensors)]
         if set(names) != {*self.inputs, *self.outputs}:
             raise self.error(f"has the tensors {sorted(names)}, its signature {sorted((*self.inputs, *self.outputs))}")
+        count = self.handle.num_optimization_profiles
+        if self.has_profiles and count != len(artifact.signature.profiles):
+            raise self.error(f"has {count} optimization profile(s), its signature {len(artifact.signature.profiles)}")
         known = torch_dtypes(flavour)
         for leaf in (*artifact.signature.tensor_inputs, *artifact.signature.tensor_outputs):
             dtype = known.get(self.handle.get_tensor_dtype(leaf.name))
@@ -100,16 +122,23 @@ class Context:
     Args:
         engine: what it runs.
         scratch: from :meth:`Engine.new_scratch`; contexts that never run at the same time may share one.
+        profile: index of the optimization profile that holds its shapes, once and for all.
     """
 
-    def __init__(self, engine: Engine, scratch: torch.Tensor) -> None:
+    def __init__(self, engine: Engine, scratch: torch.Tensor, profile: int = 0) -> None:
         self._engine = engine
         self._nowhere = scratch.data_ptr()
         with engine.logger.capture() as errors:
             strategy = engine.trt.ExecutionContextAllocationStrategy.USER_MANAGED
             self._context = engine.handle.create_execution_context(strategy)
-        if self._context is None:
-            raise engine.error("TensorRT created no execution context", errors)
+            if self._context is None:
+                raise engine.error("TensorRT created no execution context", errors)
+            if engine.has_profiles:
+                stream = torch.cuda.current_stream(engine.device)
+                if not self._context.set_optimization_profile_async(profile, stream.cuda_stream):
+                    raise engine.error(f"TensorRT refused the optimization profile {profile}", errors)
+                # Runs may be on other streams.
+                stream.synchronize()
         self._context.set_device_memory(scratch.data_ptr(), scratch.numel())
         self.shapes: Shapes | None = None
         """The shapes it is set to."""

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from torch2trt.runtime.context import ALIGNMENT, Context, Engine, Shapes
+from torch2trt.runtime.context import ALIGNMENT, Context, Engine
+from torch2trt.runtime.profiles import Shapes
 from torch2trt.runtime.recent import Recent
 
 log = logging.getLogger(__name__)
@@ -163,4 +164,6 @@ class GraphCache:
         return graph
 
     def _capture(self, inputs: Sequence[torch.Tensor]) -> Graph:
-        return Graph(self._engine, Context(self._engine, self._scratch), inputs)
+        shapes = tuple(tuple(value.shape) for value in inputs)
+        context = Context(self._engine, self._scratch, self._engine.profile_of(shapes))
+        return Graph(self._engine, context, inputs)

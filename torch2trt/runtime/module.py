@@ -29,9 +29,9 @@ from torch2trt.runtime import artifact as artifacts
 from torch2trt.runtime import inputs as checks
 from torch2trt.runtime import state, summary
 from torch2trt.runtime.artifact import Artifact, LoadedArtifact, StrPath, TorchPart
-from torch2trt.runtime.context import Shapes
 from torch2trt.runtime.hybrid import HybridSession, open_session
 from torch2trt.runtime.outputs import Assemble, Results
+from torch2trt.runtime.profiles import Shapes
 from torch2trt.runtime.session import Session
 from torch2trt.runtime.verification import Row, Verification, compare
 from torch2trt.settings import Settings
@@ -106,7 +106,7 @@ class EngineModule(nn.Module):
         """The module that :meth:`save` wrote. The engine is deserialised at the first call.
 
         Args:
-            namespaces: of operators that what runs in torch may name, beside torch's own and torchvision's.
+            namespaces: of operators that the file may name, beside torch's own and torchvision's.
 
         Raises:
             ArtifactError: it is no artifact, truncated, corrupt, or of another format version.
@@ -358,8 +358,7 @@ class EngineModule(nn.Module):
         """
         if not isinstance(state, torch.Tensor) or state.dtype != torch.uint8:
             raise ArtifactError("its state is no tensor of bytes", subject=self.artifact.name)
-        own = {name for part in self.artifact.parts for name in _namespaces(part)}
-        new = artifacts.load(state.cpu().numpy().tobytes(), namespaces=own).artifact
+        new = artifacts.load(state.cpu().numpy().tobytes(), namespaces=_namespaces(self.artifact)).artifact
         if new.signature.to_json() != self.artifact.signature.to_json():
             raise ArtifactMismatchError(
                 f"the state holds {new.name!r}, {summary.signature(new)}; this is {summary.signature(self.artifact)}",
@@ -373,7 +372,7 @@ class EngineModule(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         program = None if self._program is None else self._restored_program()
         own = {name: value for name, value in self.__dict__.items() if name not in _RUNTIME_STATE}
-        names = {name for part in self.artifact.parts for name in _namespaces(part)}
+        names = _namespaces(self.artifact)
         names |= set() if program is None else serialize.namespaces_of(program)
         return {**own, "_bytes": artifacts.to_bytes(self.artifact, program=program), "_namespaces": names}
 
@@ -492,7 +491,9 @@ class _Inference(torch.autograd.Function):
 
 
 def _namespaces(part: Artifact | TorchPart) -> set[str]:
-    return serialize.namespaces_of(part.program) if isinstance(part, TorchPart) else set()
+    if isinstance(part, TorchPart):
+        return serialize.namespaces_of(part.program)
+    return {call.namespace for call in part.calls}.union(*(_namespaces(each) for each in part.parts))
 
 
 def _program_of(loaded: LoadedArtifact) -> Callable[[], Program] | None:

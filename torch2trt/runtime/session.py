@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from torch2trt.runtime.artifact import Artifact
-from torch2trt.runtime.context import Context, Engine, Outputs, Shapes
+from torch2trt.runtime.context import Context, Engine, Outputs
 from torch2trt.runtime.cuda_graphs import GraphCache
+from torch2trt.runtime.profiles import Shapes
 
 
 class _Contexts:
@@ -29,16 +30,16 @@ class _Contexts:
             self.scratch = engine.new_scratch()
         self.graphs = GraphCache(engine, self.scratch, enabled=cuda_graphs)
         self._engine = engine
-        self._plain: Context | None = None
+        self._plain: dict[int, Context] = {}
         self.lent = False
         """Whether a CUDA graph that the caller captured has baked in one of them."""
 
-    @property
-    def plain(self) -> Context:
-        """The context for runs that are no graph replay."""
-        if self._plain is None:
-            self._plain = Context(self._engine, self.scratch)
-        return self._plain
+    def plain(self, shapes: Shapes) -> Context:
+        """The context for runs at these shapes that are no graph replay: there is one for each optimization profile."""
+        profile = self._engine.profile_of(shapes)
+        if profile not in self._plain:
+            self._plain[profile] = Context(self._engine, self.scratch, profile)
+        return self._plain[profile]
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """The memory that outlives a run."""
@@ -52,7 +53,7 @@ class _Contexts:
         graph = self.graphs.peek(shapes)
         if graph is not None:
             return graph.context
-        return self._plain if self._plain is not None and self._plain.shapes == shapes else None
+        return next((context for context in self._plain.values() if context.shapes == shapes), None)
 
 
 class Session:
@@ -122,10 +123,11 @@ class Session:
             graph = contexts.graphs.get(shapes, inputs)
             if graph is not None:
                 return graph.replay(inputs)
-            placed, outputs = contexts.plain.prepare(inputs, shapes)
+            plain = contexts.plain(shapes)
+            placed, outputs = plain.prepare(inputs, shapes)
             if stream != 0:
-                return contexts.plain.enqueue(placed, outputs, stream)
-            return self._enqueue_beside_default_stream(contexts.plain, placed, outputs)
+                return plain.enqueue(placed, outputs, stream)
+            return self._enqueue_beside_default_stream(plain, placed, outputs)
 
     def _renew(self, engine: Engine) -> _Contexts:
         if self._contexts is not None:

@@ -42,6 +42,8 @@ class NetworkCore:
         """Values by layer name (``name.kernel`` and ``name.bias`` for weights inside a layer); they also keep alive
         the memory that the network points to."""
         self._torch_dtypes = torch_dtypes(flavour)
+        self.plugins: list[Any] = []
+        """From :func:`torch2trt.trt.plugins.plugin`, in the order of their layers, which they outlive."""
         self.ranges: Mapping[str, DimRange] = {}
         """The sizes that the dynamic dimensions may take, by name."""
         self.shared: dict[tuple[Any, ...], Any] = {}

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import sympy
 import torch
-from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod, PythonMod
 
 from torch2trt.errors import NetworkError
-from torch2trt.sizes import Shape, Size
+from torch2trt.sizes import Shape, Size, computed, linear
 
 if TYPE_CHECKING:
     from torch2trt.trt.core import NetworkCore
@@ -21,7 +20,7 @@ class Dims:
 
     def __init__(self, net: NetworkCore) -> None:
         self._net = net
-        self._bound: dict[sympy.Symbol, tuple[sympy.Expr, Tensor, int]] = {}
+        self._bound: dict[sympy.Symbol, tuple[int, int, Tensor, int]] = {}
         self._tensors: dict[Size, Tensor] = {}
         self._fresh = 0
 
@@ -30,9 +29,9 @@ class Dims:
 
         The first binding of a symbol stays.
         """
-        if len(size.free_symbols) == 1:
-            (symbol,) = size.free_symbols
-            self._bound.setdefault(symbol, (size, tensor, axis))
+        if found := linear(size):
+            symbol, factor, offset = found
+            self._bound.setdefault(symbol, (factor, offset, tensor, axis))
 
     def fresh(self) -> sympy.Symbol:
         """A symbol for a size that only TensorRT knows."""
@@ -52,38 +51,13 @@ class Dims:
         if isinstance(size, sympy.Symbol):
             if size not in self._bound:
                 raise NetworkError(f"the size {size} belongs to no input", subject=str(size))
-            known, tensor, axis = self._bound[size]
+            factor, offset, tensor, axis = self._bound[size]
             actual = net.size_of(tensor, axis)
-            if known == size:
+            if (factor, offset) == (1, 0):
                 return actual
-            offset, factor = known.subs(size, 0), known.coeff(size)
             rest = net.elementwise("SUB", actual, self.tensor(offset))
             return net.elementwise("FLOOR_DIV", rest, self.tensor(factor))
-        operands = [self.tensor(argument) for argument in size.args]
-        match size:
-            case sympy.Add():
-                operation = "SUM"
-            case sympy.Mul():
-                operation = "PROD"
-            case FloorDiv():
-                operation = "FLOOR_DIV"
-            case sympy.Max() | Max():
-                operation = "MAX"
-            case sympy.Min() | Min():
-                operation = "MIN"
-            case Mod() | PythonMod():
-                dividend, divisor = operands
-                quotient = net.elementwise("FLOOR_DIV", dividend, divisor)
-                return net.elementwise("SUB", dividend, net.elementwise("PROD", quotient, divisor))
-            case sympy.Pow(exp=sympy.Integer() as exponent) if int(exponent) > 0:
-                operands = [operands[0]] * int(exponent)
-                operation = "PROD"
-            case _:
-                raise NetworkError(f"no shape arithmetic for {type(size).__name__}", subject=str(size))
-        result = operands[0]
-        for operand in operands[1:]:
-            result = net.elementwise(operation, result, operand)
-        return result
+        return computed(size, self.tensor, net.elementwise)
 
 
 def broadcast(*shapes: Shape) -> Shape:
