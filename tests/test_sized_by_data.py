@@ -21,6 +21,7 @@ from torch2trt.converters.lower import lower, sizes_from_data, unsupported_nodes
 from torch2trt.errors import CaptureError, DynamicShapeError, EngineError
 from torch2trt.graph.program import Program
 from torch2trt.partition.partitioner import Partition, is_engine, partition
+from torch2trt.reference.interpreter import Interpreter
 from torch2trt.runtime.artifact import to_bytes
 from torch2trt.runtime.module import EngineModule
 from torch2trt.runtime.output_allocator import SizedByData
@@ -159,6 +160,25 @@ def test_the_number_of_layers_hardly_depends_on_the_number_of_boxes(enterprise: 
         for size in (50, 1000)
     ]
     assert counts[1] - counts[0] < 20  # running sums take a layer more where there are twice as many
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_boxes_and_what_is_not_zero_keep_their_precision(precision: str, enterprise: flavours.Flavour) -> None:
+    x = torch.tensor([[1e-9, 0.0], [2.0, 1e-9]])  # in FP16, 1e-9 is nothing
+
+    def both(p: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        return *head(p, 0.51), torch.nonzero(x)
+
+    inputs = predictions(60), x
+    module = module_of(both, *inputs)
+    program = api.optimize(api.capture(module, inputs), Settings.make(**{**QUICK, "precision": precision}))
+    picking = [node for node in program.calls if "nms" in str(node.target) or "nonzero" in str(node.target)]
+    assert len(picking) == 2
+    assert {program.spec(each).dtype for node in picking for each in node.all_input_nodes} == {torch.float32}
+    net = lower(program, enterprise)
+    names = [leaf.name for leaf in program.signature.tensor_inputs]
+    found = Interpreter(enterprise, net.definition, net.constants).run(dict(zip(names, inputs, strict=True)))
+    assert torch.equal(found[program.output_names[-1]], torch.nonzero(x))
 
 
 def test_a_mask_is_searched_once(enterprise: flavours.Flavour) -> None:
