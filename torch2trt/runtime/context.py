@@ -67,8 +67,7 @@ class Engine:
         self.has_profiles = len(artifact.signature.profiles) > 1
         """Whether there are several optimization profiles to choose from."""
         if self.has_profiles:
-            known = profiles(artifact.signature)
-            self._nearest = functools.lru_cache(_CHOICES_KEPT)(functools.partial(nearest, known))
+            self._nearest = functools.lru_cache(_CHOICES_KEPT)(functools.partial(nearest, profiles(artifact.signature)))
         self._check(artifact, flavour)
         on_host = [self.handle.get_tensor_location(name) == self.trt.TensorLocation.HOST for name in self.inputs]
         self.host_inputs = frozenset(name for name, host in zip(self.inputs, on_host, strict=True) if host)
