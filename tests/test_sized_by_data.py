@@ -332,6 +332,7 @@ def test_memory_is_as_large_as_the_results(side_stream: bool) -> None:
     x = torch.ones(1000, 64, device="cuda")
     x[10:] = 0
     compiled = compiled_for_gpu(lambda x: torch.nonzero(x), x)
+    torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream() if side_stream else torch.cuda.default_stream()):
         found = compiled(x)
         assert found.shape == (640, 2)
@@ -373,11 +374,17 @@ def test_threads_and_streams_share_the_engine() -> None:
 def test_no_part_of_a_cuda_graph() -> None:
     x = torch.randn(16, 5, device="cuda")
     compiled = compiled_for_gpu(selected, x)
-    with torch.cuda.stream(torch.cuda.Stream()):
-        compiled(x)
-        graph = torch.cuda.CUDAGraph()
-        with pytest.raises(EngineError, match="sizes depend on data"), torch.cuda.graph(graph):
+    compiled(x)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+
+    def captured() -> None:
+        with torch.cuda.graph(graph):
+            x.mul_(1)
             compiled(x)
+
+    with pytest.raises(EngineError, match="sizes depend on data"):
+        captured()
     same(compiled(x), selected(x))
 
 
