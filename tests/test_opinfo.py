@@ -20,7 +20,7 @@ _REFUSED = {
         signal.windows.kaiser signal.windows.nuttall""",
     "no converter": """
         _native_batch_norm_legit max_pool2d_with_indices_backward resize_""",
-    "no runner": "argwhere",
+    "has a runner": "argwhere",
     "the places of a scalar": "nonzero",
     "TensorRT has no torch.": """
         cdouble char double float_power log_softmax.with_dtype nn.functional.softmin.with_dtype short

@@ -57,7 +57,7 @@ def experts(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def selecting(name: str, function: Callable[..., Any], *inputs: torch.Tensor, **options: Any) -> OpCase:
-    return OpCase(name, function, inputs, rtx="no runner", **options)
+    return OpCase(name, function, inputs, rtx="has a runner", **options)
 
 
 CASES = [

@@ -48,7 +48,7 @@ def predictions(count: int) -> torch.Tensor:
 
 
 def suppressing(name: str, function: Any, *args: Any, **options: Any) -> OpCase:
-    return OpCase(name, function, args, rtx="no runner", **options)
+    return OpCase(name, function, args, rtx="has a runner", **options)
 
 
 CASES = [

@@ -123,6 +123,12 @@ SLICES = [
         (X,),
         lambda x: x[:, :0],
     ),
+    Row(
+        "slice-FILL-empty",
+        cut((0, -2, 0, 0), (2, 0, 3, 3), (1, 1, 1, 1), "FILL"),
+        (X,),
+        lambda x: x[:, :0],
+    ),
     *(
         Row(f"slice-{mode}", cut(*AROUND, mode), (SMALL,), numpy_pad(numpy_mode))
         for mode, numpy_mode in {"FILL": "constant", "CLAMP": "edge", "WRAP": "wrap", "REFLECT": "reflect"}.items()

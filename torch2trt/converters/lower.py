@@ -15,7 +15,7 @@ from torch2trt.converters import registry
 from torch2trt.errors import CaptureError, ContractError, NetworkError, UnsupportedNode, UnsupportedOpsError
 from torch2trt.graph.program import Program, provenance
 from torch2trt.graph.schema import bind, name_of
-from torch2trt.sizes import DimRange, TensorSpec, largest
+from torch2trt.sizes import DimRange, TensorSpec, largest, symbols
 from torch2trt.trt.core import SUPPORTED_DTYPES
 from torch2trt.trt.flavour import Flavour
 from torch2trt.trt.network import Network
@@ -55,8 +55,11 @@ def unsupported_reason(program: Program, node: fx.Node, flavour: Flavour, ranges
     if converter is None:
         return registry.refusal(node.target)
     bound = _bound(program, node)
-    specs = [item for item in _leaves([list(bound.values()), program.result(node)]) if isinstance(item, TensorSpec)]
-    for spec in specs:
+    reads, yields = (
+        [item for item in _leaves(values) if isinstance(item, TensorSpec)]
+        for values in (list(bound.values()), program.result(node))
+    )
+    for spec in (*reads, *yields):
         if reason := _unsupported_dtype(spec.dtype, flavour):
             return reason
         if spec.rank > 8:
@@ -69,9 +72,8 @@ def unsupported_reason(program: Program, node: fx.Node, flavour: Flavour, ranges
         given = bound | {name: value for name, value in asked.items() if name in named}
         if reason := converter.unsupported(**registry.arguments_for(converter.unsupported, given)):
             return reason
-    makes = program.symbols(node) - ranges.keys()
-    reads = {name for each in node.all_input_nodes if not program.is_size(each) for name in program.symbols(each)}
-    if reads - ranges.keys() or (makes and converter.at_most is None):
+    known_of = reads if converter.at_most is not None else (*reads, *yields)
+    if any(symbols(spec.shape) - ranges.keys() for spec in known_of):
         return "a size that depends on data"
     return None
 

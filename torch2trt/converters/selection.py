@@ -9,7 +9,7 @@ import torch
 from torch2trt.converters.registry import converter
 from torch2trt.sizes import Shape, Size, TensorSpec, volume
 from torch2trt.trt.dims import broadcast
-from torch2trt.trt.flavour import Flavour
+from torch2trt.trt.flavour import Flavour, who_has
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
 
@@ -19,7 +19,7 @@ aten = torch.ops.aten
 def no_selection(shape: Shape, flavour: Flavour) -> str | None:
     """Why what is True in a tensor of a shape cannot be found, or None."""
     if not flavour.has("non_zero"):
-        return "how many elements it selects depends on data, and this TensorRT has no runner for such layers"
+        return f"how many elements it selects depends on data, for which only {who_has('non_zero')} has a runner"
     return "selects from no elements" if volume(shape) == 0 else None
 
 

@@ -53,13 +53,14 @@ SENSITIVE = _overloads(
     *(aten.linalg_solve_triangular, aten.triangular_solve, aten.cholesky_solve, aten.cholesky_inverse),
 ) | {DFT, REAL_INVERSE_DFT}
 # Coordinates in images of more than 2048 pixels are not even whole numbers in float16.
-_LOCATING = frozenset({"torchvision.roi_align.default"})
+_LOCATING = frozenset({"torchvision.roi_align.default", "torchvision.nms.default"})
 # These only move data: their result has the dtype of what they move, or that of the module's own cast.
 _MOVING = _overloads(
     *(aten.view, aten._unsafe_view, aten.reshape, aten.permute, aten.transpose, aten.t, aten.unsqueeze),
     *(aten.squeeze, aten.slice, aten.select, aten.expand, aten.split, aten.split_with_sizes, aten.unbind),
     *(aten.chunk, aten.roll, aten.flip, aten.index, aten.index_select, aten.gather, aten.repeat, aten.alias),
     *(aten.clone, aten.unfold, aten.movedim, aten.diagonal, aten.as_strided, aten.triu, aten.tril, aten._to_copy),
+    *(aten.nonzero, aten.masked_select),
 )
 _JOINING = _overloads(aten.cat, aten.stack, aten.where, aten.masked_fill)
 _FILLING = _overloads(aten.pad, aten.constant_pad_nd, aten.full, aten.full_like, aten.new_full, aten.fill)

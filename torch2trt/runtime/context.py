@@ -11,18 +11,16 @@ from torch2trt.errors import ArtifactMismatchError, EngineError, NoGPUError, Uns
 from torch2trt.runtime.artifact import Artifact, gpu_here
 from torch2trt.runtime.output_allocator import SizedByData
 from torch2trt.runtime.profiles import Shapes, nearest, profiles
-from torch2trt.sizes import symbols
 from torch2trt.trt import flavour as flavours
 from torch2trt.trt.dtypes import torch_dtypes
 from torch2trt.trt.flavour import Flavour
 from torch2trt.trt.logger import make_logger
 from torch2trt.trt.plugins import register
 
-_CHOICES_KEPT = 1024  # combinations of shapes whose profile is remembered
-
 Outputs = Sequence[torch.Tensor | None]
 """Tensors to write into, None where their sizes depend on data."""
 
+_CHOICES_KEPT = 1024  # combinations of shapes whose profile is remembered
 ALIGNMENT = 256  # bytes; TensorRT's kernels rely on it
 
 
@@ -54,11 +52,6 @@ class Engine:
         dtypes = {leaf.name: leaf.spec.dtype for leaf in artifact.signature.tensor_outputs}
         self.outputs = tuple(dtypes)
         self.output_dtypes = tuple(dtypes.values())
-        known = artifact.signature.dims.keys()
-        self.sized_by_data = frozenset(
-            leaf.name for leaf in artifact.signature.tensor_outputs if symbols(leaf.spec.shape) - known
-        )
-        """Outputs whose sizes are known when the engine has run."""
         with torch.cuda.device(self.device):
             flavour = _flavour(artifact)
             self.trt = flavour.trt
@@ -149,12 +142,7 @@ class Context:
         self.shapes: Shapes | None = None
         """The shapes it is set to."""
         self._output_shapes: list[tuple[int, ...]] = []
-        self._sized_by_data: SizedByData | None = None
-        if engine.sized_by_data:
-            self._sized_by_data = SizedByData(engine.trt, engine.device)
-            for name in engine.sized_by_data:
-                if not self._context.set_output_allocator(name, self._sized_by_data.handle):
-                    raise engine.error(f"TensorRT refused the allocator of the output {name!r}")
+        self._sized_by_data = SizedByData(engine.trt, engine.device)
 
     def prepare(self, inputs: Sequence[torch.Tensor], shapes: Shapes) -> tuple[list[torch.Tensor], Outputs]:
         """Inputs as TensorRT needs them, and fresh outputs, for :meth:`enqueue`.
@@ -169,10 +157,8 @@ class Context:
         engine = self._engine
         placed = [self._place(name, value) for name, value in zip(engine.inputs, inputs, strict=True)]
         outputs = [
-            None if name in engine.sized_by_data else torch.empty(shape, dtype=dtype, device=engine.device)
-            for name, shape, dtype in zip(
-                engine.outputs, self.output_shapes(placed, shapes), engine.output_dtypes, strict=True
-            )
+            None if -1 in shape else torch.empty(shape, dtype=dtype, device=engine.device)
+            for shape, dtype in zip(self.output_shapes(placed, shapes), engine.output_dtypes, strict=True)
         ]
         return placed, outputs
 
@@ -180,7 +166,7 @@ class Context:
         """Set the input shapes and find those of the outputs, -1 where a size depends on data.
 
         Raises:
-            EngineError: TensorRT refused a shape, or does not know an output's.
+            EngineError: TensorRT refused a shape.
         """
         if shapes == self.shapes and not self._engine.host_inputs:
             return self._output_shapes
@@ -196,9 +182,9 @@ class Context:
             if engine.host_inputs and (missing := self._context.infer_shapes()):
                 raise engine.error(f"TensorRT cannot infer shapes without {missing}", errors)
             found = [tuple(self._context.get_tensor_shape(name)) for name in engine.outputs]
-        for name, shape in zip(engine.outputs, found, strict=True):
-            if name not in engine.sized_by_data and any(size < 0 for size in shape):
-                raise engine.error(f"TensorRT does not know the shape {list(shape)} of the output {name!r}")
+            for name, shape in zip(engine.outputs, found, strict=True):
+                if -1 in shape and not self._context.set_output_allocator(name, self._sized_by_data.handle):
+                    raise engine.error(f"TensorRT refused the allocator of the output {name!r}", errors)
         self.shapes, self._output_shapes = shapes, found
         return found
 
@@ -224,20 +210,16 @@ class Context:
         for name, output in zip(engine.outputs, outputs, strict=True):
             if output is not None:
                 bind(name, output.data_ptr() or self._nowhere)
-        if self._sized_by_data is not None:
-            self._sized_by_data.begin(stream)
+        self._sized_by_data.begin(stream)
         with engine.logger.capture() as errors:
             if not self._context.execute_async_v3(stream):
-                if self._sized_by_data is not None and self._sized_by_data.error is not None:
-                    raise self._sized_by_data.error
-                raise engine.error("TensorRT refused to run", errors)
+                raise self._sized_by_data.error or engine.error("TensorRT refused to run", errors)
         return [
             self._sized(name, dtype) if output is None else output
             for name, dtype, output in zip(engine.outputs, engine.output_dtypes, outputs, strict=True)
         ]
 
     def _sized(self, name: str, dtype: torch.dtype) -> torch.Tensor:
-        assert self._sized_by_data is not None
         found = self._sized_by_data.take(name, dtype)
         if found is None:
             raise self._engine.error(f"TensorRT ran and did not ask for memory for the output {name!r}")

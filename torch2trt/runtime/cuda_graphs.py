@@ -42,6 +42,8 @@ class Graph:
         with torch.inference_mode(False):
             self.inputs = tuple(torch.empty_like(value, memory_format=torch.contiguous_format) for value in inputs)
             shapes = context.output_shapes(self.inputs, tuple(tuple(value.shape) for value in inputs))
+            if any(-1 in shape for shape in shapes):
+                raise _NotCapturable("the size of an output depends on data")
             self.outputs = tuple(
                 torch.empty(shape, dtype=dtype, device=engine.device)
                 for shape, dtype in zip(shapes, engine.output_dtypes, strict=True)
@@ -130,7 +132,7 @@ class GraphCache:
         self._engine = engine
         self._scratch = scratch
         # Values that decide shapes are read when a run is enqueued: a graph would repeat the first ones.
-        self._enabled = enabled and not (engine.host_inputs or engine.sized_by_data)
+        self._enabled = enabled and not engine.host_inputs
         self._graphs: Recent[Shapes, Graph] = Recent(CAPACITY, first=1, later=_DISPLACES)
 
     def __len__(self) -> int:

@@ -164,15 +164,15 @@ class Session:
         """Become part of a graph that the caller captures, with a context that is then no longer ours to change."""
         if engine.host_inputs:
             raise engine.error("reads input values on the host, so it cannot be part of a CUDA graph")
-        if engine.sized_by_data:
-            raise engine.error("has outputs whose sizes depend on data, so it cannot be part of a CUDA graph")
         context = self._contexts.warm(shapes) if self._contexts is not None else None
         if self._contexts is None or context is None:
             raise engine.error(
                 "called with these shapes for the first time inside a CUDA graph capture; call it before"
             )
-        self._contexts.lent = True
         placed, outputs = context.prepare(inputs, shapes)
+        if any(output is None for output in outputs):
+            raise engine.error("has outputs whose sizes depend on data, so it cannot be part of a CUDA graph")
+        self._contexts.lent = True
         return context.enqueue(placed, outputs, stream)
 
 
