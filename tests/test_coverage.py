@@ -33,7 +33,16 @@ def sample(op: str, number: int, status: str, *operators: str, dtype: str = "flo
 
 
 def model(name: str, status: str, **more: Any) -> dict[str, Any]:
-    found = {"family": "", "nodes": 5, "layers": 7, "engines": 1, "error": 1e-7, "seconds": 3.0, "in_torch": []}
+    found = {
+        "flavour": "tensorrt_rtx",
+        "family": "",
+        "nodes": 5,
+        "layers": 7,
+        "engines": 1,
+        "error": 1e-7,
+        "seconds": 3.0,
+        "in_torch": [],
+    }
     return {"name": name, "status": status, "detail": "", **found, **more}
 
 
@@ -56,6 +65,7 @@ def test_results_are_taken_in_and_counted(folder: Path, capsys: pytest.CaptureFi
         model("own:a", "whole"),
         model("own:c", "failed", detail="crash: a | b"),
     )
+    on_gpu = lines(folder / "gpu.jsonl", model("own:a", "hybrid", flavour="tensorrt", error=3e-6))
     opinfo = lines(
         folder / "opinfo.jsonl",
         sample("add", 0, "wrong", "aten.add.Tensor"),
@@ -67,9 +77,9 @@ def test_results_are_taken_in_and_counted(folder: Path, capsys: pytest.CaptureFi
     )
     rows = lines(folder / "rows.jsonl", sample("abs-row", 0, "right", "aten.abs.default", dtype="row"))
     arguments = ["coverage", "--folder", str(folder), "--json"]
-    assert cli.main([*arguments, "--models", models, "--samples", opinfo, "--samples", rows]) == 0
+    assert cli.main([*arguments, "--models", models, "--models", on_gpu, "--samples", opinfo, "--samples", rows]) == 0
     counts = json.loads(capsys.readouterr().out)
-    assert counts["models"] == {"total": 3, "whole": 1, "hybrid": 1, "failed": 1}
+    assert counts["models"] == {"total": 3, "whole": 0, "hybrid": 2, "failed": 1}
     assert counts["samples"] == {"total": 4, "right": 1, "refused": 2, "wrong": 1}
     assert counts["core_aten"] == {"total": len(coverage.core_operators()), "converted": 2}
     found = coverage.read(folder)
@@ -78,14 +88,15 @@ def test_results_are_taken_in_and_counted(folder: Path, capsys: pytest.CaptureFi
     assert not found.is_converted("aten.sub.Tensor"), "wrong"
     assert not found.is_converted("aten.mul.Tensor"), "never right"
     page = (folder / "models.md").read_text()
-    assert "| `b` | hybrid | 5 | 7 | 2 | 1e-07 | `aten.nonzero.default` (3): no converter |" in page
+    assert "| `b` | hybrid | 5 | 7 | 2 | 1e-07 |  |  | `aten.nonzero.default` (3): no converter |" in page
+    assert "| `a` | whole | 5 | 7 | 1 | 1e-07 | hybrid | 3e-06 |  |" in page
     assert r"crash: a \| b" in page
     # What comes later takes the place of what was there, and nothing else.
     again = lines(folder / "again.jsonl", model("own:c", "whole"))
     assert cli.main([*arguments, "--models", again]) == 0
     assert json.loads(capsys.readouterr().out) == {
         **counts,
-        "models": {"total": 3, "whole": 2, "hybrid": 1, "failed": 0},
+        "models": {"total": 3, "whole": 1, "hybrid": 2, "failed": 0},
     }
 
 

@@ -19,7 +19,9 @@ _REFUSED = {
         signal.windows.general_cosine signal.windows.general_hamming signal.windows.hamming signal.windows.hann
         signal.windows.kaiser signal.windows.nuttall""",
     "no converter": """
-        _native_batch_norm_legit argwhere max_pool2d_with_indices_backward nonzero resize_""",
+        _native_batch_norm_legit max_pool2d_with_indices_backward resize_""",
+    "no runner": "argwhere",
+    "the places of a scalar": "nonzero",
     "TensorRT has no torch.": """
         cdouble char double float_power log_softmax.with_dtype nn.functional.softmin.with_dtype short
         softmax.with_dtype to""",

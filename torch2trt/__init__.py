@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from torch2trt.compat import TRTModule, torch2trt
     from torch2trt.converters.plugins import plugin
     from torch2trt.converters.registry import converter
+    from torch2trt.examples import record
     from torch2trt.graph.program import Program
     from torch2trt.runtime.module import EngineModule
     from torch2trt.tools.compare import compare
@@ -70,6 +71,7 @@ _LAZY = {
     "load": "torch2trt.api",
     "onnx": "torch2trt.onnx",
     "plugin": "torch2trt.converters.plugins",
+    "record": "torch2trt.examples",
     "reduce": "torch2trt.tools.reduce",
     "torch2trt": "torch2trt.compat",
 }
@@ -123,6 +125,7 @@ __all__ = [
     "load",
     "onnx",
     "plugin",
+    "record",
     "reduce",
     "torch2trt",
 ]

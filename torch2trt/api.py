@@ -6,14 +6,14 @@ import copy
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from torch2trt.errors import DataDependentError, NetworkError
+from torch2trt.errors import DataDependentError, ExampleInputError, NetworkError
 from torch2trt.graph.exact import Exact, widened
 from torch2trt.graph.program import Program
 from torch2trt.graph.signature import Signature
@@ -21,10 +21,12 @@ from torch2trt.runtime import artifact as artifacts
 from torch2trt.runtime.artifact import Artifact, StrPath, TorchPart
 from torch2trt.runtime.module import EngineModule, Tensors
 from torch2trt.settings import Settings
+from torch2trt.sizes import spell
 from torch2trt.trt import flavour as flavours
 from torch2trt.trt.flavour import Flavour
 
 if TYPE_CHECKING:
+    from torch2trt.examples import Calls
     from torch2trt.partition.explain import Explanation
     from torch2trt.partition.partitioner import Partition
     from torch2trt.pieces import PiecewiseModule
@@ -41,7 +43,9 @@ def compile(
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
+    examples: Iterable[Any] | Calls | None = None,
     dynamic_shapes: Any = None,
+    profiles: Sequence[Mapping[str, Any]] | None = None,
     name: str | None = None,
     fallback: Literal[False],
     **settings: Any,
@@ -54,7 +58,9 @@ def compile(
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
+    examples: Iterable[Any] | Calls | None = None,
     dynamic_shapes: Any = None,
+    profiles: Sequence[Mapping[str, Any]] | None = None,
     name: str | None = None,
     fallback: bool = True,
     **settings: Any,
@@ -66,7 +72,9 @@ def compile(
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
+    examples: Iterable[Any] | Calls | None = None,
     dynamic_shapes: Any = None,
+    profiles: Sequence[Mapping[str, Any]] | None = None,
     name: str | None = None,
     fallback: bool = True,
     **settings: Any,
@@ -76,8 +84,15 @@ def compile(
     Args:
         module: in evaluation mode, on the device where it is to run.
         args, kwargs: example inputs; where a dimension is dynamic, their size is the one to tune for.
+        examples: in their place, any number of calls, such as a data loader or what :func:`torch2trt.record` yields:
+            each a tuple of arguments, a dict of keywords, or one tensor. The dimensions that differ are dynamic. Up to
+            four combinations of sizes have an optimization profile each, and one more holds the sizes in between; for
+            more combinations there is that one alone, tuned for the most frequent.
         dynamic_shapes: as ``torch.export.export`` takes it: a ``torch.export.Dim`` with min and max for each dynamic
             dimension.
+        profiles: several optimization profiles in place of one, as ``[{"batch": 1}, {"batch": (2, 16, 64)}]``: for
+            dimensions by name one size, or the smallest, the usual and the largest; those left out have their whole
+            range. A call runs in the profile with the nearest usual sizes, of those that hold it.
         name: what to call it; unset: the module's class.
         fallback: let torch run what TensorRT cannot do, in place of an error that lists it.
         settings: further fields of :class:`torch2trt.Settings`.
@@ -92,8 +107,11 @@ def compile(
     chosen = Settings.make(fallback=fallback, **settings)
     flavour = flavours.load(chosen.flavour)
     start, truth = time.perf_counter(), truth_of(module)
+    args, kwargs, calls = _calls(module, args, kwargs, examples)
     try:
-        captured = capture(module, args, kwargs, dynamic_shapes=dynamic_shapes, name=name)
+        captured = capture(
+            module, args, kwargs, calls=calls, dynamic_shapes=dynamic_shapes, profiles=profiles, name=name
+        )
     except DataDependentError as error:
         if not chosen.fallback:
             raise
@@ -136,7 +154,8 @@ def export(
     Args:
         module, args, kwargs: as :func:`compile` takes them.
         path: the file to write; its description goes to ``<path>.json``.
-        options: further keywords of :func:`compile`, except ``fallback``: a plan holds nothing that runs in torch.
+        options: further keywords of :func:`compile` (with ``examples``, ``args`` is empty), except ``fallback``: a plan
+            holds nothing that runs in torch.
 
     Raises:
         ArtifactWriteError: the files could not be written whole; neither is left behind. Or the plan calls operators of
@@ -152,6 +171,7 @@ def explain(
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
+    examples: Iterable[Any] | Calls | None = None,
     dynamic_shapes: Any = None,
     name: str | None = None,
     **settings: Any,
@@ -159,7 +179,7 @@ def explain(
     """Say which calls of a module would run in an engine, which in torch, and why; nothing is built.
 
     Args:
-        module, args, kwargs, dynamic_shapes, name, settings: as :func:`compile` takes them.
+        module, args, kwargs, examples, dynamic_shapes, name, settings: as :func:`compile` takes them.
 
     Returns:
         A table when printed or shown in a notebook; ``to_json()`` and ``to_html()``.
@@ -171,8 +191,9 @@ def explain(
 
     chosen = Settings.make(**settings)
     flavour = flavours.load(chosen.flavour)
+    args, kwargs, calls = _calls(module, args, kwargs, examples)
     try:
-        captured = capture(module, args, kwargs, dynamic_shapes=dynamic_shapes, name=name)
+        captured = capture(module, args, kwargs, calls=calls, dynamic_shapes=dynamic_shapes, name=name)
     except DataDependentError as error:
         if not chosen.fallback:
             raise
@@ -190,13 +211,45 @@ def capture(
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
+    calls: Calls | None = None,
     dynamic_shapes: Any = None,
+    profiles: Sequence[Mapping[str, Any]] | None = None,
     name: str | None = None,
 ) -> Program:
-    """Capture a module as a Program of the operators that have converters."""
+    """Capture a module as a Program of the operators that have converters.
+
+    Args:
+        module, args, kwargs, dynamic_shapes, profiles, name: as :func:`compile` takes them.
+        calls: of which the arguments are the first.
+    """
+    from torch2trt.frontend import dynamic_shapes as shapes
     from torch2trt.frontend import export as frontend
 
-    return frontend.capture(module, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes, keep=_keep, name=name)
+    def captured(dynamic_shapes: Any) -> Program:
+        own = dict(kwargs or {})
+        return frontend.capture(module, args, own, dynamic_shapes=dynamic_shapes, keep=_keep, name=name)
+
+    program = captured(dynamic_shapes) if calls is None else calls.capture(module, captured, dynamic_shapes)
+    if profiles is not None:
+        own = shapes.resolve_profiles(profiles, program.signature.dims)
+        program.signature = dataclasses.replace(program.signature, profiles=own)
+    return program
+
+
+def _calls(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None, examples: Iterable[Any] | Calls | None
+) -> tuple[tuple[Any, ...], Mapping[str, Any] | None, Calls | None]:
+    """The arguments of a call, and all calls where there are several."""
+    if examples is None:
+        return args, kwargs, None
+    from torch2trt.examples import Calls
+
+    if args or kwargs:
+        raise ExampleInputError(
+            "stand in place of args and kwargs", subject="examples", hint="add them to the examples"
+        )
+    calls = Calls.of(examples)
+    return *calls.example(module), calls
 
 
 def optimize(program: Program, settings: Settings) -> Program:
@@ -271,6 +324,7 @@ def build(
             "build_s": sum(part.report["build_s"] for part in engines),
             "engine_bytes": sum(len(part.plan) for part in engines),
             "weight_bytes": program.weights.source_bytes,
+            "profiles": [spell(ranges) for ranges in program.signature.ranges if ranges],
             **(report or {}),
         },
     )

@@ -110,7 +110,7 @@ class CaptureError(Torch2TRTError):
 
 
 class DynamicShapeError(Torch2TRTError):
-    """A declared dynamic dimension that the module does not honour."""
+    """A dynamic dimension that the module does not honour, or a profile or an example that is not within it."""
 
     code = "T2T105"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,14 @@ class DimRange:
     opt: int
     max: int
 
+    def __str__(self) -> str:
+        return str(self.opt) if self.min == self.max else f"{self.min}…{self.opt}…{self.max}"
+
+
+def spell(ranges: Mapping[str, DimRange]) -> str:
+    """Ranges by the names of their dimensions in words, as ``batch 1…8…64, seq 128``."""
+    return ", ".join(f"{name} {span}" for name, span in ranges.items())
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -51,6 +60,15 @@ class TensorSpec:
     def at(self, values: Mapping[str, int]) -> tuple[int, ...]:
         """The shape where the named dimensions have these sizes."""
         return tuple(evaluate(size, values) for size in self.shape)
+
+    def span(self, ranges: Mapping[str, DimRange]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """The smallest, the usual and the largest shape where the named dimensions have these ranges."""
+        low, opt, high = (
+            {name: getattr(span, corner) for name, span in ranges.items()} for corner in ("min", "opt", "max")
+        )
+        # A size such as 8 - n is largest where n is smallest.
+        ends = [sorted((evaluate(size, low), evaluate(size, high))) for size in self.shape]
+        return tuple(end[0] for end in ends), self.at(opt), tuple(end[1] for end in ends)
 
 
 def to_size(value: Any) -> Size:
@@ -83,6 +101,11 @@ def _scaled(expr: sympy.Expr) -> sympy.Expr:
     if isinstance(rest, ToFloat) and denominator <= 64:
         return FloorDiv(numerator * rest.args[0], denominator)
     return TruncToInt(expr)
+
+
+def symbols(shape: Iterable[Size]) -> set[str]:
+    """The names of the symbols in sizes."""
+    return {item.name for size in shape if isinstance(size, sympy.Expr) for item in size.free_symbols}
 
 
 def volume(shape: Iterable[Size]) -> Size:
@@ -258,5 +281,12 @@ def _parse(text: str) -> sympy.Expr:
 
 
 def symbol(name: str) -> sympy.Symbol:
-    """The symbol of a named dynamic dimension."""
+    """The symbol of a named dynamic dimension, or of a size that depends on data, which may be 0."""
+    if depends_on_data(name):
+        return sympy.Symbol(name, integer=True, nonnegative=True)
     return sympy.Symbol(name, integer=True, positive=True)
+
+
+def depends_on_data(name: str) -> bool:
+    """Whether a name is one of u0, u1, …, which torch.export gives to sizes that depend on data."""
+    return re.fullmatch(r"u\d+", name) is not None

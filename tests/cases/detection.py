@@ -40,7 +40,6 @@ REGION_ROWS = [
     OpCase("roi_align-float16", ALIGNED, (IMAGE.half(), REGIONS.half())),
     OpCase("roi_align-adaptive", ops.roi_align, (IMAGE, REGIONS, 3), unsupported="sampling_ratio"),
     OpCase("roi_pool", ops.roi_pool, (IMAGE, REGIONS, 3), unsupported="as many elements as the values"),
-    OpCase("nms", ops.nms, (BOXES, normal(6), 0.5), unsupported="how many boxes are left"),
     OpCase(
         "box-functions",
         lambda a, b: (

@@ -1,4 +1,4 @@
-"""What becomes of a model: captured, built for TensorRT-RTX, and compared with float64 eager."""
+"""What becomes of a model: captured, built, and compared with float64 eager: the engine, or on the CPU the network."""
 
 from __future__ import annotations
 
@@ -42,6 +42,8 @@ class Outcome:
     name: str
     status: Status
     family: str = ""
+    flavour: str = ""
+    """``tensorrt`` or ``tensorrt_rtx``."""
     nodes: int = 0
     """Calls that were captured."""
     layers: int = 0
@@ -61,7 +63,11 @@ def check(name: str) -> Iterator[Outcome]:
     model = MODELS[name]
     found: dict[str, Any] = {}
     try:
-        found = _check(*model.build())
+        module, args, kwargs = model.build()
+        if torch.cuda.is_available():
+            args, kwargs = _moved((args, kwargs), "cuda")
+            module.cuda()
+        found = _check(module, args, kwargs)
     except UnsupportedOpsError as error:
         reasons = Counter((each.op, each.reason) for each in error.nodes)
         text = "; ".join(f"{op} ({count}): {reason}" for (op, reason), count in reasons.items())
@@ -72,11 +78,12 @@ def check(name: str) -> Iterator[Outcome]:
         found = {"status": "failed", "detail": f"{code}: {' '.join(lines[:3])}"[:800]}
     finally:
         gc.collect()
-    yield Outcome(name, family=model.family, seconds=round(time.perf_counter() - start, 1), **found)
+    flavour = flavours.load().name
+    yield Outcome(name, family=model.family, flavour=flavour, seconds=round(time.perf_counter() - start, 1), **found)
 
 
 def _check(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    flavour = flavours.load(flavours.TENSORRT_RTX)
+    flavour = flavours.load()
     try:
         program = api.optimize(api.capture(module, args, kwargs), SETTINGS)
     except DataDependentError as error:
@@ -133,8 +140,10 @@ def _wrong(
     exact = api.truth_of(module)(*args, **kwargs)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        eager = module(*args, **kwargs)
-    leaves = map(pytree.tree_leaves, (compiled.reference(*args, **kwargs), eager, exact))
+        own = _moved((args, kwargs), "cpu")  # where float32 is no TF32
+        eager = module.cpu()(*own[0], **own[1])
+    result = compiled(*args, **kwargs) if _on_gpu(args, kwargs) else compiled.reference(*args, **kwargs)
+    leaves = map(pytree.tree_leaves, _moved((result, eager, exact), "cpu"))
     texts = []
     for position, (have, usual, want) in enumerate(zip(*leaves, strict=True)):
         if isinstance(want, torch.Tensor):
@@ -143,3 +152,11 @@ def _wrong(
             if found > max(_CONDITION * expected, tolerance("fp32", reference=True)):
                 texts.append(f"output {position} {tuple(want.shape)}: error {found:.2g}, eager's is {expected:.2g}")
     return ", ".join(texts)
+
+
+def _on_gpu(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return any(isinstance(leaf, torch.Tensor) and leaf.is_cuda for leaf in pytree.tree_leaves((args, kwargs)))
+
+
+def _moved(values: Any, device: str) -> Any:
+    return pytree.tree_map_only(torch.Tensor, lambda value: value.to(device), values)

@@ -13,7 +13,6 @@ from torch2trt.sizes import Size, volume
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
 
-refuse("torchvision.nms.default", reason="how many boxes are left depends on their values")
 for _name in ("roi_pool", "ps_roi_pool"):
     refuse(
         f"torchvision.{_name}.default",

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from torch2trt.converters.registry import converter
+from torch2trt.converters.selection import no_selection, without_masks
 from torch2trt.sizes import Size, TensorSpec, volume
+from torch2trt.trt.flavour import Flavour
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
 
@@ -70,11 +72,23 @@ def from_front(net: Network, index: Tensor, size: Size) -> Tensor:
 
 
 def indices_unsupported(indices: Sequence[TensorSpec | None], **_: Any) -> str | None:
-    """Why indices of several dimensions cannot be used."""
+    """Why indices of several dimensions, none of them a mask, cannot be used."""
     for index in indices:
         if index is not None and index.dtype not in (torch.int32, torch.int64):
             return f"indices of {index.dtype}: how many elements they select depends on their values"
     return None
+
+
+def _index_unsupported(indices: Sequence[TensorSpec | None], flavour: Flavour, **_: Any) -> str | None:
+    for index in indices:
+        if index is not None and index.dtype == torch.bool and (reason := no_selection(index.shape, flavour)):
+            return reason
+    return indices_unsupported([index for index in indices if index is None or index.dtype != torch.bool])
+
+
+def _index_at_most(indices: Sequence[TensorSpec | None], **_: Any) -> Size:
+    # Of several, all find the same number.
+    return next(volume(index.shape) for index in indices if index is not None and index.dtype == torch.bool)
 
 
 def is_adjacent(dims: Sequence[int]) -> bool:
@@ -96,9 +110,11 @@ def merged_index(net: Network, shape: Sequence[Size], indices: Sequence[Tensor])
     return merged
 
 
-@converter(aten.index.Tensor, aten._unsafe_index.Tensor, unsupported=indices_unsupported)
+@converter(aten.index.Tensor, aten._unsafe_index.Tensor, unsupported=_index_unsupported, at_most=_index_at_most)
 def index(net: Network, input: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
     """index.Tensor(Tensor self, Tensor?[] indices) -> Tensor"""
+    if any(index is not None and index.dtype == torch.bool for index in indices):
+        input, indices = without_masks(net, input, indices)
     dims = indexed_dims(indices)
     if not is_adjacent(dims):
         # The dimensions of the indices come first in the result.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import operator
+from collections.abc import Mapping
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 
@@ -13,7 +15,7 @@ from torch2trt.converters import registry
 from torch2trt.errors import CaptureError, ContractError, NetworkError, UnsupportedNode, UnsupportedOpsError
 from torch2trt.graph.program import Program, provenance
 from torch2trt.graph.schema import bind, name_of
-from torch2trt.sizes import Size, TensorSpec
+from torch2trt.sizes import DimRange, TensorSpec, largest
 from torch2trt.trt.core import SUPPORTED_DTYPES
 from torch2trt.trt.flavour import Flavour
 from torch2trt.trt.network import Network
@@ -26,18 +28,25 @@ def unsupported_nodes(program: Program, flavour: Flavour) -> list[UnsupportedNod
     for leaf in program.signature.tensor_inputs:
         if reason := _unsupported_dtype(leaf.spec.dtype, flavour):
             found.append(UnsupportedNode(leaf.name, "input", reason))
+    ranges = dict(program.signature.dims)
     for node in program.calls:
-        reason = unsupported_reason(program, node, flavour)
+        reason = unsupported_reason(program, node, flavour, ranges)
         if reason:
             module, source = provenance(node)
             found.append(UnsupportedNode(node.name, name_of(node.target), reason, source, module))
+        else:
+            ranges |= sizes_from_data(program, node, ranges)
     return found
 
 
-def unsupported_reason(program: Program, node: fx.Node, flavour: Flavour) -> str | None:
-    """Why a call cannot be converted, or None."""
+def unsupported_reason(program: Program, node: fx.Node, flavour: Flavour, ranges: Mapping[str, DimRange]) -> str | None:
+    """Why a call cannot be converted, or None.
+
+    Args:
+        ranges: of the named dimensions, and of the sizes that depend on data and are known where the call is.
+    """
     if program.is_size(node):
-        return unsupported_number(program, node)
+        return unsupported_number(program, node, ranges)
     if node.target is operator.getitem:
         return None
     if any(_is_complex(program, each) for each in (node, *node.all_input_nodes)):
@@ -45,21 +54,45 @@ def unsupported_reason(program: Program, node: fx.Node, flavour: Flavour) -> str
     converter = registry.find(node.target)
     if converter is None:
         return registry.refusal(node.target)
-    bound = _map_nodes(bind(node), lambda arg: _spec_or_size(program, arg))
+    bound = _bound(program, node)
     specs = [item for item in _leaves([list(bound.values()), program.result(node)]) if isinstance(item, TensorSpec)]
     for spec in specs:
         if reason := _unsupported_dtype(spec.dtype, flavour):
             return reason
         if spec.rank > 8:
             return f"TensorRT tensors have at most 8 dimensions, this has {spec.rank}"
-    if converter.unsupported is None:
-        return None
-    result = program.result(node)
-    results = result if isinstance(result, list) else [result]
-    named = inspect.signature(converter.unsupported).parameters
-    asked = {"flavour": flavour, "ranges": program.signature.dims, "results": results, "used": _used(node)}
-    bound |= {name: value for name, value in asked.items() if name in named}
-    return converter.unsupported(**registry.arguments_for(converter.unsupported, bound))
+    if converter.unsupported is not None:
+        result = program.result(node)
+        results = result if isinstance(result, list) else [result]
+        named = inspect.signature(converter.unsupported).parameters
+        asked = {"flavour": flavour, "ranges": ranges, "results": results, "used": _used(node)}
+        given = bound | {name: value for name, value in asked.items() if name in named}
+        if reason := converter.unsupported(**registry.arguments_for(converter.unsupported, given)):
+            return reason
+    makes = program.symbols(node) - ranges.keys()
+    reads = {name for each in node.all_input_nodes if not program.is_size(each) for name in program.symbols(each)}
+    if reads - ranges.keys() or (makes and converter.at_most is None):
+        return "a size that depends on data"
+    return None
+
+
+def sizes_from_data(program: Program, node: fx.Node, ranges: Mapping[str, DimRange]) -> dict[str, DimRange]:
+    """The sizes that depend on data which a call that is converted makes, by name.
+
+    Args:
+        ranges: of the sizes that are known before.
+    """
+    new = set() if program.is_size(node) else program.symbols(node) - ranges.keys()
+    converter = registry.find(node.target) if new else None
+    if converter is None or converter.at_most is None:
+        return {}
+    most = largest(converter.at_most(**registry.arguments_for(converter.at_most, _bound(program, node))), ranges)
+    return {name: DimRange(0, most, most) for name in new}
+
+
+def _bound(program: Program, node: fx.Node) -> dict[str, Any]:
+    """A call's arguments by name, tensors as specs."""
+    return _map_nodes(bind(node), lambda arg: program.size(arg) if program.is_size(arg) else program.result(arg))
 
 
 def _unsupported_dtype(dtype: torch.dtype, flavour: Flavour) -> str | None:
@@ -86,16 +119,14 @@ def _unsupported_complex(program: Program, node: fx.Node) -> str:
     return "TensorRT has no complex numbers, and this call is not among those that are rewritten in real ones"
 
 
-def unsupported_number(program: Program, node: fx.Node) -> str | None:
+def unsupported_number(program: Program, node: fx.Node, ranges: Mapping[str, DimRange]) -> str | None:
     """Why a tensor operator cannot take the number that a node yields, or None: integers made of sizes are fine."""
     value = node.meta.get("val")
     if all(program.is_size(user) for user in node.users if user.op == "call_function"):
         return None
     if isinstance(value, torch.SymFloat | torch.SymBool):
         return "a number made of dynamic sizes, or taken from a tensor, that is no integer"
-    size = program.size(node)
-    names = set() if isinstance(size, int) else {symbol.name for symbol in size.free_symbols}
-    if names - program.signature.dims.keys():
+    if program.symbols(node) - ranges.keys():
         return "a number taken from the values of a tensor"
     return None
 
@@ -113,7 +144,7 @@ def lower(program: Program, flavour: Flavour) -> Network:
     if not program.output_names:
         raise CaptureError("computes nothing: its results are its arguments and constants", subject=program.name)
     net = Network(flavour)
-    net.ranges = program.signature.dims
+    net.ranges = ranges = dict(program.signature.dims)
     values: dict[fx.Node, Any] = {}
     with net.scope("inputs"):
         for node, leaf in zip(program.input_placeholders, program.signature.tensor_inputs, strict=True):
@@ -124,6 +155,7 @@ def lower(program: Program, flavour: Flavour) -> Network:
         values[node] = net.constant(weights.pop(name), label=name)
     for node in program.calls:
         if not program.is_size(node):
+            ranges |= sizes_from_data(program, node, ranges)
             values[node] = _lower_node(net, program, node, values)
     with net.scope("outputs"):
         for name, node in zip(program.output_names, program.output_node.args[0], strict=True):  # type: ignore[arg-type]
@@ -181,10 +213,10 @@ def _check(net: Network, node: fx.Node, produced: Any, expected: Any) -> None:
             f"{name_of(node.target)} produced shape {list(produced.shape)}, the graph has {list(expected.shape)}"
         )
     produced.shape = expected.shape
-
-
-def _spec_or_size(program: Program, node: fx.Node) -> TensorSpec | Size | list[Any]:
-    return program.size(node) if program.is_size(node) else program.result(node)
+    for axis, size in enumerate(produced.shape):
+        if isinstance(size, sympy.Symbol):
+            # Of a size that depends on data this is the first that has it.
+            net.dims.bind(size, produced, axis)
 
 
 def _map_nodes(bound: dict[str, Any], function: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from torch2trt.graph.schema import name_of, parameters_of
+from torch2trt.sizes import Size
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Unsupported = Callable[..., str | None]
@@ -22,6 +23,8 @@ class Converter:
     unsupported: Unsupported | None
     float32: bool = False
     """Whether it computes in float32 whatever the precision of the model."""
+    at_most: Callable[..., Size] | None = None
+    """How many elements it selects at most, where how many they are depends on data."""
 
 
 _TABLE: dict[Any, Converter] = {}
@@ -30,7 +33,10 @@ _REFUSED: dict[str, str] = {}
 
 
 def converter(
-    *targets: Any, unsupported: Unsupported | None = None, float32: bool = False
+    *targets: Any,
+    unsupported: Unsupported | None = None,
+    float32: bool = False,
+    at_most: Callable[..., Size] | None = None,
 ) -> Callable[[Function], Function]:
     """Register a function as the converter of operator overloads.
 
@@ -46,6 +52,8 @@ def converter(
             yields, and ``used``, the positions of the results that something reads) and returns why this call cannot
             be converted, or None.
         float32: compute it in float32 where the precision of the model is another.
+        at_most: for operators whose results have a size that depends on data: takes the arguments as ``unsupported``
+            does and returns the most that it can be.
 
     Raises:
         TypeError: the parameters are not the schema's, or the operator already has a converter.
@@ -54,9 +62,9 @@ def converter(
     def register(function: Function) -> Function:
         for target in targets:
             if isinstance(target, str):
-                _LATER[target] = Converter(target, function, unsupported, float32)
+                _LATER[target] = Converter(target, function, unsupported, float32, at_most)
             else:
-                _add(Converter(target, function, unsupported, float32))
+                _add(Converter(target, function, unsupported, float32, at_most))
         return function
 
     return register
@@ -68,8 +76,8 @@ def _add(new: Converter) -> None:
         other = _TABLE[target].function.__name__
         raise TypeError(f"{name_of(target)} already has the converter {other}")
     _check_parameters(new.function, target, skip=("net",))
-    if new.unsupported is not None:
-        _check_parameters(new.unsupported, target, skip=("flavour", "ranges", "results", "used"))
+    for asked in filter(None, (new.unsupported, new.at_most)):
+        _check_parameters(asked, target, skip=("flavour", "ranges", "results", "used"))
     _TABLE[target] = new
 
 

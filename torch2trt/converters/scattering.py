@@ -110,6 +110,13 @@ def _counted(net: Network, mask: Tensor, most: Size) -> Tensor:
     )
 
 
+def _never_empty(net: Network, values: Tensor, axis: int) -> Tensor:
+    """Values with one more behind, where there may be none, so that one can be read."""
+    if not net.may_be_empty([values.shape[axis]]):
+        return values
+    return net.pad(values, [0] * values.rank, [int(each == axis) for each in range(values.rank)])
+
+
 @converter(aten.masked_scatter.default)
 def masked_scatter(net: Network, input: Tensor, mask: Tensor, source: Tensor) -> Tensor:
     """masked_scatter(Tensor self, Tensor mask, Tensor source) -> Tensor"""
@@ -125,7 +132,7 @@ def masked_scatter(net: Network, input: Tensor, mask: Tensor, source: Tensor) ->
     count = simplify(sympy.sympify(FloorDiv(volume(source.shape), width)))
     rows = net.reshape(net.narrow(net.flatten(source), 0, 0, count * width), (count, width))
     mask = net.expand(mask, (*outer, *(1,) * inner))
-    picked = net.reshape(net.gather(rows, _counted(net, mask, count), 0), shape)
+    picked = net.reshape(net.gather(_never_empty(net, rows, 0), _counted(net, mask, count), 0), shape)
     return net.select(mask, picked, net.expand(input, shape))
 
 
@@ -148,7 +155,7 @@ def _put_by_mask(net: Network, input: Tensor, mask: Tensor, place: int, values: 
     if count == 1:
         shape = (*values.shape[:place], *(1,) * mask.rank, *values.shape[place + 1 :])
     else:
-        values = net.gather(values, _counted(net, mask, count), place)
+        values = net.gather(_never_empty(net, values, place), _counted(net, mask, count), place)
         shape = (*values.shape[:place], *mask.shape, *values.shape[place + 1 :])
     values = net.reshape(values, shape)
     if accumulate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from torch2trt.engine.timing_cache import timing_cache
 from torch2trt.errors import BuildError
 from torch2trt.graph.signature import Signature, TensorLeaf
 from torch2trt.settings import Settings
-from torch2trt.sizes import evaluate
+from torch2trt.sizes import DimRange, spell
 from torch2trt.trt.flavour import Flavour
 
 _VERBOSITY = {"none": "NONE", "layer_names": "LAYER_NAMES_ONLY", "detailed": "DETAILED"}
@@ -70,9 +70,9 @@ def _build(network: Buildable, signature: Signature, settings: Settings, monitor
         config = _configure(network, settings)
         config.progress_monitor = monitor
         dynamic = [leaf for leaf in signature.tensor_inputs if not leaf.spec.is_static]
-        if dynamic and not _add_profile(network, config, dynamic, signature):
-            spans = ", ".join(f"{dim} {span.min}…{span.opt}…{span.max}" for dim, span in signature.dims.items())
-            raise _error(f"TensorRT refused the optimization profile {spans}", errors, name)
+        for ranges in signature.ranges if dynamic else ():
+            if not _add_profile(network, config, dynamic, ranges):
+                raise _error(f"TensorRT refused the optimization profile {spell(ranges)}", errors, name)
         with timing_cache(config, network.flavour, settings):
             # What came before has left more free than TensorRT could use: weights were folded and cast there.
             give_back()
@@ -100,16 +100,11 @@ def _configure(network: Buildable, settings: Settings) -> Any:
     return config
 
 
-def _add_profile(network: Buildable, config: Any, inputs: list[TensorLeaf], signature: Signature) -> bool:
+def _add_profile(network: Buildable, config: Any, inputs: list[TensorLeaf], ranges: Mapping[str, DimRange]) -> bool:
     """Give TensorRT the smallest, usual and largest shape of each input; says whether it took them."""
     profile = network.builder.create_optimization_profile()
-    low, opt, high = (
-        {dim: getattr(span, corner) for dim, span in signature.dims.items()} for corner in ("min", "opt", "max")
-    )
     for leaf in inputs:
-        # A size such as 8 - n is largest where n is smallest.
-        ends = [sorted((evaluate(size, low), evaluate(size, high))) for size in leaf.spec.shape]
-        profile.set_shape(leaf.name, [end[0] for end in ends], leaf.spec.at(opt), [end[1] for end in ends])
+        profile.set_shape(leaf.name, *leaf.spec.span(ranges))
     return bool(profile) and config.add_optimization_profile(profile) >= 0
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -15,7 +16,7 @@ from torch.export.graph_signature import InputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
 from torch2trt.errors import DynamicShapeError
-from torch2trt.sizes import DimRange, symbol, to_shape
+from torch2trt.sizes import DimRange, depends_on_data, symbol, to_shape
 
 Axes = list[dict[int, Any]]
 """For each flattened leaf of the arguments, its dynamic axes with their ``Dim`` (or hint)."""
@@ -177,7 +178,49 @@ def dimensions(
                 if dim is not None and low == 2 and _bounds(dim)[0] <= 1:
                     low = 1  # torch.export takes 2 for the roots of derived dimensions, whatever their min
                 name = getattr(_root(dim), "__name__", None) or free.name
+                if depends_on_data(name):
+                    raise DynamicShapeError(
+                        f"a Dim is called {name!r}, as torch.export calls sizes that depend on data",
+                        hint="give the Dim another name",
+                    )
                 solutions = sympy.solve(size - int(value.shape[axis]), free)
                 names[free] = symbol(name)
                 dims[name] = DimRange(low, int(solutions[0]), int(bounds.upper))
     return names, dims
+
+
+def resolve_profiles(
+    profiles: Sequence[Mapping[str, Any]], dims: Mapping[str, DimRange]
+) -> tuple[dict[str, DimRange], ...]:
+    """What the caller says of each optimization profile, as ranges of the dimensions that it names.
+
+    Raises:
+        DynamicShapeError: an unknown dimension, or sizes that are not in order or not within the dimension.
+    """
+    if isinstance(profiles, Mapping) or not profiles or not all(isinstance(item, Mapping) for item in profiles):
+        raise DynamicShapeError(f"takes a list of dicts, got {profiles!r}", subject="profiles", hint=_PROFILE_HINT)
+    return tuple(
+        {name: _profile_range(f"profiles[{number}]", name, sizes, dims) for name, sizes in profile.items()}
+        for number, profile in enumerate(profiles)
+    )
+
+
+_PROFILE_HINT = 'one size, or the smallest, the usual and the largest: [{"batch": 1}, {"batch": (2, 16, 64)}]'
+
+
+def _profile_range(subject: str, name: str, sizes: Any, dims: Mapping[str, DimRange]) -> DimRange:
+    if name not in dims:
+        near = difflib.get_close_matches(name, dims, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the dynamic dimensions are: {', '.join(dims) or 'none'}"
+        raise DynamicShapeError(f"{name!r} is no dynamic dimension of the inputs", subject=subject, hint=hint)
+    given = (sizes,) * 3 if isinstance(sizes, int) else sizes
+    if not isinstance(given, list | tuple) or list(map(type, given)) != [int] * 3:
+        raise DynamicShapeError(f"{name!r} is {sizes!r}", subject=subject, hint=_PROFILE_HINT)
+    span, whole = DimRange(*given), dims[name]
+    if not whole.min <= span.min <= span.opt <= span.max <= whole.max:
+        raise DynamicShapeError(
+            f"{name!r} of {span} is not in order within {whole.min} to {whole.max}",
+            subject=subject,
+            hint=f"give Dim({name!r}, min=…, max=…) the smallest and the largest size of all profiles",
+        )
+    return span

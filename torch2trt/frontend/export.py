@@ -38,6 +38,7 @@ from torch2trt.frontend.dynamic_shapes import (
     positional_parameters,
 )
 from torch2trt.frontend.recurrent import involves_packed_sequences, whole_recurrences
+from torch2trt.graph.devices import unify_devices
 from torch2trt.graph.program import Program, is_within_torch
 from torch2trt.graph.signature import (
     ConstantLeaf,
@@ -210,6 +211,9 @@ def _to_program(
     captured = sum(node.op == "call_function" for node in exported.graph.nodes)
     exported = _decompose(exported, keep)
     graph = exported.graph_module
+    leaves = pytree.tree_leaves((args, kwargs))
+    device = next(leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor))
+    unify_devices(graph.graph, device)
     dim_names, dims = dimensions(exported, args, kwargs, axes_of)
     differs_at_one = drop_checks(exported, dim_names, dims)
     refuse_effects(exported)
@@ -220,7 +224,6 @@ def _to_program(
     weights: dict[str, fx.Node] = {}
     inputs: list[TensorLeaf | ConstantLeaf] = []
     leaf_of: dict[str, int] = {}
-    leaves = pytree.tree_leaves((args, kwargs))
     program = Program(name, graph, None, None, dim_names, captured)  # type: ignore[arg-type]  # both set below
     changed = set(exported.graph_signature.buffers_to_mutate.values())
     state: dict[str, fx.Node] = {}
@@ -241,6 +244,7 @@ def _to_program(
             assert spec.target is not None
             tensor = exported.state_dict.get(spec.target, exported.constants.get(spec.target))
             assert isinstance(tensor, torch.Tensor)
+            tensor = tensor.to(device)
             if spec.target in changed:
                 program.state[spec.target] = tensor.detach().clone()
                 state[spec.target] = node

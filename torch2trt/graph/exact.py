@@ -10,6 +10,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from torch2trt.graph.devices import placed
 from torch2trt.graph.program import Program
 
 
@@ -38,17 +39,17 @@ def run_exact(
     Returns:
         The result, and what the module writes into arguments and buffers, in the order of the signature's updates.
     """
-    signature = program.signature
+    signature, cpu = program.signature, torch.device("cpu")
     leaves = signature.flatten(args, kwargs)
     held = [(state or program.state)[leaf.buffer] for leaf in signature.state]
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)] + held
     inputs = [widened(tensor.detach().cpu()) for tensor in tensors]
     sources = [widened(program.weights.sources[name].detach().cpu()) for name in program.weights.inputs.values()]
     with torch.no_grad(), Exact():  # type: ignore[no-untyped-call]
-        computed = fx.Interpreter(program.weights.graph).run(*sources, enable_io_processing=False)
+        computed = fx.Interpreter(placed(program.weights.graph, cpu)).run(*sources, enable_io_processing=False)
         weights = dict(zip(program.weights.outputs, computed, strict=True))
         arguments = [*inputs, *(weights[str(node.target)] for node in program.weight_placeholders)]
-        results = fx.Interpreter(program.graph).run(*arguments, enable_io_processing=False)
+        results = fx.Interpreter(placed(program.graph, cpu)).run(*arguments, enable_io_processing=False)
     outputs = dict(zip(program.output_names, results, strict=True))
     result = signature.unflatten(outputs, leaves, program.sizes_of(inputs))
     return result, [outputs[update.name] for update in signature.updates]

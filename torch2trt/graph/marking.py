@@ -32,6 +32,7 @@ def marked(program: Program, nodes: Sequence[fx.Node]) -> Program:
         in_spec=pytree.tree_structure(((0,) * len(inputs), {})),
         out_spec=pytree.tree_structure((0,) * len(nodes)),
         dims=program.signature.dims,
+        profiles=program.signature.profiles,
     )
     found = dataclasses.replace(program, graph=fx.GraphModule({}, graph), signature=signature, state={})
     check(found, "marking")

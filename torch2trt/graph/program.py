@@ -13,7 +13,7 @@ from torch import fx
 
 from torch2trt.graph.signature import Signature, TensorLeaf
 from torch2trt.graph.weights import WeightsGraph
-from torch2trt.sizes import Size, TensorSpec, simplify, to_shape, to_size
+from torch2trt.sizes import Size, TensorSpec, simplify, symbols, to_shape, to_size
 
 
 @dataclass
@@ -91,6 +91,14 @@ class Program:
                 for item in value
             ]
         return self.spec(node)
+
+    def symbols(self, node: fx.Node) -> set[str]:
+        """The names of the sizes, dynamic or dependent on data, in what a node yields."""
+        if self.is_size(node):
+            return symbols([self.size(node)])
+        result = self.result(node)
+        specs = result if isinstance(result, list) else [result]
+        return {name for spec in specs if isinstance(spec, TensorSpec) for name in symbols(spec.shape)}
 
     @staticmethod
     def is_size(node: fx.Node) -> bool:

@@ -88,6 +88,13 @@ class Signature:
     """Names of forward's positional parameters, so that a call may name what the example gave by position."""
     state: tuple[StateLeaf, ...] = ()
     updates: tuple[Update, ...] = ()
+    profiles: tuple[Mapping[str, DimRange], ...] = ()
+    """Of an engine with optimization profiles of its own: the dimensions of each that differ from ``dims``."""
+
+    @property
+    def ranges(self) -> list[dict[str, DimRange]]:
+        """The ranges of all named dimensions in each optimization profile, of which there is at least one."""
+        return [{**self.dims, **profile} for profile in self.profiles or ({},)]
 
     @property
     def tensor_inputs(self) -> list[TensorLeaf]:
@@ -172,13 +179,14 @@ class Signature:
             "outputs": [_leaf_to_json(leaf) for leaf in self.outputs],
             "in_spec": pytree.treespec_dumps(self.in_spec),
             "out_spec": pytree.treespec_dumps(self.out_spec),
-            "dims": {name: [span.min, span.opt, span.max] for name, span in self.dims.items()},
+            "dims": _dims_to_json(self.dims),
             "parameters": list(self.parameters),
             "state": [{"name": leaf.name, "buffer": leaf.buffer, **spec_to_json(leaf.spec)} for leaf in self.state],
             "updates": [
                 {"name": update.name, "position": update.position, **spec_to_json(update.spec)}
                 for update in self.updates
             ],
+            "profiles": [_dims_to_json(profile) for profile in self.profiles],
         }
 
     @classmethod
@@ -205,10 +213,11 @@ class Signature:
             outputs=tuple(_leaf_from_json(item) for item in data["outputs"]),
             in_spec=in_spec,
             out_spec=out_spec,
-            dims={name: DimRange(*span) for name, span in data["dims"].items()},
+            dims=_dims_from_json(data["dims"]),
             parameters=tuple(data["parameters"]),
             state=tuple(StateLeaf(item["name"], item["buffer"], spec_from_json(item)) for item in data["state"]),
             updates=tuple(Update(item["name"], spec_from_json(item), item["position"]) for item in data["updates"]),
+            profiles=tuple(_dims_from_json(item) for item in data.get("profiles", ())),
         )
 
 
@@ -233,6 +242,14 @@ def spec_to_json(spec: TensorSpec) -> dict[str, Any]:
 def spec_from_json(data: Mapping[str, Any]) -> TensorSpec:
     """The inverse of :func:`spec_to_json`."""
     return TensorSpec(tuple(size_from_json(size) for size in data["shape"]), dtype_from_json(data["dtype"]))
+
+
+def _dims_to_json(dims: Mapping[str, DimRange]) -> dict[str, list[int]]:
+    return {name: [span.min, span.opt, span.max] for name, span in dims.items()}
+
+
+def _dims_from_json(data: Mapping[str, Any]) -> dict[str, DimRange]:
+    return {name: DimRange(*span) for name, span in data.items()}
 
 
 def _tree_from_json(text: str) -> pytree.TreeSpec:

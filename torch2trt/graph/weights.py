@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from torch2trt.graph.devices import placed
+
 
 @dataclass
 class WeightsGraph:
@@ -55,10 +57,12 @@ class WeightsGraph:
         """
         values = self.sources if sources is None else {**self.sources, **sources}
         arguments = [values[source].detach() for source in self.inputs.values()]
+        graph = self.graph
         if device is not None:
             arguments = [argument.to(device) for argument in arguments]
+            graph = placed(graph, torch.device(device))
         with torch.no_grad():
-            results = fx.Interpreter(self.graph).run(*arguments, enable_io_processing=False)
+            results = fx.Interpreter(graph).run(*arguments, enable_io_processing=False)
         return dict(zip(self.outputs, results, strict=True))
 
     def keep_outputs(self, names: Collection[str]) -> None:

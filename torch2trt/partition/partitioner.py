@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -36,6 +36,9 @@ _HEAVY = frozenset(
         *(torch.ops.torch2trt.linear_block, aten.layer_norm, aten.group_norm, aten.softmax),
     }
 )
+
+
+Names = Mapping[fx.Node, set[str]]
 
 
 @dataclass(frozen=True)
@@ -89,14 +92,18 @@ def partition(
     ]
     if unsupported and not settings.fallback:
         raise UnsupportedOpsError(unsupported)
+    by_data = _sizes_from_data(program)
     if reasons:
-        _copy_what_is_handed_back(program, reasons)
+        _copy_what_is_handed_back(program, reasons, by_data)
     while True:
-        phases = _phases(program, reasons)
-        small = _small_engines(program, phases, settings.min_segment) if reasons else {}
-        if not small:
+        phases = _phases(program, reasons, by_data)
+        moved = _sizes_from_elsewhere(phases, by_data)
+        if not moved and reasons:
+            moved = _small_engines(program, phases, settings.min_segment)
+        if not moved:
             break
-        reasons |= small
+        reasons |= moved
+        reasons |= _split_with_their_items(program, reasons)
     if reasons and not any(is_engine(phase) for phase in phases.values()):
         raise UnsupportedOpsError(
             unsupported, hint="what is left is not worth an engine; min_segment=1 builds one all the same"
@@ -113,9 +120,9 @@ def _split_with_their_items(program: Program, reasons: Mapping[fx.Node, str]) ->
     }
 
 
-def _copy_what_is_handed_back(program: Program, reasons: dict[fx.Node, str]) -> None:
+def _copy_what_is_handed_back(program: Program, reasons: dict[fx.Node, str], by_data: Names) -> None:
     """Results that are inputs, or depend on none, get a call that makes them."""
-    output, graph, free = program.output_node, program.graph.graph, _free(program, reasons)
+    output, graph, free = program.output_node, program.graph.graph, _free(program, reasons, by_data)
     returned = []
     for node in output.args[0]:  # type: ignore[union-attr]
         assert isinstance(node, fx.Node)
@@ -129,27 +136,59 @@ def _copy_what_is_handed_back(program: Program, reasons: dict[fx.Node, str]) -> 
     output.args = (tuple(returned),)
 
 
-def _free(program: Program, reasons: Mapping[fx.Node, str]) -> set[fx.Node]:
+def _free(program: Program, reasons: Mapping[fx.Node, str], by_data: Names) -> set[fx.Node]:
     """The weights, and the calls that depend on constants and sizes alone: each segment may compute them anew."""
     found = set(program.weight_placeholders)
     for node in program.calls:
-        if not program.is_size(node) and node not in reasons:
+        if not program.is_size(node) and node not in reasons and node not in by_data:
             sources = [argument for argument in node.all_input_nodes if not program.is_size(argument)]
             if all(argument in found for argument in sources):
                 found.add(node)
     return found
 
 
-def _phases(program: Program, reasons: Mapping[fx.Node, str]) -> dict[fx.Node, int]:
+def _phases(program: Program, reasons: Mapping[fx.Node, str], by_data: Names) -> dict[fx.Node, int]:
     phases: dict[fx.Node, int] = {}
-    free = _free(program, reasons)
+    free = _free(program, reasons, by_data)
     for node in program.calls:
         if program.is_size(node) or node in free:
             continue
         kind = int(node in reasons)
-        before = [phases[argument] for argument in node.all_input_nodes if argument in phases]
+        before = [phases[source] for source in _sources(program, node, by_data) if source in phases]
         phases[node] = max((phase + (phase % 2 != kind) for phase in before), default=kind)
     return phases
+
+
+def _sizes_from_data(program: Program) -> Names:
+    """The names of the sizes that depend on data in what calls take and yield, where there are such."""
+    own = {node: program.symbols(node) - program.signature.dims.keys() for node in program.nodes if node.op != "output"}
+    named = {node: own[node].union(*(own[source] for source in node.all_input_nodes)) for node in program.calls}
+    return {node: names for node, names in named.items() if names}
+
+
+def _sources(program: Program, node: fx.Node, by_data: Names) -> Iterator[fx.Node]:
+    """The tensors that a call reads, and those that tell the sizes which it reads where these depend on data."""
+    for argument in node.all_input_nodes:
+        if not program.is_size(argument):
+            yield argument
+        elif argument in by_data:
+            yield from _sources(program, argument, by_data)
+
+
+def _sizes_from_elsewhere(phases: Mapping[fx.Node, int], by_data: Names) -> dict[fx.Node, str]:
+    """The calls of engines with sizes that another segment finds out, and the reason to run them in torch.
+
+    TensorRT would need the most that such an input can have, and take its time for the least.
+    """
+    found_in: dict[str, int] = {}
+    found: dict[fx.Node, str] = {}
+    for node, phase in phases.items():
+        names = by_data.get(node, set())
+        if is_engine(phase) and any(found_in.get(name, phase) != phase for name in names):
+            found[node] = "a size that depends on data, of which another segment knows"
+        for name in names:
+            found_in.setdefault(name, phase)
+    return found
 
 
 def _small_engines(program: Program, phases: Mapping[fx.Node, int], least: int) -> dict[fx.Node, str]:

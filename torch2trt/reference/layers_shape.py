@@ -95,10 +95,12 @@ def slice_(
 
 def _take(x: Tensor, dim: int, first: int, length: int, step: int) -> Tensor:
     """Elements that all lie inside, as a view where torch can."""
+    if length == 0:
+        return x.narrow(dim, 0, 0)
     if step == 0:
         return x.narrow(dim, first, 1).expand([length if d == dim else -1 for d in range(x.dim())])
     if step > 0:
-        return x.narrow(dim, first, step * (length - 1) + 1 if length else 0)[
+        return x.narrow(dim, first, step * (length - 1) + 1)[
             tuple(slice(None, None, step if d == dim else 1) for d in range(x.dim()))
         ]
     return x.index_select(dim, first + step * torch.arange(length, device=x.device))

@@ -26,7 +26,7 @@ import torch
 from torch2trt.errors import ArtifactError, ArtifactWriteError, ProgramMissingError
 from torch2trt.graph.signature import Signature, TensorLeaf, spec_to_json
 from torch2trt.settings import Precision, Settings
-from torch2trt.sizes import TensorSpec, evaluate
+from torch2trt.sizes import DimRange, TensorSpec, evaluate
 from torch2trt.tolerance import effective_precision
 from torch2trt.trt import flavour as flavours
 
@@ -175,6 +175,13 @@ def export_plan(artifact: Artifact, path: StrPath) -> None:
         "inputs": [_describe(leaf, artifact.signature) for leaf in artifact.signature.tensor_inputs],
         "outputs": [_describe(leaf, artifact.signature) for leaf in _distinct(artifact.signature.tensor_outputs)],
         "dims": {name: dataclasses.asdict(span) for name, span in artifact.signature.dims.items()},
+        "profiles": [
+            {
+                "dims": {name: dataclasses.asdict(span) for name, span in ranges.items()},
+                "inputs": {leaf.name: _profile(leaf.spec, ranges) for leaf in artifact.signature.tensor_inputs},
+            }
+            for ranges in artifact.signature.ranges
+        ],
         "sha256": hashlib.sha256(artifact.plan).hexdigest(),
     }
     with atomic_file(f"{os.fspath(path)}.json") as beside, atomic_file(path) as plan:
@@ -296,14 +303,14 @@ def _write_zip(members: dict[str, bytes], file: IO[bytes]) -> None:
 
 
 def _describe(leaf: TensorLeaf, signature: Signature) -> dict[str, Any]:
-    return {"name": leaf.name, **spec_to_json(leaf.spec), "profile": _profile(leaf.spec, signature)}
+    return {"name": leaf.name, **spec_to_json(leaf.spec), "profile": _profile(leaf.spec, signature.dims)}
 
 
-def _profile(spec: TensorSpec, signature: Signature) -> dict[str, list[int | None]]:
-    """The shapes at the ends and at the optimum of the profile; None for a size that only TensorRT knows."""
+def _profile(spec: TensorSpec, ranges: Mapping[str, DimRange]) -> dict[str, list[int | None]]:
+    """The shapes at the ends and at the optimum of ranges; None for a size that only TensorRT knows."""
     profile: dict[str, list[int | None]] = {}
     for which in ("min", "opt", "max"):
-        dims = {name: getattr(span, which) for name, span in signature.dims.items()}
+        dims = {name: getattr(span, which) for name, span in ranges.items()}
         known = [
             isinstance(size, int) or {str(part) for part in size.free_symbols} <= dims.keys() for size in spec.shape
         ]

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 
 from torch2trt.errors import ArtifactMismatchError, EngineError, NoGPUError, UnsupportedGPUError
 from torch2trt.runtime.artifact import Artifact, gpu_here
+from torch2trt.runtime.output_allocator import SizedByData
+from torch2trt.runtime.profiles import Shapes, nearest, profiles
+from torch2trt.sizes import symbols
 from torch2trt.trt import flavour as flavours
 from torch2trt.trt.dtypes import torch_dtypes
 from torch2trt.trt.flavour import Flavour
 from torch2trt.trt.logger import make_logger
 from torch2trt.trt.plugins import register
 
-Shapes = tuple[tuple[int, ...], ...]
-"""The shapes of the tensor inputs, in the signature's order."""
+_CHOICES_KEPT = 1024  # combinations of shapes whose profile is remembered
+
+Outputs = Sequence[torch.Tensor | None]
+"""Tensors to write into, None where their sizes depend on data."""
 
 ALIGNMENT = 256  # bytes; TensorRT's kernels rely on it
 
@@ -48,6 +54,11 @@ class Engine:
         dtypes = {leaf.name: leaf.spec.dtype for leaf in artifact.signature.tensor_outputs}
         self.outputs = tuple(dtypes)
         self.output_dtypes = tuple(dtypes.values())
+        known = artifact.signature.dims.keys()
+        self.sized_by_data = frozenset(
+            leaf.name for leaf in artifact.signature.tensor_outputs if symbols(leaf.spec.shape) - known
+        )
+        """Outputs whose sizes are known when the engine has run."""
         with torch.cuda.device(self.device):
             flavour = _flavour(artifact)
             self.trt = flavour.trt
@@ -60,6 +71,10 @@ class Engine:
                 self.handle = self._runtime.deserialize_cuda_engine(artifact.plan)
             if self.handle is None:
                 raise self.error("TensorRT cannot deserialise the plan", errors)
+        self.has_profiles = len(artifact.signature.profiles) > 1
+        """Whether there are several optimization profiles to choose from."""
+        if self.has_profiles:
+            self._nearest = functools.lru_cache(_CHOICES_KEPT)(functools.partial(nearest, profiles(artifact.signature)))
         self._check(artifact, flavour)
         on_host = [self.handle.get_tensor_location(name) == self.trt.TensorLocation.HOST for name in self.inputs]
         self.host_inputs = frozenset(name for name, host in zip(self.inputs, on_host, strict=True) if host)
@@ -79,10 +94,24 @@ class Engine:
         size = max(int(self.handle.device_memory_size_v2), ALIGNMENT)
         return torch.empty(size, dtype=torch.uint8, device=self.device)
 
+    def profile_of(self, shapes: Shapes) -> int:
+        """The index of the optimization profile that runs these shapes.
+
+        Raises:
+            EngineError: none holds them.
+        """
+        found = self._nearest(shapes) if self.has_profiles else 0
+        if found is None:
+            raise self.error(f"no optimization profile holds the shapes {[list(shape) for shape in shapes]}")
+        return found
+
     def _check(self, artifact: Artifact, flavour: Flavour) -> None:
         names = [self.handle.get_tensor_name(index) for index in range(self.handle.num_io_tensors)]
         if set(names) != {*self.inputs, *self.outputs}:
             raise self.error(f"has the tensors {sorted(names)}, its signature {sorted((*self.inputs, *self.outputs))}")
+        count = self.handle.num_optimization_profiles
+        if self.has_profiles and count != len(artifact.signature.profiles):
+            raise self.error(f"has {count} optimization profile(s), its signature {len(artifact.signature.profiles)}")
         known = torch_dtypes(flavour)
         for leaf in (*artifact.signature.tensor_inputs, *artifact.signature.tensor_outputs):
             dtype = known.get(self.handle.get_tensor_dtype(leaf.name))
@@ -99,22 +128,35 @@ class Context:
     Args:
         engine: what it runs.
         scratch: from :meth:`Engine.new_scratch`; contexts that never run at the same time may share one.
+        profile: index of the optimization profile that holds its shapes, once and for all.
     """
 
-    def __init__(self, engine: Engine, scratch: torch.Tensor) -> None:
+    def __init__(self, engine: Engine, scratch: torch.Tensor, profile: int = 0) -> None:
         self._engine = engine
         self._nowhere = scratch.data_ptr()
         with engine.logger.capture() as errors:
             strategy = engine.trt.ExecutionContextAllocationStrategy.USER_MANAGED
             self._context = engine.handle.create_execution_context(strategy)
-        if self._context is None:
-            raise engine.error("TensorRT created no execution context", errors)
+            if self._context is None:
+                raise engine.error("TensorRT created no execution context", errors)
+            if engine.has_profiles:
+                stream = torch.cuda.current_stream(engine.device)
+                if not self._context.set_optimization_profile_async(profile, stream.cuda_stream):
+                    raise engine.error(f"TensorRT refused the optimization profile {profile}", errors)
+                # Runs may be on other streams.
+                stream.synchronize()
         self._context.set_device_memory(scratch.data_ptr(), scratch.numel())
         self.shapes: Shapes | None = None
         """The shapes it is set to."""
         self._output_shapes: list[tuple[int, ...]] = []
+        self._sized_by_data: SizedByData | None = None
+        if engine.sized_by_data:
+            self._sized_by_data = SizedByData(engine.trt, engine.device)
+            for name in engine.sized_by_data:
+                if not self._context.set_output_allocator(name, self._sized_by_data.handle):
+                    raise engine.error(f"TensorRT refused the allocator of the output {name!r}")
 
-    def prepare(self, inputs: Sequence[torch.Tensor], shapes: Shapes) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def prepare(self, inputs: Sequence[torch.Tensor], shapes: Shapes) -> tuple[list[torch.Tensor], Outputs]:
         """Inputs as TensorRT needs them, and fresh outputs, for :meth:`enqueue`.
 
         Args:
@@ -127,16 +169,18 @@ class Context:
         engine = self._engine
         placed = [self._place(name, value) for name, value in zip(engine.inputs, inputs, strict=True)]
         outputs = [
-            torch.empty(shape, dtype=dtype, device=engine.device)
-            for shape, dtype in zip(self.output_shapes(placed, shapes), engine.output_dtypes, strict=True)
+            None if name in engine.sized_by_data else torch.empty(shape, dtype=dtype, device=engine.device)
+            for name, shape, dtype in zip(
+                engine.outputs, self.output_shapes(placed, shapes), engine.output_dtypes, strict=True
+            )
         ]
         return placed, outputs
 
     def output_shapes(self, inputs: Sequence[torch.Tensor], shapes: Shapes) -> list[tuple[int, ...]]:
-        """Set the input shapes and find those of the outputs.
+        """Set the input shapes and find those of the outputs, -1 where a size depends on data.
 
         Raises:
-            EngineError: TensorRT refused a shape, or an output's depends on data.
+            EngineError: TensorRT refused a shape, or does not know an output's.
         """
         if shapes == self.shapes and not self._engine.host_inputs:
             return self._output_shapes
@@ -153,31 +197,51 @@ class Context:
                 raise engine.error(f"TensorRT cannot infer shapes without {missing}", errors)
             found = [tuple(self._context.get_tensor_shape(name)) for name in engine.outputs]
         for name, shape in zip(engine.outputs, found, strict=True):
-            if any(size < 0 for size in shape):
-                raise engine.error(f"the shape {list(shape)} of the output {name!r} depends on data")
+            if name not in engine.sized_by_data and any(size < 0 for size in shape):
+                raise engine.error(f"TensorRT does not know the shape {list(shape)} of the output {name!r}")
         self.shapes, self._output_shapes = shapes, found
         return found
 
-    def enqueue(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], stream: int) -> None:
-        """Enqueue one run.
+    def enqueue(self, inputs: Sequence[torch.Tensor], outputs: Outputs, stream: int) -> list[torch.Tensor]:
+        """Enqueue one run; where sizes depend on data, TensorRT waits until they are known.
 
         Args:
             inputs: contiguous, aligned, and where TensorRT reads them.
-            outputs: likewise; written when the stream gets there.
+            outputs: likewise, None where sizes depend on data; written when the stream gets there.
             stream: handle of a CUDA stream.
+
+        Returns:
+            The outputs, fresh ones where there were none.
 
         Raises:
             EngineError: TensorRT refused it.
+            torch.cuda.OutOfMemoryError: there is no memory for an output whose size depends on data.
         """
         engine, bind = self._engine, self._context.set_tensor_address
         # An empty tensor has no address, and TensorRT takes no null pointer.
         for name, value in zip(engine.inputs, inputs, strict=True):
             bind(name, value.data_ptr() or self._nowhere)
-        for name, value in zip(engine.outputs, outputs, strict=True):
-            bind(name, value.data_ptr() or self._nowhere)
+        for name, output in zip(engine.outputs, outputs, strict=True):
+            if output is not None:
+                bind(name, output.data_ptr() or self._nowhere)
+        if self._sized_by_data is not None:
+            self._sized_by_data.begin(stream)
         with engine.logger.capture() as errors:
             if not self._context.execute_async_v3(stream):
+                if self._sized_by_data is not None and self._sized_by_data.error is not None:
+                    raise self._sized_by_data.error
                 raise engine.error("TensorRT refused to run", errors)
+        return [
+            self._sized(name, dtype) if output is None else output
+            for name, dtype, output in zip(engine.outputs, engine.output_dtypes, outputs, strict=True)
+        ]
+
+    def _sized(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        assert self._sized_by_data is not None
+        found = self._sized_by_data.take(name, dtype)
+        if found is None:
+            raise self._engine.error(f"TensorRT ran and did not ask for memory for the output {name!r}")
+        return found
 
     def _place(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """The input as TensorRT reads it: contiguous, aligned, and in host memory where its values decide shapes."""

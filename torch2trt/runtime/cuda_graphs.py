@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from torch2trt.runtime.context import ALIGNMENT, Context, Engine, Shapes
+from torch2trt.runtime.context import ALIGNMENT, Context, Engine
+from torch2trt.runtime.profiles import Shapes
 from torch2trt.runtime.recent import Recent
 
 log = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ class GraphCache:
         self._engine = engine
         self._scratch = scratch
         # Values that decide shapes are read when a run is enqueued: a graph would repeat the first ones.
-        self._enabled = enabled and not engine.host_inputs
+        self._enabled = enabled and not (engine.host_inputs or engine.sized_by_data)
         self._graphs: Recent[Shapes, Graph] = Recent(CAPACITY, first=1, later=_DISPLACES)
 
     def __len__(self) -> int:
@@ -161,4 +162,6 @@ class GraphCache:
         return graph
 
     def _capture(self, inputs: Sequence[torch.Tensor]) -> Graph:
-        return Graph(self._engine, Context(self._engine, self._scratch), inputs)
+        shapes = tuple(tuple(value.shape) for value in inputs)
+        context = Context(self._engine, self._scratch, self._engine.profile_of(shapes))
+        return Graph(self._engine, context, inputs)

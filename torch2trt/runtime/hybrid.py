@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import fx
 
+from torch2trt.graph.devices import placed
 from torch2trt.graph.program import Program
 from torch2trt.graph.signature import Signature
 from torch2trt.runtime.artifact import Artifact, TorchPart
-from torch2trt.runtime.context import Shapes
+from torch2trt.runtime.profiles import Shapes
 from torch2trt.runtime.session import Session
 
 Run = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
@@ -58,14 +58,7 @@ class Chain:
 
 def in_torch(program: Program, device: torch.device) -> Run:
     """A Program as a function that torch executes on a device."""
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(program.graph.graph, {}))
-    for node in graph.nodes:
-        # Constants are made where the module was when it was captured.
-        node.args, node.kwargs = fx.node.map_aggregate(
-            (node.args, node.kwargs), lambda item: device if isinstance(item, torch.device) else item
-        )
-    module = fx.GraphModule({}, graph)
+    module = placed(program.graph, device)
     evaluated = program.weights.evaluate(device=device)
     weights = [evaluated[str(node.target)] for node in program.weight_placeholders]
 

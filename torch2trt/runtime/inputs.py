@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import sympy
 import torch
 
 from torch2trt.errors import InputDeviceError, InputDtypeError, InputShapeError
 from torch2trt.graph.signature import Signature, TensorLeaf, dtype_to_json
-from torch2trt.sizes import evaluate
+from torch2trt.runtime.profiles import nearest, profiles
+from torch2trt.sizes import evaluate, spell
 
 
 def check(signature: Signature, inputs: Sequence[torch.Tensor]) -> dict[str, int]:
@@ -53,6 +54,8 @@ def check(signature: Signature, inputs: Sequence[torch.Tensor]) -> dict[str, int
                     _bind(dims, seen, leaf, axis, symbol.name, _solve(leaf, axis, size, symbol, dims, actual))
             if evaluate(size, dims) != actual:
                 raise _shape_error(leaf, f"axis {axis} is {actual}, the engine takes {size} = {evaluate(size, dims)}")
+    if signature.profiles:
+        _check_profiles(signature, inputs, dims)
     for name, actual in dims.items():
         span = signature.dims.get(name)
         if span is not None and not span.min <= actual <= span.max:
@@ -82,6 +85,16 @@ def check_devices(
                 subject=f"input {leaf.name!r}",
                 hint=f"pass {leaf.name}.to({str(device)!r})",
             )
+
+
+def _check_profiles(signature: Signature, inputs: Sequence[torch.Tensor], dims: Mapping[str, int]) -> None:
+    if nearest(profiles(signature), tuple(tuple(value.shape) for value in inputs)) is None:
+        raise InputShapeError(
+            f"no profile of the engine holds {', '.join(f'{name} {size}' for name, size in dims.items())}: "
+            f"it has {'; '.join(map(spell, signature.ranges))}",
+            subject="inputs",
+            hint="compile again with a profile that does",
+        )
 
 
 def _bind(dims: dict[str, int], seen: dict[str, str], leaf: TensorLeaf, axis: int, name: str, actual: int) -> None:

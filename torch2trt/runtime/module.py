@@ -29,9 +29,9 @@ from torch2trt.runtime import artifact as artifacts
 from torch2trt.runtime import inputs as checks
 from torch2trt.runtime import state, summary
 from torch2trt.runtime.artifact import Artifact, LoadedArtifact, StrPath, TorchPart
-from torch2trt.runtime.context import Shapes
 from torch2trt.runtime.hybrid import HybridSession, open_session
 from torch2trt.runtime.outputs import Assemble, Results
+from torch2trt.runtime.profiles import Shapes
 from torch2trt.runtime.session import Session
 from torch2trt.runtime.verification import Row, Verification, compare
 from torch2trt.settings import Settings

@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from torch2trt.runtime.artifact import Artifact
-from torch2trt.runtime.context import Context, Engine, Shapes
+from torch2trt.runtime.context import Context, Engine, Outputs
 from torch2trt.runtime.cuda_graphs import GraphCache
+from torch2trt.runtime.profiles import Shapes
 
 
 class _Contexts:
@@ -29,16 +30,16 @@ class _Contexts:
             self.scratch = engine.new_scratch()
         self.graphs = GraphCache(engine, self.scratch, enabled=cuda_graphs)
         self._engine = engine
-        self._plain: Context | None = None
+        self._plain: dict[int, Context] = {}
         self.lent = False
         """Whether a CUDA graph that the caller captured has baked in one of them."""
 
-    @property
-    def plain(self) -> Context:
-        """The context for runs that are no graph replay."""
-        if self._plain is None:
-            self._plain = Context(self._engine, self.scratch)
-        return self._plain
+    def plain(self, shapes: Shapes) -> Context:
+        """The context for runs at these shapes that are no graph replay: there is one for each optimization profile."""
+        profile = self._engine.profile_of(shapes)
+        if profile not in self._plain:
+            self._plain[profile] = Context(self._engine, self.scratch, profile)
+        return self._plain[profile]
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """The memory that outlives a run."""
@@ -52,7 +53,7 @@ class _Contexts:
         graph = self.graphs.peek(shapes)
         if graph is not None:
             return graph.context
-        return self._plain if self._plain is not None and self._plain.shapes == shapes else None
+        return next((context for context in self._plain.values() if context.shapes == shapes), None)
 
 
 class Session:
@@ -122,12 +123,11 @@ class Session:
             graph = contexts.graphs.get(shapes, inputs)
             if graph is not None:
                 return graph.replay(inputs)
-            placed, outputs = contexts.plain.prepare(inputs, shapes)
+            plain = contexts.plain(shapes)
+            placed, outputs = plain.prepare(inputs, shapes)
             if stream != 0:
-                contexts.plain.enqueue(placed, outputs, stream)
-            else:
-                self._enqueue_beside_default_stream(contexts.plain, placed, outputs)
-            return outputs
+                return plain.enqueue(placed, outputs, stream)
+            return self._enqueue_beside_default_stream(plain, placed, outputs)
 
     def _renew(self, engine: Engine) -> _Contexts:
         if self._contexts is not None:
@@ -147,15 +147,16 @@ class Session:
         self._stream, self._stream_handle = current, current.cuda_stream
 
     def _enqueue_beside_default_stream(
-        self, context: Context, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
-    ) -> None:
+        self, context: Context, inputs: Sequence[torch.Tensor], outputs: Outputs
+    ) -> list[torch.Tensor]:
         # Inputs and outputs are the default stream's, which waits before it goes on: no record_stream is needed.
         current = torch.cuda.current_stream(self.device)
         if self._side is None:
             self._side = torch.cuda.Stream(self.device)
         self._side.wait_stream(current)
-        context.enqueue(inputs, outputs, self._side.cuda_stream)
+        made = context.enqueue(inputs, outputs, self._side.cuda_stream)
         current.wait_stream(self._side)
+        return made
 
     def _run_in_capture(
         self, engine: Engine, inputs: Sequence[torch.Tensor], shapes: Shapes, stream: int
@@ -163,6 +164,8 @@ class Session:
         """Become part of a graph that the caller captures, with a context that is then no longer ours to change."""
         if engine.host_inputs:
             raise engine.error("reads input values on the host, so it cannot be part of a CUDA graph")
+        if engine.sized_by_data:
+            raise engine.error("has outputs whose sizes depend on data, so it cannot be part of a CUDA graph")
         context = self._contexts.warm(shapes) if self._contexts is not None else None
         if self._contexts is None or context is None:
             raise engine.error(
@@ -170,8 +173,7 @@ class Session:
             )
         self._contexts.lent = True
         placed, outputs = context.prepare(inputs, shapes)
-        context.enqueue(placed, outputs, stream)
-        return outputs
+        return context.enqueue(placed, outputs, stream)
 
 
 # Handle of a device's current stream; torch.cuda.current_stream takes 40 times as long.

@@ -6,6 +6,7 @@ import html
 
 from torch2trt.graph.signature import TensorLeaf, dtype_to_json
 from torch2trt.runtime.artifact import Artifact
+from torch2trt.sizes import spell
 
 
 def line(artifact: Artifact) -> str:
@@ -21,7 +22,7 @@ def signature(artifact: Artifact) -> str:
 
 def table(artifact: Artifact) -> dict[str, str]:
     """What there is to know, as texts by their titles."""
-    report, dims = artifact.report, artifact.signature.dims
+    report, ranges = artifact.report, artifact.signature.ranges
     rows = {
         "flavour": f"{artifact.flavour} {artifact.flavour_version}",
         "built for": artifact.gpu or "any GPU that the flavour serves",
@@ -29,8 +30,8 @@ def table(artifact: Artifact) -> dict[str, str]:
         "inputs": _leaves(artifact.signature.tensor_inputs),
         "outputs": _leaves(artifact.signature.tensor_outputs),
     }
-    if dims:
-        rows["profile"] = ", ".join(f"{name} {span.min}…{span.opt}…{span.max}" for name, span in dims.items())
+    if ranges[0]:
+        rows["profile" if len(ranges) == 1 else "profiles"] = "; ".join(map(spell, ranges))
     if "nodes" in report and "layers" in report:
         rows["nodes → layers"] = f"{report['nodes']} → {report['layers']}"
     if "fused_blocks" in report:

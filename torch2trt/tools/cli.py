@@ -98,7 +98,8 @@ def _compile(options: argparse.Namespace) -> Outcome:
     _check_folder(options.output)
     model, example = _model(options)
     _warn_of_random_weights(model, options)
-    compiled = torch2trt.compile(model.module, example.args, example.kwargs, **_keywords(options, model, example))
+    keywords = _keywords(options, model, example) | {"profiles": _profiles(options)}
+    compiled = torch2trt.compile(model.module, example.args, example.kwargs, **keywords)
     compiled.save(options.output, program=options.program)
     return _describe(options, compiled)
 
@@ -109,7 +110,7 @@ def _export(options: argparse.Namespace) -> Outcome:
     _check_folder(options.output)
     model, example = _model(options)
     _warn_of_random_weights(model, options)
-    keywords = _keywords(options, model, example)
+    keywords = _keywords(options, model, example) | {"profiles": _profiles(options)}
     compiled = torch2trt.export(model.module, example.args, options.output, example.kwargs, **keywords)
     return _describe(options, compiled)
 
@@ -121,7 +122,8 @@ def _verify(options: argparse.Namespace) -> Outcome:
     import torch2trt
 
     model, example = _model(options)
-    compiled = torch2trt.compile(model.module, example.args, example.kwargs, **_keywords(options, model, example))
+    keywords = _keywords(options, model, example) | {"profiles": _profiles(options)}
+    compiled = torch2trt.compile(model.module, example.args, example.kwargs, **keywords)
     found = compiled.verify(*example.args, **example.kwargs)
     outcome = _describe(options, compiled)
     return Outcome(
@@ -246,6 +248,12 @@ def _keywords(options: argparse.Namespace, model: Model, example: Example) -> di
     return {"dynamic_shapes": example.dynamic_shapes, "name": model.name, **_settings(options)}
 
 
+def _profiles(options: argparse.Namespace) -> list[dict[str, Any]] | None:
+    from torch2trt.tools.inputs import parse_profile
+
+    return [parse_profile(text) for text in options.profile] or None
+
+
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """The settings that were given."""
     return {item.name: getattr(options, item.name) for item in dataclasses.fields(Settings) if item.name in options}
@@ -366,6 +374,15 @@ def _parser() -> _Parser:
         _add_model(parser_of_one, what)
         _add_settings(parser_of_one)
 
+    for building in (compiling, exporting, verifying):
+        building.add_argument(
+            "--profile",
+            action="append",
+            default=[],
+            metavar="NAME=SIZES,…",
+            help="an optimization profile for dimensions by name, such as batch=2..16..64; may come several times",
+        )
+
     measuring = command(_bench, "measure against the other roads; needs a GPU", epilog=_INPUT_HELP)
     measuring.add_argument("models", nargs="*", metavar="MODEL", help="as for compile; several are measured in turn")
     _add_input(measuring)
@@ -380,7 +397,14 @@ def _parser() -> _Parser:
     covering = command(
         _coverage, "count what converts, from committed results, and write docs/operators.md and models.md"
     )
-    covering.add_argument("--models", type=Path, metavar="FILE", help="take in what python -m tests.model_suite wrote")
+    covering.add_argument(
+        "--models",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="take in what python -m tests.model_suite wrote; may come several times",
+    )
     covering.add_argument(
         "--samples",
         type=Path,

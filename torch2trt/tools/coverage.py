@@ -23,8 +23,9 @@ FOLDER = Path(__file__).parents[2] / "docs"
 
 _ROW = "row"
 _RIGHT, _REFUSED, _WRONG, _SKIPPED = range(4)
+_STATUSES = ("whole", "hybrid", "failed")
 _PLACE = {"right": _RIGHT, "refused": _REFUSED, "skipped": _SKIPPED}  # a crash and a hang are wrong
-_OF_A_MODEL = ("name", "family", "status", "nodes", "layers", "engines", "error", "in_torch", "detail")
+_OF_A_MODEL = ("name", "flavour", "family", "status", "nodes", "layers", "engines", "error", "in_torch", "detail")
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Coverage:
-    """The committed results."""
+    """The committed results; a model that fares worse on one flavour than on another counts as the worse."""
 
     models: tuple[Mapping[str, Any], ...]
     samples: Mapping[tuple[str, str], Samples]
@@ -52,13 +53,16 @@ class Coverage:
         """The numbers, as ``torch2trt coverage --json`` prints them."""
         found = [each.counts for (_, dtype), each in self.samples.items() if dtype != _ROW]
         right, refused, wrong = (sum(counts[place] for counts in found) for place in (_RIGHT, _REFUSED, _WRONG))
-        outcomes = Counter(model["status"] for model in self.models)
+        worst: dict[str, str] = {}
+        for model in self.models:
+            worst[model["name"]] = max(model["status"], worst.get(model["name"], _STATUSES[0]), key=_STATUSES.index)
+        outcomes = Counter(worst.values())
         return {
             "core_aten": {"total": len(self.core), "converted": sum(map(self.is_converted, self.core))},
             "samples": {"total": right + refused + wrong, "right": right, "refused": refused, "wrong": wrong},
             "models": {
-                "total": len(self.models),
-                **{status: outcomes[status] for status in ("whole", "hybrid", "failed")},
+                "total": len(worst),
+                **{status: outcomes[status] for status in _STATUSES},
             },
         }
 
@@ -95,23 +99,23 @@ def read(folder: Path = FOLDER) -> Coverage:
     )
 
 
-def merge(coverage: Coverage, models: Path | None = None, samples: Sequence[Path] = ()) -> Coverage:
+def merge(coverage: Coverage, models: Sequence[Path] = (), samples: Sequence[Path] = ()) -> Coverage:
     """Take new results in: of the models and samples in the files, and no others.
 
     Args:
         models: what ``python -m tests.model_suite`` wrote.
         samples: what the sweep of PyTorch's samples and ``python -m tests.rows`` wrote.
     """
-    by_name = {model["name"]: model for model in coverage.models}
-    for found in _lines(models) if models else ():
-        by_name[found["name"]] = {key: found[key] for key in _OF_A_MODEL if found[key]}
+    by_name = {(model["name"], model["flavour"]): model for model in coverage.models}
+    for found in (each for path in models for each in _lines(path)):
+        by_name[found["name"], found["flavour"]] = {key: found[key] for key in _OF_A_MODEL if found[key]}
     groups: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
     for path in samples:
         for found in _lines(path):
             groups.setdefault((found["op"], found["dtype"]), {})[found["sample"]] = found
     known = {**coverage.samples, **{key: _counted(found.values()) for key, found in groups.items()}}
     return Coverage(
-        tuple(by_name[name] for name in sorted(by_name)),
+        tuple(by_name[key] for key in sorted(by_name)),
         {key: known[key] for key in sorted(known)},
         core_operators() if groups else coverage.core,
     )

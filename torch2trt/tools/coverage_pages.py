@@ -37,9 +37,11 @@ what a converter makes use of where a flavour has it.
 _MODELS = """# Models
 
 Models of torchvision, timm and transformers, and nets of our own from published architectures
-(`benchmarks/models/`), with random weights and, where a library lets it be said, small: what becomes of each when it is
-built for TensorRT-RTX, and how far the network is from float64 eager, relative to the scale of the output. *Whole* is
-one engine; *hybrid* has some calls in torch, between engines. `python -m tests.model_suite` makes these results.
+(`benchmarks/models/`), in float32, with random weights and, where a library lets it be said, small: what becomes of
+each when it is built for TensorRT-RTX, and how far its network, run on the CPU by the reference interpreter, is from
+float64 eager, relative to the scale of the output; and what becomes of it on a GPU with enterprise TensorRT, where the
+error is the engine's. *Whole* is one engine; *hybrid* has some calls in torch, between engines.
+`python -m tests.model_suite` makes these results.
 
 {summary}
 """
@@ -80,13 +82,15 @@ def models_page(coverage: Coverage) -> str:
             f"{counts['failed']} failed."
         )
     ]
-    titles = ("model", "outcome", "nodes", "layers", "engines", "error", "in torch, or why not")
-    libraries: dict[tuple[str, str], list[tuple[str, ...]]] = {}
+    titles = ("model", "on RTX", "nodes", "layers", "engines", "error", "on TensorRT", "error", "in torch, or why not")
+    libraries: dict[tuple[str, str], dict[str, dict[str, Mapping[str, Any]]]] = {}
     for model in coverage.models:
         library, _, name = model["name"].partition(":")
-        libraries.setdefault((library, model.get("family", "")), []).append(_model_row(name, model))
-    for (library, family), rows in sorted(libraries.items()):
-        parts.append(f"## {library}{f', {family}' if family else ''}\n\n{_table(titles, rows)}")
+        rows = libraries.setdefault((library, model.get("family", "")), {})
+        rows.setdefault(name, {})[model["flavour"]] = model
+    for (library, family), models in sorted(libraries.items()):
+        rows_of_it = [_model_row(name, found) for name, found in models.items()]
+        parts.append(f"## {library}{f', {family}' if family else ''}\n\n{_table(titles, rows_of_it)}")
     return "\n".join(parts)
 
 
@@ -94,11 +98,24 @@ PAGES: dict[str, Callable[[Coverage], str]] = {"operators.md": operators_page, "
 """The generated pages by the names of their files."""
 
 
-def _model_row(name: str, model: Mapping[str, Any]) -> tuple[str, ...]:
-    numbers = (str(model.get(key, "")) for key in ("nodes", "layers", "engines"))
-    error = f"{model['error']:.0e}" if "error" in model else ""
-    why = "; ".join(f"`{op}` ({count}): {reason}" for op, count, reason in model.get("in_torch", ()))
-    return f"`{name}`", model["status"], *numbers, error, _cell(model.get("detail", "") or why)
+def _model_row(name: str, found: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    rtx, tensorrt = (found.get(flavour, {}) for flavour in (flavours.TENSORRT_RTX, flavours.TENSORRT))
+    numbers = (str(rtx.get(key, "")) for key in ("nodes", "layers", "engines"))
+    reasons = [
+        model.get("detail", "")
+        or "; ".join(f"`{op}` ({count}): {reason}" for op, count, reason in model.get("in_torch", ()))
+        for model in (rtx, tensorrt)
+    ]
+    why = " / ".join(dict.fromkeys(filter(None, reasons)))
+    return f"`{name}`", _status(rtx), *numbers, _error(rtx), _status(tensorrt), _error(tensorrt), _cell(why)
+
+
+def _status(model: Mapping[str, Any]) -> str:
+    return str(model.get("status", ""))
+
+
+def _error(model: Mapping[str, Any]) -> str:
+    return f"{model['error']:.0e}" if "error" in model else ""
 
 
 def refusals(converter: Converter) -> list[str]:

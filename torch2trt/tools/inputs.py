@@ -89,6 +89,23 @@ def parse_span(text: str) -> tuple[str, Span]:
     return found["name"] or "", (int(found["low"]), int(found["high"]))
 
 
+def parse_profile(text: str) -> dict[str, int | tuple[int, int, int]]:
+    """Read ``NAME=SIZES,…``: an optimization profile, whose sizes are ``N`` or ``MIN..OPT..MAX``.
+
+    Raises:
+        ExampleInputError: it is not of this form.
+    """
+    profile: dict[str, int | tuple[int, int, int]] = {}
+    for part in text.split(","):
+        found = _AXIS.fullmatch(part)
+        if found is None or not found["name"]:
+            hint = "NAME=N or NAME=MIN..OPT..MAX, several with commas between, as in batch=2..16..64,length=128"
+            raise ExampleInputError("is no profile", subject=f"profile {text!r}", hint=hint)
+        sizes = [int(size) for size in found["sizes"].split("..")]
+        profile[found["name"]] = (sizes[0], sizes[1], sizes[2]) if len(sizes) == 3 else sizes[0]
+    return profile
+
+
 def draw(
     module: nn.Module, specs: Sequence[InputSpec], *, seed: int = 0, spans: Mapping[str, Span] | None = None
 ) -> Example:

@@ -1,4 +1,4 @@
-"""Loops: layers that run once for every element along a dimension."""
+"""Loops: layers that run once for every element along a dimension, or as long as a condition holds."""
 
 from __future__ import annotations
 
@@ -16,20 +16,25 @@ class Loop:
 
     Args:
         net: the network.
-        rounds: how often it runs.
+        rounds: how often it runs; unset: as long as :meth:`go_on` says.
     """
 
-    def __init__(self, net: Arithmetic, rounds: Size) -> None:
+    def __init__(self, net: Arithmetic, rounds: Size | None = None) -> None:
         self._net = net
         self._loop = net.definition.add_loop()
         self._carried: dict[Tensor, Any] = {}
-        # Of the two integer types, all versions take INT32 for the number of rounds.
-        self._rounds = net.reshape(net.cast(net.shape_tensor([rounds]), torch.int32), ())
         self._size = rounds
-        self._add("add_trip_limit", self._rounds.itensor, net.trt.TripLimit.COUNT)
+        if rounds is not None:
+            # Of the two integer types, all versions take INT32 for the number of rounds.
+            self._rounds = net.reshape(net.cast(net.shape_tensor([rounds]), torch.int32), ())
+            self._add("add_trip_limit", self._rounds.itensor, net.trt.TripLimit.COUNT)
 
     def _add(self, method: str, *args: Any) -> Any:
         return self._net.adopt(getattr(self._loop, method)(*args), method)
+
+    def go_on(self, condition: Tensor) -> None:
+        """Begin a round only where a carried BOOL scalar is True."""
+        self._add("add_trip_limit", condition.itensor, self._net.trt.TripLimit.WHILE)
 
     def element(self, tensor: Tensor, axis: int) -> Tensor:
         """What lies at the round's own place along a dimension, which is gone from the shape."""
@@ -53,6 +58,7 @@ class Loop:
     def stack(self, tensor: Tensor, axis: int) -> Tensor:
         """What a tensor is in each round, along a new dimension; negative axes count in the result."""
         axis %= tensor.rank + 1
+        assert self._size is not None
         layer = self._add("add_loop_output", tensor.itensor, self._net.trt.LoopOutput.CONCATENATE, axis)
         layer.set_input(1, self._rounds.itensor)
         return self._net.output_of(layer, (*tensor.shape[:axis], self._size, *tensor.shape[axis:]))

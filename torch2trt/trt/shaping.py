@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils import _pytree as pytree
 
-from torch2trt.sizes import Size, volume
+from torch2trt.sizes import Size, symbols, volume
 from torch2trt.trt.core import BYTES, NetworkCore
 from torch2trt.trt.dims import broadcast
 from torch2trt.trt.tensor import Tensor
@@ -88,7 +88,7 @@ class Shaping(NetworkCore):
         if len(dynamic) == 1 and 0 not in shape:
             layer.zero_is_placeholder = False
             layer.reshape_dims = [size if isinstance(size, int) else -1 for size in shape]
-        elif len(rest) <= 1 and 0 not in shape:
+        elif len(rest) <= 1 and 0 not in shape and not (rest and self.may_be_empty([shape[axis] for axis in copied])):
             # 0 copies the size of the same axis of the input, -1 is what remains.
             layer.reshape_dims = [
                 size if isinstance(size, int) else 0 if axis in copied else -1 for axis, size in enumerate(shape)
@@ -100,6 +100,10 @@ class Shaping(NetworkCore):
             layer.zero_is_placeholder = False
             layer.set_input(1, self.shape_tensor(shape).itensor)
         return self.output_of(layer, shape)
+
+    def may_be_empty(self, shape: Sequence[Size]) -> bool:
+        """Whether a size depends on data, which may be 0."""
+        return any(name in self.ranges and self.ranges[name].min == 0 for name in symbols(shape))
 
     def flatten(self, tensor: Tensor) -> Tensor:
         """All elements in one dimension."""
@@ -214,6 +218,17 @@ class Shaping(NetworkCore):
         sizes = [size + low + high for size, low, high in zip(tensor.shape, before, after, strict=True)]
         fill = self.constant(torch.tensor(value, dtype=tensor.dtype)) if mode == "FILL" else None
         return self.slice(tensor, start, sizes, [1] * tensor.rank, mode=mode, fill=fill)
+
+    # -- what is found by its value -----------------------------------------------------------------------------------
+
+    def non_zero(self, mask: Tensor) -> Tensor:
+        """Where a BOOL tensor is True, in order: INT32 [rank, count]. The same mask is searched once."""
+        key = ("non_zero", mask)
+        if key not in self.shared:
+            self.shared[key] = self.output_of(self.add("add_non_zero", mask.itensor))
+        found = self.shared[key]
+        assert isinstance(found, Tensor)
+        return found
 
     # -- joins and look-ups -------------------------------------------------------------------------------------------
 
