@@ -50,7 +50,7 @@ from torch2trt.graph.operator_call import OperatorCall
 from torch2trt.graph.program import Program
 from torch2trt.partition.explain import explain
 from torch2trt.reference.layers import LAYERS
-from torch2trt.runtime.artifact import export_plan, load, to_bytes
+from torch2trt.runtime.artifact import Artifact, export_plan, load, to_bytes
 from torch2trt.settings import Settings
 from torch2trt.sizes import Size, TensorSpec, evaluate, symbol
 from torch2trt.trt import flavour as flavours
@@ -364,6 +364,12 @@ def test_where_there_are_none_it_runs_in_torch() -> None:
     assert compiled.artifact.parts
     assert not compiled.artifact.calls
     compare(compiled.reference(X), truth(Block(), (X,)), 1.0)
+    # Had one of its engines calls, its file would name them.
+    first, *others = compiled.artifact.parts
+    mixed = dataclasses.replace(compiled.artifact, parts=(dataclasses.replace(first, calls=(spreading(),)), *others))
+    again = load(to_bytes(mixed), namespaces=["t2t_plugins"]).artifact.parts[0]
+    assert isinstance(again, Artifact)
+    assert again.calls == (spreading(),)
 
 
 def test_an_operator_that_is_none_is_as_before() -> None:
