@@ -11,7 +11,11 @@ import pytest
 from tests.model_suite import MODELS
 from tests.model_suite.__main__ import run
 from tests.model_suite.check import Outcome, check
+from torch2trt import api
+from torch2trt.converters.lower import lower
+from torch2trt.settings import Settings
 from torch2trt.tools import coverage
+from torch2trt.trt import flavour as flavours
 
 EVERY_KIND = [
     "own:yolov8",
@@ -53,6 +57,17 @@ def test_every_kind(name: str) -> None:
     assert outcome.status != "failed", outcome
     assert outcome.status == "whole" or recorded[name] == "hybrid", outcome
     assert outcome.layers > 10
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["torchvision:swin_t", "transformers:GPT2LMHeadModel"])
+def test_no_more_layers_than_the_graph_has_nodes(name: str) -> None:
+    settings = Settings(precision="fp32")
+    program = api.optimize(api.capture(*MODELS[name].build()), settings)
+    network = lower(program, flavours.load())
+    layers = [network.definition.get_layer(index) for index in range(network.definition.num_layers)]
+    constants = [layer for layer in layers if layer.type == network.flavour.trt.LayerType.CONSTANT]
+    assert len(layers) - len(constants) <= program.captured_nodes
 
 
 @pytest.fixture(scope="module")
