@@ -110,12 +110,14 @@ def check_case(case: OpCase, settings: Settings | None = None) -> None:
             ),
         )
     enterprise = flavours.load().name == flavours.TENSORRT
+    others = _at_other_sizes(case, module, inputs)
     check_module(
         module,
         inputs,
         settings or _exact_settings(flat),
         dynamic_shapes=shapes,
-        others=_at_other_sizes(case, module, inputs),
+        others=others[:2],
+        outside=others[2:],
         unsupported=case.unsupported or (case.tensorrt if enterprise else ""),
         raises=case.raises,
         rtx=case.rtx,
@@ -136,7 +138,8 @@ def _at_other_sizes(case: OpCase, module: OpModule, inputs: tuple[torch.Tensor, 
         resized = []
         for index, tensor in zip(module.inputs, inputs, strict=True):
             for axis, bounds in case.dynamic.get(module.owner[index], {}).items():
-                size = (bounds.min, bounds.max)[end] if isinstance(bounds, Dim) else bounds[end]
+                low, high = (bounds.min, bounds.max) if isinstance(bounds, Dim) else bounds
+                size = (low, high, high + 1)[end]
                 indices = torch.arange(size) % tensor.shape[axis]
                 tensor = tensor.index_select(axis, indices)
             resized.append(tensor)
@@ -151,6 +154,7 @@ def check_module(
     *,
     dynamic_shapes: Any = None,
     others: Sequence[tuple[torch.Tensor, ...]] = (),
+    outside: Sequence[tuple[torch.Tensor, ...]] = (),
     unsupported: str = "",
     raises: str = "",
     rtx: str = "",
@@ -188,6 +192,9 @@ def check_module(
         if torch.cuda.is_available():
             found = compiled(*pytree.tree_map_only(torch.Tensor, torch.Tensor.cuda, arguments))
             compare(pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, found), expected, 2 * tolerance)
+    for arguments in outside if compiled is not None else ():
+        with pytest.raises(torch2trt.InputShapeError):
+            compiled.reference(*arguments)
 
 
 @contextlib.contextmanager
