@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 import torch2trt
 from torch2trt import backend as backends
+from torch2trt.frontend.dynamo import Region
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Engines compute float32 with TF32 on a GPU.
@@ -286,6 +287,129 @@ def test_a_graph_that_changes_its_inputs() -> None:
         expected = x + 1
         torch.testing.assert_close(compiled(x), expected.relu())
         torch.testing.assert_close(x, expected)
+
+
+def hands_back_what_it_writes(x: torch.Tensor) -> Any:
+    y = x.add_(1)
+    return y.view(-1), y.relu()
+
+
+def writes_between_views(x: torch.Tensor) -> Any:
+    whole = x * 2
+    first, second = whole.split(2)
+    row = second[0]
+    torch._dynamo.graph_break()
+    row.add_(1)
+    whole[0].mul_(3)
+    return whole + 1, first, second.sum()
+
+
+def writes_a_view_of_an_argument(x: torch.Tensor) -> Any:
+    rest = x[1:]
+    torch._dynamo.graph_break()
+    rest.mul_(3)
+    return x.relu() + 1, rest * 2
+
+
+def writes_an_argument_that_has_a_view(x: torch.Tensor) -> Any:
+    flat = x.view(-1)
+    torch._dynamo.graph_break()
+    x.add_(1)
+    return flat * 2 + 1
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        hands_back_what_it_writes,
+        writes_between_views,
+        writes_a_view_of_an_argument,
+        writes_an_argument_that_has_a_view,
+    ],
+)
+@torch.no_grad()
+def test_memory_is_shared_as_in_eager(function: Any) -> None:
+    compiled = torch.compile(function, backend="torch2trt", options={"min_segment": 1})
+    for _ in range(2):
+        x = rows(4)
+        own = x.clone()
+        same(compiled(x), function(own))
+        torch.testing.assert_close(x, own)
+
+
+@torch.no_grad()
+def test_views_of_one_result_share_memory(builds: Any) -> None:
+    def halves(x: torch.Tensor) -> Any:
+        first, second = torch.relu(x * 2).chunk(2)
+        return first, second[1:], second
+
+    first, row, second = torch.compile(halves, backend="torch2trt")(x := rows(4))
+    same((first, row, second), halves(x))
+    assert builds() == 1
+    assert row.untyped_storage().data_ptr() == second.untyped_storage().data_ptr() == first.data_ptr()
+
+
+@torch.no_grad()
+def test_what_an_engine_cannot_take_is_left_to_eager(builds: Any, warnings: Any) -> None:
+    compiled, x = torch.compile(linear().double(), backend="torch2trt"), rows(4).double()
+    assert compiled(x).dtype == torch.float64
+    assert builds() == 0
+    assert len(warnings("left to eager")) == 1
+
+
+class Anchors(nn.Module):
+    """Keeps a tensor that is no buffer, and so stays on the CPU when the module moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        self.anchors = [torch.arange(6.0)]
+
+    def forward(self, x: torch.Tensor, shift: torch.Tensor) -> Any:
+        y = self.linear(x) + self.anchors[0].to(x.device) + shift.to(x.device)
+        ramp = torch.arange(6, device=torch.device("cpu")) * self.anchors[0]
+        return y, ramp + shift, (y * 2).to("cpu")
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_a_graph_on_several_devices(builds: Any, warnings: Any) -> None:
+    module = Anchors().eval().cuda()
+    compiled = torch.compile(module, backend="torch2trt", options={"min_segment": 1})
+    for _ in range(2):
+        x, shift = torch.randn(4, 6, device="cuda"), torch.ones(6)
+        found, wanted = compiled(x, shift), module(x, shift)
+        assert [value.device for value in found] == [value.device for value in wanted]
+        same(found, wanted)
+    assert builds() == 1, warnings("")
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_a_model_on_the_cpu_stays_there(builds: Any, warnings: Any) -> None:
+    module, x = Perceptron().eval(), torch.randn(4, 6)
+    torch.testing.assert_close(torch.compile(module, backend="torch2trt")(x), module(x))
+    assert builds() == 0
+    assert len(warnings("on the CPU")) == 1
+
+
+@torch.no_grad()
+def test_a_graph_on_several_devices_is_captured_on_one() -> None:
+    module = Anchors().eval()
+    regions: list[tuple[Region, Any]] = []
+
+    def look(graph: Any, inputs: Any) -> Any:
+        regions.append((Region(graph), inputs))
+        return graph.forward
+
+    x, shift = torch.randn(4, 6), torch.ones(6)
+    torch.compile(module, backend=look)(x, shift)
+    ((region, args),) = regions
+    # The other device is one that every build of torch has; it holds no values.
+    args = [value.to("meta") if isinstance(value, torch.Tensor) and value.dim() == 2 else value for value in args]
+    assert region.device(args) == torch.device("meta")
+    captured, inputs, _ = region.module(args)
+    assert {value.device.type for value in (*inputs, *captured.buffers(), *captured(*inputs))} == {"meta"}
 
 
 def test_registered_by_entry_point() -> None:

@@ -4,7 +4,7 @@ It is for inference, under ``torch.no_grad()`` or ``torch.inference_mode()``. Wh
 the weights inside; the first call builds them. Sizes that differ from call to call are a range of one engine where
 ``torch._dynamo.mark_dynamic(x, 0, min=2, max=64)`` gives them one, and otherwise each size has an engine of its own.
 
-Results are fresh tensors, so of two results that are views of each other, each has memory of its own. Weights that are
+Weights that are
 changed later lead to another engine, unless they are changed in place through ``.data``, which torch does not record:
 call ``torch._dynamo.reset()`` then.
 """
@@ -24,7 +24,17 @@ import torch
 from torch import fx
 
 from torch2trt import api
-from torch2trt.errors import CaptureError, DynamicShapeError, NetworkError, UnsupportedOpsError
+from torch2trt.errors import (
+    BuildError,
+    CaptureError,
+    DynamicShapeError,
+    ExampleInputError,
+    NetworkError,
+    RandomOpError,
+    Torch2TRTError,
+    UnsupportedOpsError,
+    WeightError,
+)
 from torch2trt.frontend.dynamo import Region
 from torch2trt.graph.program import Program
 from torch2trt.runtime.module import EngineModule
@@ -34,6 +44,12 @@ from torch2trt.trt import flavour as flavours
 log = logging.getLogger(__name__)
 
 _NAME = "torch2trt"
+
+# What one region cannot be compiled for; settings and the environment are the same for all.
+_REFUSALS = (
+    *(CaptureError, DynamicShapeError, ExampleInputError, RandomOpError, WeightError),
+    *(UnsupportedOpsError, NetworkError, BuildError),
+)
 
 Run = Callable[[Sequence[Any]], Sequence[Any]]
 """A call's arguments to its results."""
@@ -46,6 +62,7 @@ def backend(
     options: dict[str, Any] | None = None,
     name: str | None = None,
     built: Callable[[EngineModule], object] = lambda engine: None,
+    left: Callable[[Torch2TRTError], object] = lambda error: None,
     **unknown: Any,
 ) -> Callable[..., Any]:
     """Compile one graph of Dynamo's.
@@ -59,6 +76,7 @@ def backend(
         options: fields of :class:`torch2trt.Settings`.
         name: what to call the engines.
         built: told each engine.
+        left: told why a graph is left to eager.
     """
     if torch.is_grad_enabled():
         _say_once(
@@ -67,9 +85,9 @@ def backend(
         )
         return graph.forward
     region = Region(graph, name)
-    if not region.computed or not region.inputs:
+    if not region.made or not region.inputs:
         return graph.forward
-    return _CompiledRegion(region, {**(options or {}), **unknown}, built)
+    return _CompiledRegion(region, {**(options or {}), **unknown}, built, left)
 
 
 class _Weights:
@@ -102,16 +120,28 @@ class _CompiledRegion:
     Dynamo runs one compiled graph for several modules of a class, so each call's weights are looked at.
     """
 
-    def __init__(self, region: Region, options: dict[str, Any], built: Callable[[EngineModule], object]) -> None:
+    def __init__(
+        self,
+        region: Region,
+        options: dict[str, Any],
+        built: Callable[[EngineModule], object],
+        left: Callable[[Torch2TRTError], object],
+    ) -> None:
         self._region = region
         self._options = options
         self._built = built
+        self._left = left
         self._weights_of = _picker(region.weights)
         self._inputs_of = _picker(region.inputs)
         self._known: list[_Weights] = []
         self._lock = threading.Lock()
 
     def __call__(self, *args: Any) -> Sequence[Any]:
+        if self._region.written and self._region.overlap(args):
+            _say_once(
+                f"{self._region.name}: writes into memory that it reads as another tensor: such calls run in eager"
+            )
+            return self._region.graph(*args)  # type: ignore[no-any-return]
         run = self._find(args)
         if run is None:
             with self._lock:
@@ -146,57 +176,82 @@ class _CompiledRegion:
             return lambda args: graph(*args)
         try:
             engine = self._build(args)
-        except (UnsupportedOpsError, CaptureError, NetworkError) as error:
+        except _REFUSALS as error:
             if not Settings.make(**self._options).fallback:
                 raise
+            self._left(error)
             log.warning("%s: is left to eager: %s", region.name, error)
             run: Run = lambda args: graph(*args)  # noqa: E731
         else:
             self._built(engine)
-            run = self._runner(engine)
+            run = self._runner(engine, args)
         known.runs[region.constants(args)] = run
         return run
 
-    def _runner(self, engine: EngineModule) -> Run:
-        merge, inputs_of = self._region.merge, self._inputs_of
+    def _runner(self, engine: EngineModule, args: Sequence[Any]) -> Run:
+        merge, inputs_of, devices = self._region.merge, self._inputs_of, self._region.devices
         call: Callable[..., Sequence[torch.Tensor]] = engine
         if not torch.cuda.is_available():
             _say_once("there is no GPU here: compiled graphs run in the reference interpreter, on the CPU, slowly")
             call = engine.reference
+        elif {*devices, *(value.device for value in inputs_of(args))} != {device := self._region.device(args)}:
+
+            def run(args: Sequence[Any]) -> Sequence[Any]:
+                made = call(*[value.to(device) for value in inputs_of(args)])
+                return merge([value.to(own) for value, own in zip(made, devices, strict=True)], args)
+
+            return run
         return lambda args: merge(call(*inputs_of(args)), args)
 
     def _build(self, args: Sequence[Any]) -> EngineModule:
         settings = Settings.make(**self._options)
         flavour = flavours.load(settings.flavour)
+        device = self._region.device(args)
         # Tensors made in inference mode cannot be traced in it.
         with torch.inference_mode(False), torch.no_grad():
-            try:
-                program = self._capture(args)
-            except DynamicShapeError as error:
-                if not self._region.has_ranges:
-                    raise
-                log.warning("%s: one engine for each size, since a range is impossible: %s", self._region.name, error)
-                self._region.fix_sizes()
-                program = self._capture(args)
+            program = capture(self._region, args)
             shapes = ", ".join(str(list(value.shape)) for value in self._inputs_of(args))
             log.info("%s: building an engine for inputs of %s", self._region.name, shapes)
-            device = self._inputs_of(args)[0].device
             with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
                 engine = api.build(api.optimize(program, settings), flavour, settings)
             return engine.to(device) if device.type == "cuda" else engine
 
-    def _capture(self, args: Sequence[Any]) -> Program:
-        module, inputs, dynamic = self._region.module(args)
-        program = api.capture(module, inputs, dynamic_shapes=dynamic, name=self._region.name)
-        if program.signature.state:
-            # An engine would change its own copies, and not the model's buffers.
-            changed = ", ".join(leaf.buffer for leaf in program.signature.state)
-            raise CaptureError(
-                f"the model changes its buffers when it runs: {changed}",
-                subject=self._region.name,
-                hint="compile it with torch2trt.compile, or return the new values instead",
-            )
-        return program
+
+def capture(region: Region, args: Sequence[Any]) -> Program:
+    """Capture a region for a call's sizes and weights; where its ranges of sizes are impossible, they are fixed.
+
+    Raises:
+        Torch2TRTError: no engine can stand for it.
+    """
+    try:
+        return _capture(region, args)
+    except DynamicShapeError as error:
+        if not region.has_ranges:
+            raise
+        log.warning("%s: one engine for each size, since a range is impossible: %s", region.name, error)
+        region.fix_sizes()
+        return _capture(region, args)
+
+
+def _capture(region: Region, args: Sequence[Any]) -> Program:
+    if region.refusal:
+        raise CaptureError(region.refusal, subject=region.name)
+    device = region.device(args)
+    if device.type == "cpu" and torch.cuda.is_available():
+        raise ExampleInputError("its tensors are on the CPU", subject=region.name, hint="move the model to the GPU")
+    if any(args[position].device != device for position in region.written):
+        raise CaptureError("it writes into tensors on several devices", subject=region.name)
+    module, inputs, dynamic = region.module(args)
+    program = api.capture(module, inputs, dynamic_shapes=dynamic, name=region.name)
+    if program.signature.state:
+        # An engine would change its own copies, and not the model's buffers.
+        changed = ", ".join(leaf.buffer for leaf in program.signature.state)
+        raise CaptureError(
+            f"the model changes its buffers when it runs: {changed}",
+            subject=region.name,
+            hint="compile it with torch2trt.compile, or return the new values instead",
+        )
+    return program
 
 
 _version: Callable[[torch.Tensor], int] = operator.attrgetter("_version")

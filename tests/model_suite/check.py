@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import time
 import warnings
@@ -141,7 +142,7 @@ def _wrong(
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         own = _moved((args, kwargs), "cpu")  # where float32 is no TF32
-        eager = module.cpu()(*own[0], **own[1])
+        eager = copy.deepcopy(module).cpu()(*own[0], **own[1])
     result = compiled(*args, **kwargs) if _on_gpu(args, kwargs) else compiled.reference(*args, **kwargs)
     leaves = map(pytree.tree_leaves, _moved((result, eager, exact), "cpu"))
     texts = []

@@ -5,12 +5,13 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import sympy
 import torch
 from torch import fx
 from torch.export import Dim
+from torch.fx.node import map_aggregate
 
 # Beyond it, a bound on a size comes from an index type or an allocation, and not from the model or its user.
 _LARGEST = 1 << 16
@@ -21,8 +22,8 @@ _DYNAMO_ROOT = re.compile(r"^\w+\['\w+'\]\.?")
 class Region:
     """One graph that Dynamo hands to a backend: torch functions, with weights and sizes among its arguments.
 
-    Its tensor results are computed by a module that :meth:`module` makes. What is no new tensor (a view of an
-    argument, a size, None) stays in torch, in :attr:`rest`.
+    Its tensor results are computed by a module that :meth:`module` makes. What is no new tensor (a view of an argument
+    or of another result, a size, None) stays in torch, in :attr:`rest`, so that memory is shared as in eager.
 
     Args:
         graph: as the backend gets it.
@@ -44,20 +45,25 @@ class Region:
             for position, shape in ((p, self._placeholders[p].meta["example_value"].shape) for p in self.inputs)
         }
         self._set_ranges(self._bounded_symbols())
-        held = {_storage(node) for node in self._placeholders}
-        self._returned: Sequence[Any] = graph.graph.output_node().args[0]  # type: ignore[assignment]
-        self.computed = tuple(
-            position
-            for position, value in enumerate(self._returned)
-            if isinstance(value, fx.Node)
-            and isinstance(value.meta.get("example_value"), torch.Tensor)
-            and _storage(value) not in held
+        held = {_storage(node) for node in self._placeholders} - {None}
+        self.written = tuple(
+            position for position in (*self.weights, *self.inputs) if _is_written(self._placeholders[position])
         )
-        """Positions of the results that are new tensors."""
-        others = [position for position in range(len(self._returned)) if position not in self.computed]
-        self.rest = self._returning(others) if others else None
-        """The graph with the other results alone; None where there are none."""
-        self._others = others
+        """Positions of the arguments that the graph writes into."""
+        self._returned: Sequence[Any] = graph.graph.output_node().args[0]  # type: ignore[assignment]
+        new = [value for value in self._returned if _is_tensor(value) and _storage(value) not in held]
+        storages = [_storage(node) for node in dict.fromkeys(new)]
+        shared = {storage for storage in storages if storage is not None and storages.count(storage) > 1}
+        # Results that are views of each other become what they are views of.
+        owners = {node: _owner(node) if _storage(node) in shared else node for node in new}
+        self.made = tuple(dict.fromkeys(owners.values()))
+        """What the module from :meth:`module` yields: new tensors."""
+        self.devices = tuple(node.meta["example_value"].device for node in self.made)
+        """Where the graph leaves each of them."""
+        self.refusal = self._why_not([owner for node, owner in owners.items() if owner is not node])
+        """Why the whole graph has to run in torch, or empty."""
+        self.rest = None if list(self.made) == list(self._returned) else self._remaking()
+        """The graph from its arguments and what is made to all results; None where they are what is made."""
 
     @property
     def has_ranges(self) -> bool:
@@ -73,25 +79,31 @@ class Region:
         sizes = [args[position].shape[axis] for position, axis in self._fixed_sizes]
         return (*sizes, *[_number(args[position]) for position in self._fixed_numbers])
 
-    def merge(self, computed: Sequence[torch.Tensor], args: Sequence[Any]) -> list[Any]:
+    def merge(self, made: Sequence[torch.Tensor], args: Sequence[Any]) -> Sequence[Any]:
         """All results, in order, from those that a module computed and the call's arguments."""
-        if self.rest is None:
-            return list(computed)
-        results: list[Any] = [None] * len(self._returned)
-        for position, value in zip(self.computed, computed, strict=True):
-            results[position] = value
-        for position, value in zip(self._others, self.rest(*args), strict=True):
-            results[position] = value
-        return results
+        return made if self.rest is None else self.rest(*args, *made)
+
+    def overlap(self, args: Sequence[Any]) -> bool:
+        """Whether a call writes into memory that it has as another argument too."""
+        where = {position: args[position].untyped_storage().data_ptr() for position in (*self.weights, *self.inputs)}
+        places = [place for place in where.values() if place]
+        return any(places.count(where[position]) > 1 for position in self.written)
+
+    def device(self, args: Sequence[Any]) -> torch.device:
+        """Where an engine would run: on the first GPU that a tensor of a call is on, else on the CPU."""
+        devices: list[torch.device] = [args[position].device for position in (*self.inputs, *self.weights)]
+        return next((device for device in devices if device.type != "cpu"), devices[0])
 
     def module(self, args: Sequence[Any]) -> tuple[fx.GraphModule, tuple[torch.Tensor, ...], tuple[Any, ...]]:
         """The graph as a module with the weights of this call inside, its inputs, and their dynamic dimensions.
 
+        All of it is on one device, also where the graph moves tensors from one to another.
+
         Returns:
-            The module, which yields the tuple of :attr:`computed`; its arguments for this call; and for each of them
+            The module, which yields the tuple of :attr:`made`; its arguments for this call; and for each of them
             a ``Dim`` by axis, as ``torch.export.export`` takes it.
         """
-        graph = fx.Graph()
+        graph, device = fx.Graph(), self.device(args)
         attributes: dict[str, Any] = {}
         copies: dict[fx.Node, Any] = {}
         for position in self.inputs:
@@ -99,7 +111,7 @@ class Region:
             copies[node] = graph.placeholder(node.name)
         for position in self.weights:
             node = self._placeholders[position]
-            attributes[node.name] = args[position].detach()
+            attributes[node.name] = args[position].detach().to(device)
             copies[node] = graph.get_attr(node.name)
         places = {
             size: (copies[self._placeholders[position]], axis)
@@ -114,14 +126,14 @@ class Region:
                 copies[node] = graph.call_method("size", places[_symbol(node)])
         for node in self.graph.graph.nodes:
             if node.op == "output":
-                returned = [self._returned[position] for position in self.computed]
-                graph.output(tuple(copies[value] for value in returned))
+                graph.output(tuple(copies[value] for value in self.made))
             elif node.op == "call_method" and node.target == "item" and not isinstance(copies[node.args[0]], fx.Node):
                 copies[node] = copies[node.args[0]]
             elif node.op != "placeholder":
                 if node.op in ("get_attr", "call_module"):
-                    attributes[str(node.target)] = operator.attrgetter(str(node.target))(self.graph)
-                copies[node] = graph.node_copy(node, lambda argument: copies[argument])
+                    held = operator.attrgetter(str(node.target))(self.graph)
+                    attributes[str(node.target)] = held.to(device) if isinstance(held, torch.Tensor) else held
+                copies[node] = _on(device, graph.node_copy(node, lambda argument: copies[argument]))
                 copies[node].meta["nn_module_stack"] = {
                     key: (_DYNAMO_ROOT.sub("", path), kind)
                     for key, (path, kind) in (node.meta.get("nn_module_stack") or {}).items()
@@ -132,7 +144,7 @@ class Region:
             {axis: dims[str(size)] for axis, size in self._symbols[position] if str(size) in dims}
             for position in self.inputs
         )
-        return module.eval(), tuple(args[position] for position in self.inputs), dynamic
+        return module.eval(), tuple(args[position].to(device) for position in self.inputs), dynamic
 
     def _bounded_symbols(self) -> dict[str, tuple[int, int]]:
         """The sizes that may differ from call to call within a range that an engine can be tuned for."""
@@ -163,17 +175,37 @@ class Region:
             position for position in self._numbers if str(_symbol(self._placeholders[position])) not in ranges
         ]
 
-    def _returning(self, positions: Sequence[int]) -> fx.GraphModule:
-        """The graph with some of its results."""
+    def _remaking(self) -> fx.GraphModule:
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
+        made = set(self.made)
+        for node in self._placeholders:
+            copies[node] = graph.node_copy(node)
+        for node in self.made:
+            copies[node] = graph.placeholder(f"made_{node.name}")
         for node in self.graph.graph.nodes:
-            if node.op != "output":
+            if node.op not in ("placeholder", "output") and node not in made:
                 copies[node] = graph.node_copy(node, lambda argument: copies[argument])
-        returned = tuple(self._returned[position] for position in positions)
-        graph.output(fx.map_arg(returned, lambda node: copies[node]))
-        graph.eliminate_dead_code()
+        graph.output(fx.map_arg(tuple(self._returned), lambda node: copies[node]))
+        needed = set()
+        pending = list(graph.output_node().all_input_nodes)
+        while pending:
+            node = pending.pop()
+            if node not in needed:
+                needed.add(node)
+                pending += node.all_input_nodes
+        for node in reversed(graph.nodes):
+            if node.op not in ("placeholder", "output") and node not in needed:
+                graph.erase_node(node)
         return fx.GraphModule(self.graph, graph)
+
+    def _why_not(self, viewed: Sequence[fx.Node]) -> str:
+        written = {_storage(self._placeholders[position]) for position in self.written}
+        if any(_is_tensor(value) and _storage(value) in written for value in self._returned):
+            return "it hands back what it writes into"
+        if any(_is_written(owner) or not owner.meta["example_value"].is_contiguous() for owner in viewed):
+            return "its results share memory that it writes into or that is not contiguous"
+        return ""
 
 
 def _kind(node: fx.Node) -> str:
@@ -186,6 +218,42 @@ def _kind(node: fx.Node) -> str:
     if value.dim() == 0 and node.users and all(user.target == "item" for user in node.users):
         return "number"
     return "input"
+
+
+def _is_tensor(value: Any) -> TypeGuard[fx.Node]:
+    return isinstance(value, fx.Node) and isinstance(value.meta.get("example_value"), torch.Tensor)
+
+
+def _is_written(node: fx.Node) -> bool:
+    # Dynamo's own tensors start without a version.
+    return bool(node.meta["example_value"]._version)
+
+
+def _owner(node: fx.Node) -> fx.Node:
+    """The tensor of a graph that a view is of, however many views lie between them."""
+    while True:
+        # A list of views, as of torch.split, lies between them too.
+        sources = [found for each in node.all_input_nodes for found in (each, *each.all_input_nodes)]
+        source = next((each for each in sources if _is_tensor(each) and _storage(each) == _storage(node)), None)
+        if source is None:
+            return node
+        node = source
+
+
+def _on(device: torch.device, node: fx.Node) -> fx.Node:
+    """A call, with the devices among its arguments replaced by another."""
+
+    def replaced(value: Any) -> Any:
+        return device if isinstance(value, torch.device) else value
+
+    node.args, node.kwargs = map_aggregate((node.args, node.kwargs), replaced)
+    if isinstance(node.kwargs.get("device"), str | int):
+        node.kwargs = {**node.kwargs, "device": device}
+    if node.op == "call_method" and node.target in ("cpu", "cuda"):
+        node.target, node.args, node.kwargs = "to", (node.args[0], device), {}
+    elif node.op == "call_method" and node.target == "to" and any(isinstance(each, str) for each in node.args[1:]):
+        node.args = tuple(device if isinstance(each, str) else each for each in node.args)
+    return node
 
 
 def _number(value: Any) -> Any:
