@@ -27,6 +27,7 @@ from torch2trt.graph.schema import name_of
 from torch2trt.reference.interpreter import Interpreter
 from torch2trt.settings import Settings
 from torch2trt.trt import flavour as flavours
+from torch2trt.trt.network import Network
 
 # Largest error relative to the scale of the output, by dtype of the output.
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -165,7 +166,7 @@ def check_module(
 
     def convert() -> Program:
         program = api.optimize(api.capture(module, inputs, dynamic_shapes=dynamic_shapes), settings)
-        lower(program, flavour)
+        check_ranks(lower(program, flavour))
         return program
 
     if unsupported:
@@ -195,6 +196,13 @@ def check_module(
     for arguments in outside if compiled is not None else ():
         with pytest.raises(torch2trt.InputShapeError):
             compiled.reference(*arguments)
+
+
+def check_ranks(network: Network) -> None:
+    """Hold a network to 7 dimensions everywhere: TensorRT 10.6 gathers no more, TensorRT-RTX takes 8."""
+    layers = [network.definition.get_layer(number) for number in range(network.definition.num_layers)]
+    outputs = [layer.get_output(number) for layer in layers for number in range(layer.num_outputs)]
+    assert not [tensor.name for tensor in outputs if len(tensor.shape) > 7]
 
 
 @contextlib.contextmanager

@@ -53,16 +53,17 @@ def roi_align(
     lanes: list[Taps] = []
     for axis, (size, wanted) in enumerate(zip(sizes, (pooled_height, pooled_width), strict=True)):
         samples = wanted * sampling_ratio
-        fractions = net.constant((torch.arange(samples) + 0.5) / samples)
+        # A sample of every bin, then the next: so those of a bin lie along one axis with their taps.
+        fractions = net.constant(((torch.arange(samples) + 0.5) / samples).reshape(wanted, -1).T.flatten())
         start, length = (net.narrow(corner, 1, 1 - axis, 1) for corner in (first, extent))  # x comes first
         places = net.elementwise("SUM", start, net.elementwise("PROD", length, fractions))
         found = taps(net, net.unsqueeze(_without_far(net, places, size), -1), [size], LINEAR)
-        shape = [count, *(2 if other == axis else 1 for other in (0, 1)), 1, 1, 1, 1]
-        shape[3 + 2 * axis : 5 + 2 * axis] = wanted, sampling_ratio
+        shape = [count, 1, 1, 1, 1]
+        shape[1 + axis], shape[3 + axis] = 2 * sampling_ratio, wanted
         lanes.append(found.along(net, 0, shape))
     whole = joined(net, lanes, sizes)
-    starts = net.binary("PROD", net.reshape(item, (count, *[1] * 6)), net.tensor(volume(sizes), torch.int32))
-    sums = sampled(net, rows(net, input), starts, whole, (1, 2, 4, 6))
+    starts = net.binary("PROD", net.reshape(item, (count, 1, 1, 1, 1)), net.tensor(volume(sizes), torch.int32))
+    sums = sampled(net, rows(net, input), starts, whole, (1, 2))
     return net.permute(net.binary("PROD", sums, 1 / sampling_ratio**2), (0, 3, 1, 2))
 
 

@@ -68,14 +68,8 @@ def largest(net: Network, input: Tensor, windows: Sequence[Windows]) -> tuple[Te
     depth = len(windows)
     sizes = input.shape[-depth:]
     others = input.rank - depth
-    elements = input
-    for axis, lane in enumerate(windows):
-        elements = net.gather(elements, lane.places, others + 2 * axis)
     counts = [lane.places.shape[0] for lane in windows]
     extents = [lane.places.shape[1] for lane in windows]
-    order = [*range(0, 2 * depth, 2), *range(1, 2 * depth, 2)]
-    elements = net.permute(elements, [*range(others), *(others + axis for axis in order)])
-    elements = net.reshape(elements, (*input.shape[:others], *counts, volume(extents)))
 
     def spread(tensor: Tensor, axis: int) -> Tensor:
         shape: list[Size] = [1] * 2 * depth
@@ -93,6 +87,7 @@ def largest(net: Network, input: Tensor, windows: Sequence[Windows]) -> tuple[Te
         ],
         functools.partial(net.elementwise, "SUM"),
     )
+    elements = net.gather(net.reshape(input, (*input.shape[:others], volume(sizes))), places, others)
     last = net.tensor(volume(sizes) - 1, torch.int64)
     if all(lane.inside is not None for lane in windows):
         inside = together(

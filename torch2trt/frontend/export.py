@@ -9,6 +9,7 @@ import operator
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ from torch2trt.frontend.dynamic_shapes import (
 )
 from torch2trt.frontend.recurrent import involves_packed_sequences, whole_recurrences
 from torch2trt.graph.devices import unify_devices
+from torch2trt.graph.kernels import shapes_of_quantiles
 from torch2trt.graph.program import Program, is_within_torch
 from torch2trt.graph.signature import (
     ConstantLeaf,
@@ -55,6 +57,9 @@ from torch2trt.sizes import Size
 
 Keep = Callable[[Any], bool]
 
+# In torch's errors; the last is of a size taken from a tensor, when the graph is traced once more.
+_SIGNS_OF_DATA = ("data-dependent", "could not guard", "unbacked symbol", "should have been constant")
+_PACKAGE = str(Path(__file__).parents[1])
 _STATE = "state:"  # before a buffer's path, which could be the name of an argument
 
 
@@ -109,8 +114,10 @@ def capture(
 
 
 def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> ExportedProgram:
+    # Where it chooses the order of products, it looks at the sizes, and so fixes them.
+    ordering = torch.backends.opt_einsum.flags(enabled=False) if dynamic_shapes else contextlib.nullcontext()
     try:
-        with _export_mode():
+        with _export_mode(), ordering:
             return torch.export.export(
                 module,
                 args,
@@ -120,7 +127,7 @@ def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dy
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
     except Exception as error:
-        raise _capture_error(module, error) from error
+        raise _capture_error(type(module).__name__, error) from error
 
 
 @contextlib.contextmanager
@@ -133,6 +140,7 @@ def _export_mode() -> Iterator[None]:
             torch.no_grad(),
             _divisions_without_remainders(),
             whole_recurrences(),
+            shapes_of_quantiles(),
             symbolic_config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
             warnings.catch_warnings(),
         ):
@@ -156,10 +164,10 @@ def _divisions_without_remainders() -> Iterator[None]:
         _meta_registrations.div_rtn = own
 
 
-def _capture_error(module: nn.Module, error: Exception) -> CaptureError | DynamicShapeError:
+def _capture_error(name: str, error: Exception) -> CaptureError | DynamicShapeError:
     text = str(error).strip()
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
-    name, source = type(module).__name__, _users_line(error)
+    source = _users_line(error)
     if involves_packed_sequences(error):
         return CaptureError(
             "packs sequences, whose layout depends on the values of the lengths",
@@ -167,7 +175,7 @@ def _capture_error(module: nn.Module, error: Exception) -> CaptureError | Dynami
             source=source,
             hint="give the recurrent layer the padded sequences, and mask what it yields behind each one's end",
         )
-    depends_on_data = any(word in text.lower() for word in ("data-dependent", "could not guard", "unbacked symbol"))
+    depends_on_data = any(sign in text.lower() for sign in _SIGNS_OF_DATA)
     if not depends_on_data and ("Constraints violated" in text or "specialized" in text):
         # The first line says that something is wrong, those that begin with a dash what it is.
         reasons = [line.removeprefix("- ") for line in lines if line.startswith("- ")] or lines[:1]
@@ -189,9 +197,9 @@ def _capture_error(module: nn.Module, error: Exception) -> CaptureError | Dynami
 
 def _users_line(error: Exception) -> str:
     """The last line outside torch and this package that an error came through."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not is_within_torch(frame.filename)]
-    # The first is this file's own call.
-    return f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if len(frames) > 1 else ""
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [each for each in frames if not is_within_torch(each.filename) and not each.filename.startswith(_PACKAGE)]
+    return f"{users[-1].filename}:{users[-1].lineno} in {users[-1].name}" if users else ""
 
 
 def _to_program(
@@ -209,7 +217,10 @@ def _to_program(
     Also returns whether the trace assumed that a dynamic dimension is not 1.
     """
     captured = sum(node.op == "call_function" for node in exported.graph.nodes)
-    exported = _decompose(exported, keep)
+    try:
+        exported = _decompose(exported, keep)
+    except Exception as error:
+        raise _capture_error(name, error) from error
     graph = exported.graph_module
     leaves = pytree.tree_leaves((args, kwargs))
     device = next(leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor))

@@ -4,42 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch._C import DispatchKey
 from torch.nn.utils.rnn import PackedSequence
 
+from torch2trt.graph.kernels import replaced_kernels
 from torch2trt.graph.recurrence import RECURRENCE
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
 
-_KEYS = (DispatchKey.CompositeImplicitAutograd, DispatchKey.Autograd)
 
-
-@contextlib.contextmanager
-def whole_recurrences() -> Iterator[None]:
+def whole_recurrences() -> contextlib.AbstractContextManager[None]:
     """Within, LSTMs, GRUs and plain recurrent layers become products and :data:`RECURRENCE`.
 
     Torch's own decompositions repeat the layer for each step, which also fixes the number of steps.
     """
-    own = {operator: dict(operator.py_kernels) for operator in _KERNELS}
-    try:
-        for operator, kernel in _KERNELS.items():
-            _set_kernels(operator, own[operator] | dict.fromkeys(_KEYS, kernel))
-        yield
-    finally:
-        for operator, kernels in own.items():
-            _set_kernels(operator, kernels)
-
-
-def _set_kernels(operator: Any, kernels: dict[Any, Any]) -> None:
-    operator.py_kernels.clear()
-    operator.py_kernels.update(kernels)
-    operator._dispatch_cache.clear()
+    return replaced_kernels(_KERNELS)
 
 
 def involves_packed_sequences(error: Exception) -> bool:

@@ -12,6 +12,7 @@ from torch._guards import detect_fake_mode
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
+from torch2trt.graph.kernels import shapes_of_quantiles
 from torch2trt.graph.program import provenance
 from torch2trt.graph.schema import name_of
 
@@ -44,7 +45,7 @@ def refresh(node: fx.Node) -> None:
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: arg.meta["val"])
     mode = detect_fake_mode(pytree.tree_leaves((args, kwargs))) or _mode_of(node.graph)
     # Composite operators written in C++ know no symbolic sizes, their counterparts in Python do.
-    with mode, enable_python_dispatcher():
+    with mode, enable_python_dispatcher(), shapes_of_quantiles():
         value = node.target(*args, **kwargs)  # type: ignore[operator]
         if free_unbacked_symbols(value) != free_unbacked_symbols(before := node.meta.get("val", value)):
             # Sizes that depend on data have new symbols each time: keep the ones that the graph knows.
