@@ -47,7 +47,7 @@ class Outcome:
     status: Status
     detail: str = ""
     operators: tuple[str, ...] = ()
-    """What reached the converters."""
+    """What was in its graphs, see :func:`operators_reached`."""
 
     @property
     def is_defect(self) -> bool:
@@ -140,7 +140,7 @@ def check_sample(name: str, dtype: str, index: int, sample: SampleInput) -> Outc
 
 
 def outcome_of(case: OpCase) -> tuple[Status, str, tuple[str, ...]]:
-    """Take a row through every stage: what becomes of it, why, and which operators reached the converters."""
+    """Take a row through every stage: what becomes of it, why, and which operators its graphs had."""
     status: Status = "right"
     detail = ""
     with operators_reached() as reached:

@@ -19,11 +19,10 @@ _REFUSED = {
         signal.windows.general_cosine signal.windows.general_hamming signal.windows.hamming signal.windows.hann
         signal.windows.kaiser signal.windows.nuttall""",
     "no converter": """
-        _native_batch_norm_legit argwhere max_pool2d_with_indices_backward nonzero resize_""",
+        argwhere nonzero resize_""",
     "TensorRT has no torch.": """
         cdouble char double float_power log_softmax.with_dtype nn.functional.softmin.with_dtype short
         softmax.with_dtype to""",
-    "TensorRT keeps the statistics to itself": "native_group_norm native_layer_norm",
     "a number taken from the values of a tensor": "tensor_split",
     "a number taken from a tensor": "item",
     "no distance: there is one row": "nn.functional.pdist",
