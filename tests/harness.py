@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 import torch
 from torch import nn
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 import torch2trt
@@ -207,8 +207,16 @@ def check_ranks(network: Network) -> None:
 
 @contextlib.contextmanager
 def operators_reached() -> Iterator[set[str]]:
-    """Inside, notes the operators of the Programs that are captured and optimised."""
+    """Inside, notes the operators of every graph: as torch exports it, as a captured Program, and optimised.
+
+    So an operator counts that torch takes apart before the converters see it, or that a pass rewrites: it is served.
+    """
     reached: set[str] = set()
+
+    def exporting(*args: Any, **kwargs: Any) -> ExportedProgram:
+        exported: ExportedProgram = export(*args, **kwargs)
+        reached.update(name_of(node.target) for node in exported.graph.nodes if node.op == "call_function")
+        return exported
 
     def noting(stage: Callable[..., Program]) -> Callable[..., Program]:
         def run(*args: Any, **kwargs: Any) -> Program:
@@ -218,7 +226,9 @@ def operators_reached() -> Iterator[set[str]]:
 
         return run
 
+    export = torch.export.export
     with (
+        mock.patch.object(torch.export, "export", exporting),
         mock.patch.object(api, "capture", noting(api.capture)),
         mock.patch.object(api, "optimize", noting(api.optimize)),
     ):

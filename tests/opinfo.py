@@ -47,7 +47,7 @@ class Outcome:
     status: Status
     detail: str = ""
     operators: tuple[str, ...] = ()
-    """What reached the converters."""
+    """What was in its graphs, see :func:`operators_reached`."""
 
     @property
     def is_defect(self) -> bool:
@@ -111,8 +111,18 @@ def _topk(x: torch.Tensor, k: int, dim: int = -1, *args: Any) -> tuple[torch.Ten
     return values, x.gather(dim, indices)
 
 
+def _sort(x: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    values, indices = torch.sort(x, *args, **kwargs)
+    return values, indices if kwargs.get("stable") else x.gather(kwargs.get("dim", args[0] if args else -1), indices)
+
+
+def _argsort(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    indices = torch.argsort(x, *args, **kwargs)
+    return indices if kwargs.get("stable") else x.gather(kwargs.get("dim", args[0] if args else -1), indices)
+
+
 # Which of equal elements come first is nobody's promise: what counts is that they are where the indices say.
-_INSTEAD = {"topk": _topk}
+_INSTEAD = {"topk": _topk, "sort": _sort, "argsort": _argsort}
 
 
 def _in_real_numbers(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -140,7 +150,7 @@ def check_sample(name: str, dtype: str, index: int, sample: SampleInput) -> Outc
 
 
 def outcome_of(case: OpCase) -> tuple[Status, str, tuple[str, ...]]:
-    """Take a row through every stage: what becomes of it, why, and which operators reached the converters."""
+    """Take a row through every stage: what becomes of it, why, and which operators its graphs had."""
     status: Status = "right"
     detail = ""
     with operators_reached() as reached:

@@ -18,14 +18,12 @@ _REFUSED = {
         signal.windows.blackman signal.windows.cosine signal.windows.exponential signal.windows.gaussian
         signal.windows.general_cosine signal.windows.general_hamming signal.windows.hamming signal.windows.hann
         signal.windows.kaiser signal.windows.nuttall""",
-    "no converter": """
-        _native_batch_norm_legit max_pool2d_with_indices_backward resize_""",
+    "no converter": "resize_",
     "has a runner": "argwhere",
     "the places of a scalar": "nonzero",
     "TensorRT has no torch.": """
         cdouble char double float_power log_softmax.with_dtype nn.functional.softmin.with_dtype short
         softmax.with_dtype to""",
-    "TensorRT keeps the statistics to itself": "native_group_norm native_layer_norm",
     "a number taken from the values of a tensor": "tensor_split",
     "a number taken from a tensor": "item",
     "no distance: there is one row": "nn.functional.pdist",

@@ -143,9 +143,18 @@ TRANSPOSED = [
     ),
     conv(
         "conv_transpose2d-strided-and-dilated",
+        forms(
+            F.conv_transpose2d,
+            {"stride": 2, "dilation": 2},
+            {"stride": (2, 1), "dilation": (1, 3), "padding": 1, "output_padding": (1, 0)},
+        ),
+        *(IMAGE, UP2, BIAS),
+    ),
+    conv("conv_transpose1d-strided-and-dilated", partial(F.conv_transpose1d, stride=3, dilation=2), SEQUENCE, UP1),
+    OpCase(
+        "conv_transpose2d-kernel-as-input-strided-and-dilated",
         partial(F.conv_transpose2d, stride=2, dilation=2),
-        *(IMAGE, UP2),
-        unsupported="both strided and dilated",
+        (IMAGE, UP2),
     ),
     conv("conv_transpose2d-no-bias", partial(F.conv_transpose2d, stride=2), IMAGE, UP2),
     conv("conv_transpose2d-groups", partial(F.conv_transpose2d, stride=2, groups=2), IMAGE, normal(4, 3, 3, 3), BIAS),

@@ -46,6 +46,15 @@ SHIFTS_FAR = (
     *(torch.bitwise_left_shift, torch.bitwise_right_shift),
     *(lambda a, b: a << 63, lambda a, b: a >> 62, lambda a, b: a >> 63, lambda a, b: a >> 64, lambda a, b: a << 64),
 )
+# Numbers of any 64 bits, the outermost among them.
+EDGES = torch.tensor([2**63 - 1, -(2**63), 0, -1])
+WIDE = torch.cat([EDGES, torch.randint(-(2**62), 2**62, (8,), generator=torch.Generator().manual_seed(3)) * 2]).view(
+    3, 4
+)
+BITWISE = together(torch.bitwise_and, torch.bitwise_or, torch.bitwise_xor)
+BITWISE_NUMBER = together(
+    lambda a: a & -6, lambda a: a | 4, lambda a: a ^ -3, lambda a: torch.bitwise_xor(5, a), lambda a: (a > 0) | 6
+)
 BITS = [
     OpCase("shifts", together(lambda a: a << 3, lambda a: a >> 1, lambda a: a.bitwise_left_shift(2)), (A,)),
     OpCase("shifts-tensor", together(torch.bitwise_left_shift, torch.bitwise_right_shift), (A, B.abs())),
@@ -60,8 +69,13 @@ BITS = [
     OpCase("shifts-int32", together(lambda a: a << 3, lambda a: a >> 1), (A.to(torch.int32),)),
     OpCase("low-bits", together(lambda a: a & 3, lambda a: a & 1, lambda a: a.bitwise_and(15)), (A,)),
     OpCase("low-bit-of-bool", lambda a: a & 1, (FLAGS,)),
-    OpCase("bits-refused", torch.bitwise_and, (A, B), unsupported="bitwise arithmetic on torch.int64"),
-    OpCase("or-refused", lambda a: a | 4, (A,), unsupported="bitwise arithmetic on torch.int64"),
+    OpCase("bits-of-integers", BITWISE, (WIDE, WIDE.flip(1) + 1)),
+    OpCase("bits-of-int32", BITWISE, ((WIDE >> 32).int(), (WIDE.flip(1) >> 32).int())),
+    OpCase("bits-of-bytes", BITWISE, (torch.arange(256).to(torch.uint8), torch.arange(256).flip(0).to(torch.uint8))),
+    OpCase("bits-promoted", BITWISE, (WIDE, WIDE.int())),
+    OpCase("bits-of-one", BITWISE, (WIDE, WIDE[1, 1])),
+    OpCase("bits-of-number", BITWISE_NUMBER, (WIDE,), dynamic={0: {0: (1, 5)}}),
+    OpCase("bits-of-many", torch.bitwise_or, (torch.zeros(2**21, dtype=torch.int64), 4), unsupported="bits of more"),
     OpCase("bits-not", torch.bitwise_not, (A,)),
     OpCase(
         "bits-bool",

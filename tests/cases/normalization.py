@@ -112,15 +112,47 @@ LOCAL_RESPONSE = [
     OpCase("local_response_norm-sequence", F.local_response_norm, (normal(2, 6, 7), 3, 0.5)),
 ]
 
+layer_statistics, group_statistics = torch.native_layer_norm, torch.native_group_norm
 NATIVE = [
     OpCase("native_layer_norm", lambda *args: torch.native_layer_norm(*args)[0], (TOKENS, [8], SCALE, SHIFT, 1e-5)),
+    OpCase("native_layer_norm-statistics", layer_statistics, (TOKENS, [3, 8], None, None, 1e-5)),
     OpCase(
-        "native_layer_norm-statistics",
-        torch.native_layer_norm,
-        (TOKENS, [8], None, None, 1e-5),
-        unsupported="statistics",
+        "native_layer_norm-statistics-dynamic",
+        layer_statistics,
+        (TOKENS, [8], SCALE, SHIFT, 1e-3),
+        dynamic={0: {0: (1, 4)}},
     ),
+    OpCase("native_layer_norm-statistics-half", layer_statistics, (TOKENS.half(), [8], None, None, 1e-5)),
     OpCase("native_group_norm", lambda x: torch.native_group_norm(x, None, None, 2, 6, 20, 3, 1e-5)[0], (IMAGE,)),
+    OpCase("native_group_norm-statistics", group_statistics, (IMAGE, *CHANNEL.values(), 2, 6, 20, 3, 1e-5)),
+    OpCase("native_group_norm-statistics-one", group_statistics, (IMAGE, None, None, 2, 6, 20, 1, 1e-5)),
+    OpCase("native_group_norm-statistics-half", group_statistics, (IMAGE.half(), None, None, 2, 6, 20, 2, 1e-5)),
+]
+
+
+def trained(x: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor, *affine: torch.Tensor) -> Any:
+    """The result of a batch norm in training, and what it leaves of the running statistics."""
+    mean, variance = mean.clone(), variance.clone()
+    return F.batch_norm(x, mean, variance, *affine, training=True, momentum=0.2), mean, variance
+
+
+functional = torch.ops.aten._native_batch_norm_legit_functional.default
+RUNNING = [
+    OpCase("batch_norm-trained", trained, (IMAGE, MEAN, VARIANCE, *CHANNEL.values())),
+    OpCase("batch_norm-trained-dynamic", trained, (IMAGE, MEAN, VARIANCE), dynamic={0: {0: (2, 5), 3: (1, 6)}}),
+    OpCase("batch_norm-trained-half", trained, (IMAGE.half(), MEAN, VARIANCE)),
+    OpCase("batch_norm-functional", functional, (IMAGE, None, None, MEAN, VARIANCE, True, 0.1, 1e-5)),
+    OpCase(
+        "batch_norm-functional-evaluated",
+        lambda *args: functional(*args)[0::3],
+        (IMAGE, *CHANNEL.values(), MEAN, VARIANCE, False, 0.1, 1e-5),
+    ),
+    OpCase(
+        "batch_norm-functional-evaluated-statistics",
+        functional,
+        (IMAGE, None, None, MEAN, VARIANCE, False, 0.1, 1e-5),
+        unsupported="there are in training alone",
+    ),
 ]
 
 OF_BATCH = [
@@ -145,4 +177,4 @@ OF_BATCH = [
     OpCase("batch_norm-of-batch-half", lambda x: F.batch_norm(x, None, None, training=True), (IMAGE.half(),)),
 ]
 
-CASES = [*OF_BATCH, *NATIVE, *LAYER, *GROUP, *INSTANCE, *ROOT_MEAN_SQUARE, *LOCAL_RESPONSE]
+CASES = [*OF_BATCH, *RUNNING, *NATIVE, *LAYER, *GROUP, *INSTANCE, *ROOT_MEAN_SQUARE, *LOCAL_RESPONSE]

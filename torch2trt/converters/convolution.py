@@ -18,13 +18,10 @@ from torch2trt.trt.tensor import Tensor
 aten = torch.ops.aten
 
 
-def _unsupported(input: TensorSpec, weight: TensorSpec, **arguments: Any) -> str | None:
+def _unsupported(input: TensorSpec, weight: TensorSpec, **_: Any) -> str | None:
     channels = input.shape[1 - weight.rank]
     if not all(isinstance(size, int) for size in (channels, *weight.shape)):
         return "the channels and the window must have fixed sizes"
-    strided, dilated = (any(step > 1 for step in arguments[name]) for name in ("stride", "dilation"))
-    if arguments.get("transposed") and strided and dilated:
-        return "TensorRT has no transposed convolution that is both strided and dilated"
     return only_floats(input=input, weight=weight)
 
 

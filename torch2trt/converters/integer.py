@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from torch2trt.converters.comparisons import logic
 from torch2trt.converters.elementwise import div, trunc
 from torch2trt.converters.registry import converter
-from torch2trt.sizes import TensorSpec
+from torch2trt.sizes import DimRange, TensorSpec, largest, volume
 from torch2trt.trt.arithmetic import Operand
 from torch2trt.trt.core import FLOAT_DTYPES
+from torch2trt.trt.dims import broadcast
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
 
@@ -150,35 +151,71 @@ def _are_low_bits(mask: Any) -> bool:
     return isinstance(mask, int) and mask > 0 and mask & (mask + 1) == 0
 
 
-def _bits_unsupported(input: TensorSpec, other: Any) -> str | None:
-    for operand in (input, other):
-        dtype = operand.dtype if isinstance(operand, TensorSpec) else torch.tensor(operand).dtype
-        if dtype != torch.bool:
-            return f"TensorRT has no bitwise arithmetic on {dtype}"
+_PLANES = {torch.uint8: 8, torch.int8: 7, torch.int32: 31, torch.int64: 63}  # bits beside the sign's
+_MOST_BITS = 2**26  # of one operand: 512 MB of int64
+
+
+def _is_flag(operand: Any) -> bool:
+    return isinstance(operand, bool) or (isinstance(operand, TensorSpec) and operand.dtype == torch.bool)
+
+
+def _bits_unsupported(input: Any, other: Any, ranges: Mapping[str, DimRange]) -> str | None:
+    if _is_flag(input) and _is_flag(other):
+        return None
+    specs = [operand for operand in (input, other) if isinstance(operand, TensorSpec)]
+    shape = broadcast(*(spec.shape for spec in specs))
+    bits = max(_PLANES.get(spec.dtype, 63) for spec in specs)
+    if len(shape) > 7:
+        return "TensorRT tensors have at most 8 dimensions, and bits take one"
+    if largest(volume(shape), ranges) * bits > _MOST_BITS:
+        return f"the bits of more than {_MOST_BITS // bits} integers"
     return None
 
 
-def _and_unsupported(input: TensorSpec, other: Any) -> str | None:
-    return None if _are_low_bits(other) else _bits_unsupported(input, other)
+def _and_unsupported(input: Any, other: Any, ranges: Mapping[str, DimRange]) -> str | None:
+    return None if _are_low_bits(other) else _bits_unsupported(input, other, ranges)
 
 
-@converter(
-    *(aten.bitwise_and.Tensor, aten.bitwise_and.Scalar, aten.__and__.Tensor, aten.__and__.Scalar),
-    unsupported=_and_unsupported,
-)
-def bitwise_and(net: Network, input: Tensor, other: Operand) -> Tensor:
-    """bitwise_and.Tensor(Tensor self, Tensor other) -> Tensor"""
-    if net.promoted_dtype(input, other) == torch.bool:
-        return net.binary("AND", input, other)
-    # The low bits of an integer, a negative one too, are what remains after division by a power of 2.
-    assert isinstance(other, int)
-    return remainder(net, input, other + 1)
+def _common_bits(net: Network, a: Tensor, b: Tensor, planes: int) -> Tensor:
+    """``a & b`` of int32 or int64, bit by bit: so many of them, and the sign's."""
+    powers, two = net.constant(torch.tensor([2**place for place in range(planes)]).to(a.dtype)), net.tensor(2, a.dtype)
+
+    def bits(tensor: Tensor) -> Tensor:
+        # Division that rounds down leaves negative numbers the bits that they have.
+        above = net.elementwise("FLOOR_DIV", net.unsqueeze(tensor, -1), powers)
+        return net.elementwise("SUB", above, net.elementwise("PROD", net.elementwise("FLOOR_DIV", above, two), two))
+
+    common = net.elementwise("PROD", net.elementwise("PROD", bits(a), bits(b)), powers)
+    zero, lowest = net.tensor(0, a.dtype), net.tensor(torch.iinfo(a.dtype).min, a.dtype)
+    negative = net.elementwise("AND", net.elementwise("LESS", a, zero), net.elementwise("LESS", b, zero))
+    return net.elementwise("SUM", net.reduce("SUM", common, [-1], False), net.select(negative, lowest, zero))
 
 
-for _name, _operation in (("or", "OR"), ("xor", "XOR")):
+def _bitwise(operation: str) -> Callable[..., Tensor]:
+    def converted(net: Network, input: Operand, other: Operand) -> Tensor:
+        dtype = net.promoted_dtype(input, other)
+        if dtype == torch.bool:
+            return net.binary(operation, input, other)
+        if operation == "AND" and _are_low_bits(other):
+            # The low bits of an integer, a negative one too, are what remains after division by a power of 2.
+            assert isinstance(other, int)
+            return remainder(net, input, other + 1)
+        wide = dtype if dtype == torch.int64 else torch.int32
+        a, b = (net.tensor(operand, wide) for operand in (input, other))
+        common = _common_bits(net, a, b, _PLANES[dtype])
+        if operation == "AND":
+            return net.cast(common, dtype)
+        # Sums of numbers that have no bit in common.
+        a, b = a if operation == "OR" else net.elementwise("SUB", a, common), net.elementwise("SUB", b, common)
+        return net.cast(net.elementwise("SUM", a, b), dtype)
+
+    return converted
+
+
+for _name, _unsupported in (("and", _and_unsupported), ("or", _bits_unsupported), ("xor", _bits_unsupported)):
     _packets = getattr(aten, f"bitwise_{_name}"), getattr(aten, f"__{_name}__")
     _targets = [getattr(packet, overload) for packet in _packets for overload in ("Tensor", "Scalar")]
-    converter(*_targets, unsupported=_bits_unsupported)(logic(_operation))
+    converter(*_targets, _packets[0].Scalar_Tensor, unsupported=_unsupported)(_bitwise(_name.upper()))
 
 
 @converter(aten.bitwise_not.default)

@@ -9,7 +9,7 @@ import torch
 
 from torch2trt.converters.reasons import only_floats
 from torch2trt.converters.registry import converter
-from torch2trt.sizes import Size, TensorSpec
+from torch2trt.sizes import Size, TensorSpec, volume
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
 
@@ -70,44 +70,101 @@ def group_norm(
     return result
 
 
-@converter(aten._native_batch_norm_legit.no_stats, unsupported=only_floats)
-def native_batch_norm(
-    net: Network, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, **_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    """_native_batch_norm_legit.no_stats(Tensor input, Tensor? weight, Tensor? bias, bool training, ...)"""
-    wide = net.cast(input, torch.float32)
-    axes = [axis for axis in range(input.rank) if axis != 1]
+# -- with their statistics ---------------------------------------------------------------------------------------------
+
+
+def _moments(net: Network, wide: Tensor, axes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Mean and variance over dimensions, which stay with size 1."""
     mean = net.reduce("AVG", wide, axes, keep_dims=True)
     distance = net.elementwise("SUB", wide, mean)
-    variance = net.reduce("AVG", net.elementwise("PROD", distance, distance), axes, keep_dims=True)
-    inverse = net.unary("RECIP", _root(net, variance, eps))
-    result = net.elementwise("PROD", distance, inverse)
+    return mean, net.reduce("AVG", net.elementwise("PROD", distance, distance), axes, keep_dims=True)
+
+
+def _in_result_dtypes(net: Network, *found: Tensor | None) -> tuple[Tensor | None, ...]:
+    """A call's results in the shapes and dtypes that the graph has; None for those that nothing reads."""
+    return tuple(
+        None if each is None or spec is None else net.cast(net.reshape(each, spec.shape), spec.dtype)
+        for each, spec in zip(found, net.results, strict=True)
+    )
+
+
+def _beside(net: Network, result: Tensor, input: Tensor, axes: Sequence[int], eps: float) -> tuple[Tensor | None, ...]:
+    """A normalised tensor, the means, and what the distances from them were multiplied by, if someone reads these."""
+    if not net.used & {1, 2}:
+        return result, None, None
+    mean, variance = _moments(net, net.cast(input, torch.float32), axes)
+    return _in_result_dtypes(net, result, mean, net.unary("RECIP", _root(net, variance, eps)))
+
+
+@converter(aten.native_layer_norm.default, unsupported=only_floats)
+def native_layer_norm(
+    net: Network, input: Tensor, normalized_shape: Sequence[int], eps: float, **arguments: Any
+) -> tuple[Tensor | None, ...]:
+    """native_layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, ...) -> (Tensor, Tensor, Tensor)"""
+    result = layer_norm(net, input, normalized_shape, eps=eps, **arguments)
+    return _beside(net, result, input, range(input.rank - len(normalized_shape), input.rank), eps)
+
+
+@converter(aten.native_group_norm.default, unsupported=only_floats)
+def native_group_norm(
+    net: Network, input: Tensor, group: int, weight: Tensor | None, bias: Tensor | None, eps: float, **_: Any
+) -> tuple[Tensor | None, ...]:
+    """native_group_norm(Tensor input, Tensor? weight, Tensor? bias, SymInt N, ...) -> (Tensor, Tensor, Tensor)"""
+    result = group_norm(net, input, group, weight, bias, eps)
+    channels = input.shape[1]
+    assert isinstance(channels, int)
+    groups = net.reshape(input, (input.shape[0], group, volume((channels // group, *input.shape[2:]))))
+    return _beside(net, result, groups, [2], eps)
+
+
+def _batch_unsupported(
+    input: TensorSpec, training: bool, used: set[int], running_mean: TensorSpec | None = None, **_: Any
+) -> str | None:
+    if not training and running_mean is not None and used & {1, 2}:
+        return "the statistics of a batch, which there are in training alone"
+    return only_floats(input=input)
+
+
+@converter(
+    aten._native_batch_norm_legit.no_stats,
+    aten._native_batch_norm_legit_functional.default,
+    unsupported=_batch_unsupported,
+)
+def native_batch_norm(
+    net: Network,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+) -> tuple[Tensor | None, ...]:
+    """_native_batch_norm_legit_functional(Tensor input, Tensor? weight, Tensor? bias, Tensor running_mean, ...)"""
+    wide = net.cast(input, torch.float32)
+    running = [_place(net, each, wide, 1) for each in (running_mean, running_var) if each is not None]
+    batch: tuple[Tensor | None, ...] = (None, None)
+    if training or not running:
+        mean, variance = _moments(net, wide, [axis for axis in range(input.rank) if axis != 1])
+        inverse = net.unary("RECIP", _root(net, variance, eps))
+        batch = mean, inverse
+        # What is kept for later is the variance of what the batch is a sample of.
+        count = net.tensor(volume((input.shape[0], *input.shape[2:])), torch.float32)
+        unbiased = net.elementwise("DIV", net.elementwise("PROD", variance, count), net.binary("SUB", count, 1.0))
+        running = [
+            net.elementwise("SUM", net.binary("PROD", old, 1 - momentum), net.binary("PROD", new, momentum))
+            for old, new in zip(running, (mean, unbiased), strict=False)
+        ]
+    else:
+        mean, variance = running
+        inverse = net.unary("RECIP", _root(net, variance, eps))
+    result = net.elementwise("PROD", net.elementwise("SUB", wide, mean), inverse)
     if weight is not None:
         result = net.elementwise("PROD", result, _place(net, weight, wide, 1))
     if bias is not None:
         result = net.elementwise("SUM", result, _place(net, bias, wide, 1))
-    statistics = [net.reshape(each, input.shape[1:2]) for each in (mean, inverse)]
-    found = (net.cast(each, spec.dtype) for each, spec in zip((result, *statistics), net.results, strict=True) if spec)
-    first, second, third = found
-    return first, second, third
-
-
-def _native_unsupported(input: TensorSpec, used: set[int], **_: Any) -> str | None:
-    return "TensorRT keeps the statistics to itself" if used - {0} else only_floats(input=input)
-
-
-@converter(aten.native_layer_norm.default, unsupported=_native_unsupported)
-def native_layer_norm(net: Network, **arguments: Any) -> tuple[Tensor, None, None]:
-    """native_layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, ...) -> (Tensor, Tensor, Tensor)"""
-    return layer_norm(net, **arguments), None, None
-
-
-@converter(aten.native_group_norm.default, unsupported=_native_unsupported)
-def native_group_norm(
-    net: Network, input: Tensor, group: int, weight: Tensor | None, bias: Tensor | None, eps: float, **_: Any
-) -> tuple[Tensor, None, None]:
-    """native_group_norm(Tensor input, Tensor? weight, Tensor? bias, SymInt N, ...) -> (Tensor, Tensor, Tensor)"""
-    return group_norm(net, input, group, weight, bias, eps), None, None
+    return _in_result_dtypes(net, result, *batch, *running)
 
 
 def _instance_unsupported(input: TensorSpec, use_input_stats: bool, **_: Any) -> str | None:

@@ -13,7 +13,7 @@ import torch
 from torch2trt.converters.products import times_along
 from torch2trt.converters.reasons import only_floats
 from torch2trt.converters.registry import converter
-from torch2trt.converters.windows import adaptive, bounds, largest, regular
+from torch2trt.converters.windows import adaptive, bounds, full, largest, regular
 from torch2trt.sizes import Size, TensorSpec, volume
 from torch2trt.trt.core import FLOAT_DTYPES
 from torch2trt.trt.network import Network
@@ -25,11 +25,6 @@ Pooled = tuple[Tensor, Tensor | None]
 
 
 # -- windows of one size -----------------------------------------------------------------------------------------------
-
-
-def _full(spatial: int, values: int | Sequence[int]) -> list[int]:
-    values = [values] if isinstance(values, int) else list(values)
-    return values * spatial if len(values) == 1 else values
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,7 @@ class _Windows:
     @classmethod
     def of(cls, spatial: int, arguments: dict[str, Any]) -> _Windows:
         """The windows that an operator's arguments describe; one number stands for all dimensions."""
-        extent, stride, padding = (_full(spatial, arguments[name]) for name in ("kernel_size", "stride", "padding"))
+        extent, stride, padding = (full(spatial, arguments[name]) for name in ("kernel_size", "stride", "padding"))
         return cls(extent, stride or extent, padding, arguments["ceil_mode"])
 
     def padding_after(self, sizes: Sequence[Size]) -> list[int]:
@@ -101,7 +96,7 @@ class _Windows:
 def _max_pool(spatial: int, *, indices: bool) -> Callable[..., Tensor | Pooled]:
     def max_pool(net: Network, input: Tensor, **arguments: Any) -> Tensor | Pooled:
         """max_pool2d(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, ...) -> Tensor"""
-        windows, dilation = _Windows.of(spatial, arguments), _full(spatial, arguments["dilation"])
+        windows, dilation = _Windows.of(spatial, arguments), full(spatial, arguments["dilation"])
         if 1 in net.used or any(step != 1 for step in dilation) or input.dtype not in FLOAT_DTYPES:
             result = net.results[0]
             assert result is not None

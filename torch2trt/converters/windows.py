@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils._sympy.functions import FloorDiv
@@ -13,6 +14,54 @@ from torch.utils._sympy.functions import FloorDiv
 from torch2trt.sizes import Size, simplify, volume
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
+
+
+@dataclass(frozen=True)
+class Lane:
+    """How windows of one extent lie along one dimension.
+
+    Attributes:
+        window: the number of elements.
+        dilation: the distance between them.
+        stride: the distance between windows.
+        padding: the number of places before the first element of the dimension.
+    """
+
+    window: int
+    stride: int
+    padding: int
+    dilation: int
+
+    def places(self, count: int) -> torch.Tensor:
+        """Where the elements of so many windows are, INT64 [window, count]; some may be in the padding."""
+        return torch.arange(self.window)[:, None] * self.dilation + torch.arange(count) * self.stride - self.padding
+
+    def size_of(self, count: int) -> int:
+        """The size of a dimension that so many windows fill."""
+        return (count - 1) * self.stride - 2 * self.padding + self.dilation * (self.window - 1) + 1
+
+    def count_in(self, size: int) -> int:
+        """How many windows there are in a dimension."""
+        return (size - self.size_of(1)) // self.stride + 1
+
+
+def full(spatial: int, values: int | Sequence[int]) -> list[int]:
+    """Numbers for each dimension, where one may stand for all."""
+    values = [values] if isinstance(values, int) else list(values)
+    return values * spatial if len(values) == 1 else values
+
+
+def lanes_of(
+    spatial: int,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int] = (1,),
+    **_: Any,
+) -> list[Lane]:
+    """The lanes that an operator's arguments describe."""
+    given = (kernel_size, stride or kernel_size, padding, dilation)
+    return [Lane(*each) for each in zip(*(full(spatial, values) for values in given), strict=True)]
 
 
 @dataclass(frozen=True)

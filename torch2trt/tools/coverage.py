@@ -35,7 +35,7 @@ class Samples:
     counts: tuple[int, int, int, int]
     """Right, refused with a reason, wrong, and without a truth to compare with."""
     operators: Mapping[str, tuple[int, int, int]]
-    """Right, refused and wrong ones by the operators that reached the converters."""
+    """Right, refused and wrong ones by the operators of their graphs: exported, captured and optimised."""
 
 
 @dataclass(frozen=True)

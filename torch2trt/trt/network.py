@@ -69,6 +69,9 @@ class Network(Arithmetic):
         output_padding: Sequence[int] = (),
     ) -> Tensor:
         """A transposed convolution; weight [C, K // groups, *window], otherwise as :meth:`convolution`."""
+        if max(stride) > 1 and max(dilation) > 1:
+            # TensorRT has none that is both.
+            weight, dilation = self._spread(weight, dilation), [1] * len(dilation)
         extra = output_padding or (0,) * len(padding)
         # What is wanted beyond the padding comes from zeros behind the input.
         zeros = [max(0, -(-(e - p) // s)) for e, p, s in zip(extra, padding, stride, strict=True)]
@@ -137,6 +140,21 @@ class Network(Arithmetic):
                 break
         shape = (tensor.shape[0], maps, *sizes) if sizes else None
         return self.output_of(layer, shape)
+
+    def _spread(self, weight: Tensor, dilation: Sequence[int]) -> Tensor:
+        """A kernel with zeros where a dilated one has nothing."""
+        sizes = [(int(size) - 1) * step + 1 for size, step in zip(weight.shape[2:], dilation, strict=True)]
+        if weight.value is not None:
+            kernel = weight.value.new_zeros((*weight.value.shape[:2], *sizes))
+            every = tuple(slice(None, None, step) for step in (1, 1, *dilation))
+            kernel[every] = weight.value
+            return self.constant(kernel, weight.label)
+        for axis, (step, size) in enumerate(zip(dilation, sizes, strict=True), 2):
+            rows = self.unsqueeze(weight, axis + 1)
+            rows = self.pad(rows, [0] * rows.rank, [(step - 1) * (other == axis + 1) for other in range(rows.rank)])
+            joined = (*weight.shape[:axis], weight.shape[axis] * step, *weight.shape[axis + 1 :])
+            weight = self.narrow(self.reshape(rows, joined), axis, 0, size)
+        return weight
 
     def _needs_float32(self, method: str, dtype: torch.dtype, weight: Tensor, groups: int) -> bool:
         """Whether TensorRT lacks the 16-bit kernels."""
