@@ -136,16 +136,25 @@ def largest(net: Network, input: Tensor, windows: Sequence[Windows]) -> tuple[Te
         ],
         functools.partial(net.elementwise, "SUM"),
     )
-    elements = net.gather(net.reshape(input, (*input.shape[:others], volume(sizes))), places, others)
+    flat = net.reshape(input, (*input.shape[:others], volume(sizes)))
+    elements = net.gather(flat, places, others)
+    is_float = input.dtype.is_floating_point
+    if is_float:
+        # Of nothing but infinities TensorRT takes the lowest finite number as the largest.
+        elements = net.elementwise("MAX", elements, net.tensor(torch.finfo(input.dtype).min, input.dtype))
     last = net.tensor(volume(sizes) - 1, torch.int64)
     if all(lane.inside is not None for lane in windows):
         inside = together(
             [spread(lane.inside, axis) for axis, lane in enumerate(windows) if lane.inside is not None],
             functools.partial(net.elementwise, "AND"),
         )
-        lowest = -math.inf if input.dtype.is_floating_point else torch.iinfo(input.dtype).min
+        lowest = -math.inf if is_float else torch.iinfo(input.dtype).min
         elements = net.select(inside, elements, net.tensor(lowest, input.dtype))
         places = net.select(inside, places, last)
     top = net.reduce("MAX", elements, [-1], keep_dims=True)
     found = net.select(net.elementwise("EQUAL", elements, top), places, last)
-    return net.squeeze(top, -1), net.reduce("MIN", found, [-1], keep_dims=False)
+    first = net.reduce("MIN", found, [-1], keep_dims=False)
+    if not is_float:
+        return net.squeeze(top, -1), first
+    picked = net.reshape(first, (*first.shape[:others], volume(counts)))
+    return net.reshape(net.gather_elements(flat, picked, others), first.shape), first
