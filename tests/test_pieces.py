@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import torch2trt
-from torch2trt.errors import ArtifactWriteError, CaptureError, NoGPUError
+from torch2trt import backend as backends
+from torch2trt.errors import ArtifactWriteError, CaptureError, DataDependentError, NoGPUError, UnsupportedOpsError
 from torch2trt.pieces import PiecewiseModule
 
 QUICK: dict[str, Any] = {"precision": "fp32", "optimization_level": 0, "progress": "none", "min_segment": 1}
@@ -93,8 +94,29 @@ def test_what_has_nothing_for_an_engine_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.ones(int(x[0, 0]))
 
-    with pytest.raises(CaptureError):
+    with pytest.raises(CaptureError, match=r"in pieces: engines would get 0 calls \(min_segment is 1\)"):
         torch2trt.compile(Counts().eval(), (X.abs(),), **QUICK)
+
+
+def test_why_pieces_failed_is_said() -> None:
+    class Fails(Forked):
+        def forward(self, x: Tensor) -> dict[str, Any]:
+            found = super().forward(x)
+            if len(found["rows"]) < 99:
+                raise OverflowError("too few rows")
+            return found
+
+    with pytest.raises(DataDependentError, match="in pieces: OverflowError: too few rows") as caught:
+        torch2trt.compile(Fails().eval(), (X,), **QUICK)
+    assert isinstance(caught.value.__cause__, OverflowError)
+
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.special.bessel_j0(x if x.sum() > 3 else -x)
+
+    with pytest.raises(DataDependentError, match=r"in pieces: engines would get \d calls.*bessel") as caught:
+        torch2trt.compile(Odd().eval(), (X,), **(QUICK | {"min_segment": 9}))
+    assert isinstance(caught.value.__cause__, UnsupportedOpsError)
 
 
 def test_explain_names_each_break(capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,6 +128,58 @@ def test_explain_names_each_break(capsys: pytest.CaptureFixture[str]) -> None:
     data = json.loads(json.dumps(found.to_json()))
     assert data["breaks"][0]["source"]
     assert "why it breaks" in found.to_html()
+
+
+def test_explain_says_where_each_piece_runs() -> None:
+    class Odd(Forked):
+        def forward(self, x: Tensor) -> dict[str, Any]:
+            return super().forward(torch.special.bessel_j0(self.first(x)))
+
+    found = torch2trt.explain(Odd().eval(), (X,), min_segment=1)
+    assert len(found.pieces) == found.graphs
+    assert [(where, count) for each in found.pieces for where, count in each.segments] == found.segments
+    assert "aten.special_bessel_j0.default" in [each.op for each in found.in_torch]
+    assert all("test_pieces.py" in each.begin for each in found.pieces)
+    data = json.loads(json.dumps(found.to_json()))
+    for first in data["pieces"]:
+        assert first["placements"]
+        assert first["name"] in str(found)
+        assert first["name"] in found.to_html()
+    assert "engine (" in found.to_html()
+    refused = torch2trt.explain(Odd().eval(), (X,), min_segment=99)
+    assert all("not worth an engine" in each.refusal for each in refused.pieces if each.in_torch)
+
+
+def test_explain_leaves_what_is_compiled_alone(forked: tuple[Forked, PiecewiseModule]) -> None:
+    module, compiled = forked
+    before = len(compiled.engines)
+    torch2trt.explain(module, (X,))
+    compiled.reference(X, scale=3.0)
+    assert len(compiled.engines) == before
+
+
+def test_a_class_has_as_many_compiled_modules_as_one_likes() -> None:
+    with torch._dynamo.config.patch(recompile_limit=2):
+        kept = [torch2trt.compile(Forked().eval(), (X,), **QUICK) for _ in range(3)]
+    assert {len(each.engines) for each in kept if isinstance(each, PiecewiseModule)} == {2}
+
+
+def test_other_sizes_are_right_and_engines_limited(caplog: pytest.LogCaptureFixture) -> None:
+    module = Forked().eval()
+    backends._say_once.cache_clear()
+    with torch._dynamo.config.patch(recompile_limit=3):
+        compiled = torch2trt.compile(module, (X,), **QUICK)
+    assert isinstance(compiled, PiecewiseModule)
+    rows = torch.randn(9, 8, generator=torch.Generator().manual_seed(1))
+    counts = []
+    for count in (4, *range(1, 10), 2):
+        with torch.no_grad():
+            torch.testing.assert_close(compiled.reference(rows[:count]), module(rows[:count]))
+        counts.append(len(compiled.engines))
+    assert counts[0] < counts[1] < counts[2]
+    assert counts[-1] == counts[-3]
+    assert "eager" in caplog.text
+    assert compiled.verify(rows).passed
 
 
 @pytest.mark.sweep
@@ -125,6 +199,57 @@ def test_a_detector_of_torchvision() -> None:
     for name, value in expected.items():
         assert found[name].shape == value.shape
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-3)
+
+
+class Detector(nn.Module):
+    """As torchvision's: its anchors are tensors that do not move with it, and the number of boxes depends on data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.scores = nn.Conv2d(3, 1, 3, padding=1)
+        self.shifts = nn.Conv2d(3, 4, 3, padding=1)
+        self.anchors = [torch.tensor([-8.0, -4.0, 8.0, 4.0])]
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        return [self.detect(image) for image in images]
+
+    def detect(self, image: Tensor) -> dict[str, Tensor]:
+        self.anchors = [anchor.to(image.device) for anchor in self.anchors]
+        scores = self.scores(image[None]).sigmoid().flatten()
+        shifts = self.shifts(image[None]).permute(0, 2, 3, 1).reshape(-1, 4).tanh()
+        boxes = shifts + self.anchors[0] * torch.tensor([1.0, 2.0, 1.0, 2.0]).to(image.device)
+        if image[0, 0, 0] > 0:
+            scores = scores * 0.9
+        keep = image[0].flatten() > 0
+        return {"scores": scores[keep] * 2, "boxes": boxes[keep] + 1}
+
+
+def check_detector(device: str) -> PiecewiseModule:
+    module, draw = Detector().eval().to(device), torch.Generator().manual_seed(0)
+
+    def images(*sizes: int) -> list[Tensor]:
+        return [torch.randn(3, size, 8, generator=draw).to(device) for size in sizes]
+
+    compiled = torch2trt.compile(module, (images(8),), **QUICK)
+    assert isinstance(compiled, PiecewiseModule)
+    for each in (images(8, 12), images(12, 16)):
+        with torch.no_grad():
+            found, wanted = compiled.reference(each), module(each)
+        torch.testing.assert_close(found, wanted, rtol=2e-3, atol=2e-3)
+    assert compiled.verify(images(8)).passed
+    return compiled
+
+
+def test_anchors_and_boxes() -> None:
+    assert not check_detector("cpu").refusals
+
+
+@pytest.mark.gpu
+def test_anchors_and_boxes_on_the_gpu() -> None:
+    compiled = check_detector("cuda")
+    assert not compiled.refusals, "\n".join(map(str, compiled.refusals))
+    assert len(compiled.engines) >= 2
 
 
 @pytest.mark.gpu

@@ -199,7 +199,9 @@ def explain(
             raise
         from torch2trt.pieces import explain_breaks
 
-        return explain_breaks(module, args, kwargs or {}, flavour, name=name or type(module).__name__, reason=error)
+        return explain_breaks(
+            module, args, kwargs or {}, flavour, chosen, name=name or type(module).__name__, reason=error
+        )
     return explained(optimize(captured, chosen), flavour, chosen)
 
 

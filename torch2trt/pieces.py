@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from torch2trt import api
 from torch2trt import backend as backends
-from torch2trt.errors import ArtifactWriteError, DataDependentError, NoGPUError
-from torch2trt.partition.explain import Explanation, GraphBreak
+from torch2trt.errors import ArtifactWriteError, DataDependentError, NoGPUError, Torch2TRTError
+from torch2trt.frontend.dynamo import Region
+from torch2trt.partition.explain import Explanation, GraphBreak, explain, together
 from torch2trt.runtime.module import EngineModule
 from torch2trt.runtime.verification import Row, Verification, compare
 from torch2trt.settings import Settings
@@ -26,8 +30,12 @@ log = logging.getLogger(__name__)
 class PiecewiseModule(nn.Module):
     """A module in engines, with its own Python between them; called, run in the reference and verified as any other.
 
-    Further engines are built where a call takes another way through the module, or other sizes. It cannot be saved:
-    what joins the pieces is the module's own code.
+    Further engines are built where a call takes another way through the module, or has other sizes: of each line of the
+    module where a piece begins, and of each piece, as many as ``torch._dynamo.config.recompile_limit`` (8) says, and
+    what comes then runs in eager, after a warning. Engines for ranges of sizes there are none.
+
+    It cannot be saved: what joins the pieces is the module's own code. To compile it again in another process costs
+    less than the first time, since TensorRT's timing cache is kept (``Settings.timing_cache``).
 
     Args:
         module: in evaluation mode.
@@ -42,14 +50,35 @@ class PiecewiseModule(nn.Module):
         self.settings = settings
         self.engines: list[EngineModule] = []
         """The engines so far, in the order in which they were built."""
+        self.refusals: list[Torch2TRTError] = []
+        """Why pieces are left to eager."""
+        self._graphs: Counter[str] = Counter()
+        self._most = torch._dynamo.config.recompile_limit
         # Held in a tuple: the module as an attribute would put its parameters in the state.
         self._held = (module, truth)
         options = {item.name: getattr(settings, item.name) for item in dataclasses.fields(settings)}
 
         def build(graph: Any, inputs: Any) -> Callable[..., Any]:
-            return backends.backend(graph, inputs, options=options, built=self.engines.append)
+            frame = str(graph.meta.get("dynamo_compile_id", "")).partition("/")[0]
+            self._graphs[frame] += 1
+            if self._graphs[frame] > self._most:
+                if self._graphs[frame] == self._most + 1:
+                    log.warning("%s: a piece was captured %d times, further ones run in eager", name, self._most)
+                return graph.forward  # type: ignore[no-any-return]
+            return backends.backend(
+                graph,
+                inputs,
+                options=options,
+                built=self.engines.append,
+                left=self.refusals.append,
+                most=self._most,
+            )
 
-        self._run = torch.compile(module, backend=build)
+        self._compiled = torch.compile(module, backend=build)
+
+    def _run(self, args: Any, kwargs: Any) -> Any:
+        with _without_limit():
+            return self._compiled(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the pieces on the current CUDA stream.
@@ -59,13 +88,11 @@ class PiecewiseModule(nn.Module):
         """
         if not torch.cuda.is_available():
             raise NoGPUError("there is no GPU to run it", subject=self.name, hint=".reference() runs it on the CPU")
-        with torch.no_grad():
-            return self._run(*args, **kwargs)
+        return self._run(args, kwargs)
 
     def reference(self, *args: Any, **kwargs: Any) -> Any:
         """Run the pieces on the CPU, those that are engines in the reference interpreter, where there is no GPU."""
-        with torch.no_grad():
-            return self._run(*args, **kwargs)
+        return self._run(args, kwargs)
 
     def verify(self, *args: Any, **kwargs: Any) -> Verification:
         """Compare with the truth, float64 eager with the original weights.
@@ -142,9 +169,13 @@ def compile_in_pieces(
         compiled.reference(*own_args, **own_kwargs)
     except Exception as error:
         # The module's own, or Dynamo's: there is no piecewise module either.
-        raise reason from error
-    if sum(engine.report["calls"] for engine in compiled.engines) < settings.min_segment:
-        raise reason
+        raise _also(reason, f"{type(error).__name__}: {error}") from error
+    calls = sum(engine.report["calls"] for engine in compiled.engines)
+    if calls < settings.min_segment:
+        text = f"engines would get {calls} calls (min_segment is {settings.min_segment})"
+        raise _also(reason, "; ".join([text, *(str(error) for error in compiled.refusals[:3])])) from next(
+            iter(compiled.refusals), None
+        )
     log.warning(
         "%s: is compiled in %d pieces, torch2trt.explain says where it breaks: %s",
         *(name, len(compiled.engines), reason.reason),
@@ -152,27 +183,66 @@ def compile_in_pieces(
     return compiled
 
 
+def _also(reason: DataDependentError, why: str) -> DataDependentError:
+    """The error of the whole, with what became of its pieces."""
+    first = " ".join(why.split())[:400]
+    return DataDependentError(
+        f"{reason.reason} (in pieces: {first})", subject=reason.subject, source=reason.source, hint=reason.hint
+    )
+
+
 def explain_breaks(
     module: nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     flavour: Flavour,
+    settings: Settings,
     *,
     name: str,
     reason: DataDependentError,
 ) -> Explanation:
-    """Where Dynamo cuts a module that cannot be captured whole, and why, for this call."""
+    """Where Dynamo cuts a module that cannot be captured whole, and why, and what would run where in each piece."""
+    regions: list[Region] = []
+    pieces: dict[Region, Explanation] = {}
+    breaks: dict[GraphBreak, None] = {}
+
+    def look(graph: Any, inputs: Any) -> Callable[..., Any]:
+        region = Region(graph)
+        regions.append(region)
+        if graph.compile_subgraph_reason.graph_break:
+            breaks[_break(graph.compile_subgraph_reason)] = None
+
+        def run(*values: Any) -> Any:
+            if region.made and region.inputs and region not in pieces:
+                pieces[region] = _piece(region, values, flavour, settings)
+            return graph(*values)
+
+        return run
+
     own_args, own_kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, dict(kwargs)))
-    with torch.no_grad():
-        found = torch._dynamo.explain(module)(*own_args, **own_kwargs)
-    breaks = [
-        GraphBreak(
-            " ".join(each.reason.strip().splitlines()[:1]),
-            next((f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in reversed(each.user_stack)), ""),
-        )
-        for each in found.break_reasons
-    ]
+    with _without_limit():
+        torch.compile(module, backend=look)(*own_args, **own_kwargs)
     spelled = f"{flavour.name} {flavour.version_text}"
-    return Explanation(
-        name, spelled, (), whole=reason.reason, graphs=found.graph_count, breaks=(*dict.fromkeys(breaks),)
-    )
+    return together(name, spelled, [*pieces.values()], reason.reason, len(regions), (*breaks,))
+
+
+@contextlib.contextmanager
+def _without_limit() -> Iterator[None]:
+    """For inference, and with the graphs that other modules of a class have not counted against one's own."""
+    config = torch._dynamo.config
+    with torch.no_grad(), config.patch(recompile_limit=config.accumulated_recompile_limit):
+        yield
+
+
+def _break(found: Any) -> GraphBreak:
+    lines = [f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in found.user_stack]
+    return GraphBreak(" ".join(found.reason.strip().splitlines()[:1]), lines[-1] if lines else "")
+
+
+def _piece(region: Region, values: Sequence[Any], flavour: Flavour, settings: Settings) -> Explanation:
+    try:
+        return explain(api.optimize(backends.capture(region, values), settings), flavour, settings)
+    except Torch2TRTError as error:
+        return Explanation(
+            region.name, f"{flavour.name} {flavour.version_text}", (), refusal=f"runs in torch: {error.reason}"
+        )

@@ -6,7 +6,7 @@ import html
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch2trt.errors import UnsupportedOpsError
@@ -56,9 +56,11 @@ class Explanation:
     whole: str = ""
     """Why it cannot be captured whole; empty where it can."""
     graphs: int = 1
-    """The pieces that are captured, each compiled by itself; what they hold is not looked at."""
+    """The pieces that are captured, each compiled by itself."""
     breaks: tuple[GraphBreak, ...] = ()
     """Where those pieces end, and why."""
+    pieces: tuple[Explanation, ...] = ()
+    """Those pieces that compute something."""
 
     @property
     def segments(self) -> list[tuple[str, int]]:
@@ -84,15 +86,18 @@ class Explanation:
             "calls_in_torch": len(self.in_torch),
             "segments": [{"where": where, "calls": count} for where, count in self.segments],
             "placements": [asdict(each) for each in self.placements],
+            "pieces": [each.to_json() for each in self.pieces],
         }
 
     def to_html(self) -> str:
         """A table of the calls in torch, and one of the modules, every text escaped."""
         break_rows = [(each.reason, each.source) for each in self.breaks]
+        piece_rows = [(each.name, each.begin, each.chain) for each in self.pieces]
         torch_rows = [(each.module, each.op, each.reason, each.source) for each in self.in_torch]
         parts = [
             f"<p>{html.escape(self.summary)}</p>",
             html_table(("why it breaks", "line"), break_rows) if break_rows else "",
+            html_table(("piece", "it begins at", "where it runs"), piece_rows) if piece_rows else "",
             html_table(("module", "operator in torch", "why", "line"), torch_rows) if torch_rows else "",
             html_table(
                 ("module", "calls in engines", "calls in torch"), [tuple(map(str, row)) for row in self.modules]
@@ -108,9 +113,18 @@ class Explanation:
         """One line."""
         if self.whole:
             return f"{self.name} ({self.flavour}): {self.graphs} pieces, for it cannot be captured whole: {self.whole}"
+        return f"{self.name} ({self.flavour}): {self.chain}"
+
+    @property
+    def begin(self) -> str:
+        """The user's line that its first call comes from."""
+        return next((each.source for each in self.placements if each.source), "")
+
+    @property
+    def chain(self) -> str:
+        """The segments in the order of running, or why there are none."""
         chain = " → ".join(f"{where} ({count})" for where, count in self.segments)
-        calls = f"{len(self.placements)} calls, {len(self.in_torch)} in torch"
-        return f"{self.name} ({self.flavour}): {self.refusal or f'{calls}: {chain}'}"
+        return self.refusal or f"{len(self.placements)} calls, {len(self.in_torch)} in torch: {chain}"
 
     @property
     def modules(self) -> list[tuple[str, int, int]]:
@@ -131,6 +145,11 @@ class Explanation:
             table = Table("why it breaks", "line")
             for each in self.breaks:
                 table.add_row(each.reason, each.source)
+            console.print(table)
+        if self.pieces:
+            table = Table("piece", "it begins at", "where it runs")
+            for piece in self.pieces:
+                table.add_row(piece.name, piece.begin, piece.chain)
             console.print(table)
         if self.in_torch:
             table = Table("operator", "module", "why it runs in torch")
@@ -180,6 +199,30 @@ def explain(program: Program, flavour: Flavour, settings: Settings) -> Explanati
             )
         )
     return Explanation(program.name, f"{flavour.name} {flavour.version_text}", tuple(placements), refusal)
+
+
+def together(
+    name: str,
+    flavour: str,
+    pieces: Sequence[Explanation],
+    whole: str,
+    graphs: int,
+    breaks: tuple[GraphBreak, ...],
+) -> Explanation:
+    """What is known of a module from its pieces, whose segments run one after the other.
+
+    Args:
+        whole, graphs, breaks: as :class:`Explanation` has them.
+    """
+    placements: list[Placement] = []
+    for piece in pieces:
+        first = 1 + max((each.segment for each in placements if each.segment is not None), default=-1)
+        placements += [
+            each if each.segment is None else replace(each, segment=first + each.segment) for each in piece.placements
+        ]
+    return Explanation(
+        name, flavour, tuple(placements), whole=whole, graphs=graphs, breaks=breaks, pieces=tuple(pieces)
+    )
 
 
 def html_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
