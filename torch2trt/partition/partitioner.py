@@ -91,16 +91,17 @@ def partition(
         raise UnsupportedOpsError(unsupported)
     if reasons:
         _copy_what_is_handed_back(program, reasons)
+    too_few: dict[fx.Node, str] = {}
     while True:
         phases = _phases(program, reasons)
         small = _small_engines(program, phases, settings.min_segment) if reasons else {}
         if not small:
             break
         reasons |= small
+        too_few |= small
     if reasons and not any(is_engine(phase) for phase in phases.values()):
-        raise UnsupportedOpsError(
-            unsupported, hint="what is left is not worth an engine; min_segment=1 builds one all the same"
-        )
+        at_all = "; min_segment=1 builds one all the same" if any(_gain(node) for node in too_few) else ""
+        raise UnsupportedOpsError(unsupported, hint=f"what is left is not worth an engine{at_all}")
     return Partition(phases, reasons)
 
 
