@@ -576,5 +576,5 @@ def test_the_order_of_products_fixes_no_size(monkeypatch: pytest.MonkeyPatch) ->
 def test_quantiles_are_checked() -> None:
     with pytest.raises(CaptureError, match=r"range \[0, 1\]"):
         capture(Function(lambda x: x.quantile(1.5)), (X,))
-    with pytest.raises(CaptureError, match="one dtype"):
+    with pytest.raises(CaptureError, match="of one dtype"):
         capture(Function(lambda x: x.quantile(torch.tensor([0.5], dtype=torch.float16))), (X,))

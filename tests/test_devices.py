@@ -114,6 +114,12 @@ def test_a_program_has_one_device_and_runs_on_any(
         assert devices(program.graph.graph) == {GPU}
 
 
+def test_memory_is_pinned_nowhere() -> None:
+    module, x = Call(_pinned, CPU), torch.randn(2, 4)
+    # Eager cannot run it without a GPU.
+    torch.testing.assert_close(export.capture(module, (x,))(x), module.line(x).detach(), rtol=0, atol=0)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("function", [*FUNCTIONS, _pinned], ids=lambda function: function.__name__)
 @pytest.mark.parametrize("run_in_torch", [[], ["aten.linear"]], ids=["whole", "hybrid"])

@@ -141,6 +141,9 @@ def test_engines_that_do_not_pay_are_not_built() -> None:
     assert kinds(torch2trt.compile(module, (X,), **settings)) == ["engine", "torch"]
     with pytest.raises(UnsupportedOpsError, match="min_segment=1 builds one all the same"):
         torch2trt.compile(module, (X,), **{**QUICK, "min_segment": 4})
+    with pytest.raises(UnsupportedOpsError) as caught:
+        torch2trt.compile(Call(lambda m, x: doubled(x).reshape(-1)), (X,), **QUICK)
+    assert "min_segment" not in str(caught.value)
     with pytest.raises(SettingError, match="min_segment"):
         Settings(min_segment=0)
 

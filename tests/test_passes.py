@@ -591,6 +591,13 @@ def test_float32_for_a_module_of_16_bits() -> None:
     assert program.signature.tensor_outputs[0].spec.dtype == HALF
 
 
+def test_quantiles_which_torch_has_in_float32_alone_keep_it() -> None:
+    function = Function(lambda x: x - x.quantile(0.3, 0) + x.nanquantile(0.5))
+    program = transformed(function, X, passes=(set_precision,), tolerance=1e-2, precision="fp16")
+    found = [node.meta["val"].dtype for node in program.calls if "quantile" in str(node.target)]
+    assert found == [torch.float32] * 2
+
+
 def test_inputs_and_outputs_take_the_precision_when_asked() -> None:
     module = nn.Linear(3, 4).eval()
     program = transformed(module, X, passes=(set_precision,), precision="fp16", keep_io_dtypes=False)

@@ -56,6 +56,11 @@ QUANTILES = together(
     lambda x: x.quantile(torch.tensor([0.1, 0.9], dtype=x.dtype), 1, keepdim=True),
     lambda x: x.quantile(torch.tensor(0.3, dtype=x.dtype)),
 )
+NANQUANTILES = together(
+    *(lambda x, q=q: x.nanquantile(q) for q in (0.0, 0.7, 1.0)),
+    lambda x: x.nanquantile(0.5, -1, keepdim=True),
+    lambda x: x.nanquantile(torch.tensor([0.1, 0.5, 1.0], dtype=x.dtype), 0),
+)
 
 
 def long(rows: int, size: int) -> torch.Tensor:
@@ -98,6 +103,11 @@ CASES = [
     OpCase("quantiles", QUANTILES, (X,)),
     OpCase("quantiles-nan", QUANTILES, (NANS[:, :9].where(NANS[:, :9].isfinite(), math.nan).reshape(3, 3, 3),)),
     OpCase("quantiles-given", lambda x, q: x.quantile(q, 1), (X, torch.tensor([0.0, 0.4, 1.0]))),
+    OpCase("nanquantiles", NANQUANTILES, (NANS[:, :9].reshape(3, 3, 3),)),
+    OpCase("nanquantiles-all-nan", lambda x: x.nanquantile(0.4, 1), (torch.full((2, 3), math.nan),)),
+    OpCase("nanquantiles-given", lambda x, q: x.nanquantile(q, 1), (X, torch.tensor([0.0, 0.4, 1.0]))),
+    OpCase("nanquantiles-dynamic", lambda x: x.nanquantile(0.4, 1), (X,), dynamic=BATCH),
+    OpCase("nanquantiles-lower", lambda x: x.nanquantile(0.4, interpolation="lower"), (X,), unsupported="the lower of"),
     OpCase("quantiles-dynamic", lambda x: x.quantile(0.4, 1), (X,), dynamic=BATCH),
     OpCase(
         "quantiles-rounded",

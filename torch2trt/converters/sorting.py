@@ -262,22 +262,55 @@ def quantile(
     net: Network, input: Tensor, q: Tensor | float, dim: int | None, keepdim: bool, interpolation: str
 ) -> Tensor:
     """quantile(Tensor self, Tensor q, int? dim=None, bool keepdim=False, *, str interpolation='linear') -> Tensor"""
-    if dim is None or input.rank == 0:
-        input, dim = net.flatten(input), 0
-    last = input.rank - 1
-    rows = net.transpose(input, dim, last)
+    rows, dim = _rows_along(net, input, dim)
     size = rows.shape[-1]
     assert isinstance(size, int)
     values, _ = _sorted(net, rows, -1, descending=False, stable=False)
     below, above, share = _quantile_places(net, q, size, interpolation, input.dtype)
-    lower, upper = (net.gather(values, places, -1) for places in (below, above))
-    result = net.elementwise("SUM", lower, net.elementwise("PROD", net.elementwise("SUB", upper, lower), share))
+    result = _between(net, net.gather(values, below, -1), net.gather(values, above, -1), share)
     broken = net.reduce("MAX", net.unary("ISNAN", rows), [-1], True)
-    result = net.select(broken, net.tensor(math.nan, input.dtype), result)
-    # The quantiles come first, and the dimension that was swapped goes back.
+    return _by_quantile(net, net.select(broken, net.tensor(math.nan, input.dtype), result), dim)
+
+
+def _nanquantile_unsupported(input: TensorSpec, dim: int | None, interpolation: str, **_: object) -> str | None:
+    if interpolation != "linear":
+        return f"the {interpolation} of two elements at a place that float32 rounds: use quantile, or linear"
+    return _all_unsupported(input) if dim is None else _sort_unsupported(input, dim)
+
+
+@converter(aten.nanquantile.default, aten.nanquantile.scalar, unsupported=_nanquantile_unsupported)
+def nanquantile(
+    net: Network, input: Tensor, q: Tensor | float, dim: int | None, keepdim: bool, interpolation: str
+) -> Tensor:
+    """nanquantile(Tensor self, Tensor q, int? dim=None, bool keepdim=False, *, str interpolation='linear') -> Tensor"""
+    rows, dim = _rows_along(net, input, dim)
+    values, _ = _sorted(net, rows, -1, descending=False, stable=False)  # what is no number comes last
+    numbers = net.cast(net.unary("NOT", net.unary("ISNAN", rows)), torch.float32)
+    most = net.binary("MAX", net.binary("SUB", net.reduce("SUM", numbers, [-1], True), 1.0), 0.0)
+    shares = net.reshape(q, (volume(q.shape),)) if isinstance(q, Tensor) else net.tensor(q, input.dtype)
+    rank = net.binary("PROD", most, net.cast(shares, torch.float32))
+    below, above = net.unary("FLOOR", rank), net.unary("CEIL", rank)
+    lower, upper = (net.gather_elements(values, net.cast(places, torch.int32), -1) for places in (below, above))
+    share = net.cast(net.elementwise("SUB", rank, below), input.dtype)
+    return _by_quantile(net, _between(net, lower, upper, share), dim)
+
+
+def _rows_along(net: Network, input: Tensor, dim: int | None) -> tuple[Tensor, int]:
+    """A dimension as the last one, and where it was; all elements as one row without it."""
+    if dim is None or input.rank == 0:
+        return net.flatten(input), 0
+    return net.transpose(input, dim, input.rank - 1), dim % input.rank
+
+
+def _between(net: Network, lower: Tensor, upper: Tensor, share: Tensor) -> Tensor:
+    return net.elementwise("SUM", lower, net.elementwise("PROD", net.elementwise("SUB", upper, lower), share))
+
+
+def _by_quantile(net: Network, result: Tensor, dim: int) -> Tensor:
+    """The quantiles, which lie along the last dimension, first, and the dimension that was swapped back."""
+    last = result.rank - 1
     each = net.unsqueeze(net.permute(result, [last, *range(last)]), -1)
-    each = net.transpose(each, dim % input.rank + 1, last + 1)
-    return net.reshape(each, net.result.shape)
+    return net.reshape(net.transpose(each, dim + 1, last + 1), net.result.shape)
 
 
 _MOST_COMPARED = 4096

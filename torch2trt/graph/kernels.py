@@ -57,8 +57,8 @@ def _quantile(operator: Any) -> Callable[..., Tensor]:
             return found
         if isinstance(q, float) and not 0 <= q <= 1:
             raise RuntimeError(f"quantile() q must be in the range [0, 1] but got {q}")
-        if not input.is_floating_point() or (isinstance(q, Tensor) and q.dtype != input.dtype):
-            raise RuntimeError("quantile() input and q must be floating-point tensors of one dtype")
+        if input.dtype not in (torch.float32, torch.float64) or (isinstance(q, Tensor) and q.dtype != input.dtype):
+            raise RuntimeError("quantile() input and q must be float or double tensors of one dtype")
         rest = input.amax(() if dim is None else dim, keepdim)
         return input.new_empty((*q.shape, *rest.shape) if isinstance(q, Tensor) else rest.shape)
 

@@ -95,19 +95,20 @@ def partition(
     by_data = _sizes_from_data(program)
     if reasons:
         _copy_what_is_handed_back(program, reasons, by_data)
+    too_few: dict[fx.Node, str] = {}
     while True:
         phases = _phases(program, reasons, by_data)
         moved = _sizes_from_elsewhere(phases, by_data)
         if not moved and reasons:
             moved = _small_engines(program, phases, settings.min_segment)
+            too_few |= moved
         if not moved:
             break
         reasons |= moved
         reasons |= _split_with_their_items(program, reasons)
     if reasons and not any(is_engine(phase) for phase in phases.values()):
-        raise UnsupportedOpsError(
-            unsupported, hint="what is left is not worth an engine; min_segment=1 builds one all the same"
-        )
+        at_all = "; min_segment=1 builds one all the same" if any(_gain(node) for node in too_few) else ""
+        raise UnsupportedOpsError(unsupported, hint=f"what is left is not worth an engine{at_all}")
     return Partition(phases, reasons)
 
 
