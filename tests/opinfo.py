@@ -111,8 +111,14 @@ def _topk(x: torch.Tensor, k: int, dim: int = -1, *args: Any) -> tuple[torch.Ten
     return values, x.gather(dim, indices)
 
 
+def _sort(x: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    values, indices = torch.sort(x, *args, **kwargs)
+    dim = args[0] if args else kwargs.get("dim", -1)
+    return values, indices if kwargs.get("stable") else x.gather(dim, indices)
+
+
 # Which of equal elements come first is nobody's promise: what counts is that they are where the indices say.
-_INSTEAD = {"topk": _topk}
+_INSTEAD = {"topk": _topk, "sort": _sort}
 
 
 def _in_real_numbers(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Reads and writes by strides: which become slices and windows, and which stay."""
+"""Reads and writes by strides: which become slices, windows or look-ups, and which stay."""
 
 from __future__ import annotations
 
@@ -76,10 +76,24 @@ def test_nested_steps_become_slices(function: Function) -> None:
 @pytest.mark.parametrize(
     "function",
     [
-        lambda x: x.transpose(0, 1).as_strided((4, 5), (5, 1)),  # of what is not contiguous
-        lambda x: x.reshape(6, 10)[2:].as_strided((3, 4), (10, 1), 5),  # from before the slice
         lambda x: x.as_strided((5, 4, 3), (6, 4, 3)),  # steps of which none is a multiple of the next
         lambda x: x.as_strided((3, 3, 3), (3, 2, 1)),  # three windows in one another
+        lambda x: x.as_strided((2, 1, 3, 2, 2), (1, 5, 1, 0, 3), 7),
+    ],
+)
+def test_others_become_look_ups(function: Function) -> None:
+    program = unified(function, X)
+    assert strided(program) == 0
+    assert any(node.target is aten.index.Tensor for node in program.calls)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.transpose(0, 1).as_strided((4, 5), (5, 1)),  # of what is not contiguous
+        lambda x: x.reshape(6, 10)[2:].as_strided((3, 4), (10, 1), 5),  # from before the slice
+        lambda x: x.as_strided((50, 100, 40), (0, 0, 1)).as_strided((4, 4), (1, 1)),  # of what is expanded
+        lambda x: x.repeat(3, 1, 1).as_strided((51, 52, 53), (1, 1, 1)),  # in no nested steps, of many elements
         lambda x: x.as_strided_scatter(torch.ones(3, 4), (3, 4), (20, 5)),
     ],
 )

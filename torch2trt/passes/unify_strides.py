@@ -1,4 +1,4 @@
-"""Reads and writes by strides as slices, windows and permutations, where the strided tensor is contiguous."""
+"""Reads and writes by strides as slices, windows, permutations or look-ups, where the strided tensor is contiguous."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from torch2trt.settings import Settings
 
 aten = torch.ops.aten
 
+_MOST_PLACES = 2**17  # 1 MB of them
+
 
 def unify_strides(program: Program, settings: Settings) -> None:
     """Replace ``aten.as_strided`` and, where it writes along one dimension, ``aten.as_strided_scatter``.
 
-    Of static sizes only; what does not read in nested steps stays.
+    Of static sizes only; what does not read in nested steps stays where it reads many elements.
     """
     for node in program.calls:
         if node.target not in (aten.as_strided.default, aten.as_strided_scatter.default):
@@ -83,7 +85,7 @@ def _steps(node: fx.Node) -> _Steps | None:
 def _read(node: fx.Node, steps: _Steps) -> fx.Node | None:
     plan = _plan(steps)
     if plan is None:
-        return None
+        return _look_up(node, steps)
     graph, bound = node.graph, bind(node)
 
     def then(target: Any, source: fx.Node, *args: Any) -> fx.Node:
@@ -111,6 +113,26 @@ def _read(node: fx.Node, steps: _Steps) -> fx.Node | None:
     result = then(aten.permute.default, result, sorted(range(len(axes)), key=axes.__getitem__))
     alone = [size if axis in axes else 1 for axis, size in enumerate(bound["size"])]
     return then(aten.expand.default, then(aten.reshape.default, result, alone), list(bound["size"]))
+
+
+def _look_up(node: fx.Node, steps: _Steps) -> fx.Node | None:
+    """Every element by its place, where they are few enough for the places to be a constant."""
+    graph, bound, value = node.graph, bind(node), node.meta["val"]
+    if value.numel() > _MOST_PLACES:
+        return None
+    place = call(graph, aten.full.default, [], steps.start, dtype=torch.int64, device=value.device, like=node)
+    for step in steps.moving:
+        end = step.size * step.stride
+        hops = call(
+            graph, aten.arange.start_step, 0, end, step.stride, dtype=torch.int64, device=value.device, like=node
+        )
+        shape = [-1] + [1] * (value.dim() - 1 - step.axis)
+        place = call(
+            graph, aten.add.Tensor, place, call(graph, aten.reshape.default, hops, shape, like=node), like=node
+        )
+    flat = call(graph, aten.reshape.default, bound["input"], [-1], like=node)
+    found = call(graph, aten.index.Tensor, flat, [place], like=node)
+    return call(graph, aten.expand.default, found, list(bound["size"]), like=node)
 
 
 def _plan(steps: _Steps) -> Sequence[tuple[int, int, int | None, int]] | None:
