@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -59,6 +60,11 @@ def batch_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *runni
     return aten._native_batch_norm_legit_no_training.default(x, weight, bias, *running, 0.1, 1e-5)[0]
 
 
+def trained(x: torch.Tensor, weight: torch.Tensor, *running: torch.Tensor) -> Any:
+    mean, variance = (each.clone() for each in running)
+    return aten._native_batch_norm_legit.default(x, weight, None, mean, variance, True, 0.1, 1e-5), mean, variance
+
+
 def layer_norm_backward(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> list[torch.Tensor]:
     _, mean, scale = aten.native_layer_norm.default(x, [5], weight, None, 1e-5)
     return aten.native_layer_norm_backward.default(grad, x, [5], mean, scale, weight, None, [True, True, False])[:2]
@@ -87,8 +93,11 @@ CASES = [
     OpCase("core-index", aten.index.Tensor, (X, [STARTS, STARTS + 3])),
     OpCase("core-col2im", aten.col2im.default, (normal(2, 12, 30), [6, 7], [2, 2], [1, 1], [0, 0], [1, 1])),
     OpCase("core-batch_norm", batch_norm, (IMAGE, WEIGHT, BIAS, MEAN, VARIANCE)),
+    OpCase("core-batch_norm-trained", trained, (IMAGE, WEIGHT, MEAN, VARIANCE)),
     OpCase("core-layer_norm_backward", layer_norm_backward, (GRAD, IMAGE, NARROW)),
     OpCase("core-group_norm_backward", group_norm_backward, (GRAD, IMAGE, WEIGHT)),
+    OpCase("core-argument", lambda x, y: (y, 3, x), (X, ROWS)),
+    OpCase("core-argument-dynamic", lambda x: x, (X,), dynamic={0: {0: (1, 8)}}),
     OpCase("core-sym_size", lambda x: x + aten.sym_size.int(x, 0), (X,), dynamic={0: {0: (2, 8)}}),
     OpCase("core-sym_stride", lambda x: x + aten.sym_stride.int(x, 0), (IMAGE,), dynamic={0: {2: (2, 8)}}),
 ]

@@ -8,7 +8,7 @@ import dataclasses
 import operator
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -337,11 +337,13 @@ def _outputs(
         leaf_of: positions of arguments and state by the names of their placeholders, those of the state by path.
     """
     output = program.output_node
-    returned = output.args[0]
+    returned: Sequence[Any] = output.args[0]  # type: ignore[assignment]
     leaves: list[Leaf] = []
     updates: list[tuple[fx.Node, int]] = []
     engine: dict[fx.Node, str] = {}
-    for spec, node in zip(exported.graph_signature.output_specs, returned, strict=True):  # type: ignore[arg-type]
+    # Arguments are returned as they are, beside what is computed: an engine that computes nothing copies them.
+    passed = leaf_of if any(_is_computed(node, leaf_of) for node in returned) else {}
+    for spec, node in zip(exported.graph_signature.output_specs, returned, strict=True):
         if spec.kind is not OutputKind.USER_OUTPUT:
             # They come first in the graph, and last in the engine.
             assert isinstance(node, fx.Node)
@@ -349,7 +351,7 @@ def _outputs(
             updates.append((node, leaf_of[own]))
             continue
         match spec.arg:
-            case TensorArgument() if isinstance(node, fx.Node) and node.name in leaf_of:
+            case TensorArgument() if isinstance(node, fx.Node) and node.name in passed:
                 leaves.append(InputLeaf(leaf_of[node.name]))
             case TensorArgument():
                 assert isinstance(node, fx.Node)
@@ -373,6 +375,11 @@ def _outputs(
         written.append(Update(name, program.spec(node), position))
     output.args = (tuple(engine),)
     return tuple(leaves), tuple(written)
+
+
+def _is_computed(returned: Any, leaf_of: Mapping[str, int]) -> bool:
+    is_tensor = isinstance(returned, fx.Node) and isinstance(returned.meta.get("val"), torch.Tensor)
+    return is_tensor and returned.name not in leaf_of
 
 
 def _is_made_of_sizes(size: Size, signature: Signature) -> bool:
