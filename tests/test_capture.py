@@ -135,9 +135,9 @@ def test_results_that_are_inputs_duplicates_constants_and_sizes() -> None:
     same(program, module, torch.ones(5, 3))
 
 
-def test_a_module_that_only_hands_its_input_on() -> None:
+def test_a_module_that_only_hands_its_input_on_copies_it() -> None:
     program = captured(nn.Identity().eval(), X)
-    assert kinds(program) == [InputLeaf]
+    assert kinds(program) == [TensorLeaf]
     assert program.calls == []
 
 
