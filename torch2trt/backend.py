@@ -63,7 +63,6 @@ def backend(
     name: str | None = None,
     built: Callable[[EngineModule], object] = lambda engine: None,
     left: Callable[[Torch2TRTError], object] = lambda error: None,
-    most: int | None = None,
     **unknown: Any,
 ) -> Callable[..., Any]:
     """Compile one graph of Dynamo's.
@@ -78,7 +77,6 @@ def backend(
         name: what to call the engines.
         built: told each engine.
         left: told why a graph is left to eager.
-        most: engines of one graph; unset: ``torch._dynamo.config.recompile_limit``.
     """
     if torch.is_grad_enabled():
         _say_once(
@@ -89,7 +87,7 @@ def backend(
     region = Region(graph, name)
     if not region.made or not region.inputs:
         return graph.forward
-    return _CompiledRegion(region, {**(options or {}), **unknown}, built, left, most)
+    return _CompiledRegion(region, {**(options or {}), **unknown}, built, left)
 
 
 class _Weights:
@@ -128,13 +126,11 @@ class _CompiledRegion:
         options: dict[str, Any],
         built: Callable[[EngineModule], object],
         left: Callable[[Torch2TRTError], object],
-        most: int | None,
     ) -> None:
         self._region = region
         self._options = options
         self._built = built
         self._left = left
-        self._most = most
         self._weights_of = _picker(region.weights)
         self._inputs_of = _picker(region.inputs)
         self._known: list[_Weights] = []
@@ -171,7 +167,7 @@ class _CompiledRegion:
             known = _Weights(tensors)
             self._known.append(known)
         count = sum(len(each.runs) for each in self._known)
-        if count >= (self._most or torch._dynamo.config.recompile_limit):
+        if count >= torch._dynamo.config.recompile_limit:
             _say_once(
                 f"{region.name}: has {count} engines for different sizes or weights, as many as "
                 "torch._dynamo.config.recompile_limit: others are left to eager. One engine serves a range of sizes "

@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 class PiecewiseModule(nn.Module):
     """A module in engines, with its own Python between them; called, run in the reference and verified as any other.
 
-    Further engines are built where a call takes another way through the module, or has other sizes: of each line of the
-    module where a piece begins, and of each piece, as many as ``torch._dynamo.config.recompile_limit`` (8) says, and
-    what comes then runs in eager, after a warning. Engines for ranges of sizes there are none.
+    Further engines are built where a call takes another way through the module, or has other sizes: each piece is
+    captured up to ``torch._dynamo.config.recompile_limit`` (8) times, for sizes of its own. Once one would need more,
+    a warning says so, and from then on what is new runs in eager, and what is known in its engines.
 
     It cannot be saved: what joins the pieces is the module's own code. To compile it again in another process costs
     less than the first time, since TensorRT's timing cache is kept (``Settings.timing_cache``).
@@ -54,6 +54,7 @@ class PiecewiseModule(nn.Module):
         """Why pieces are left to eager."""
         self._graphs: Counter[str] = Counter()
         self._most = torch._dynamo.config.recompile_limit
+        self._is_full = False
         # Held in a tuple: the module as an attribute would put its parameters in the state.
         self._held = (module, truth)
         options = {item.name: getattr(settings, item.name) for item in dataclasses.fields(settings)}
@@ -62,22 +63,20 @@ class PiecewiseModule(nn.Module):
             frame = str(graph.meta.get("dynamo_compile_id", "")).partition("/")[0]
             self._graphs[frame] += 1
             if self._graphs[frame] > self._most:
-                if self._graphs[frame] == self._most + 1:
-                    log.warning("%s: a piece was captured %d times, further ones run in eager", name, self._most)
+                if not self._is_full:
+                    log.warning("%s: a piece was captured %d times: what is new runs in eager now", name, self._most)
+                self._is_full = True
                 return graph.forward  # type: ignore[no-any-return]
             return backends.backend(
-                graph,
-                inputs,
-                options=options,
-                built=self.engines.append,
-                left=self.refusals.append,
-                most=self._most,
+                graph, inputs, options=options, built=self.engines.append, left=self.refusals.append
             )
 
-        self._compiled = torch.compile(module, backend=build)
+        # Python code that computes with sizes is seldom right for all of them, so each has a graph of its own.
+        self._compiled = torch.compile(module, backend=build, dynamic=False)
 
     def _run(self, args: Any, kwargs: Any) -> Any:
-        with _without_limit():
+        known = torch.compiler.set_stance("eager_on_recompile") if self._is_full else contextlib.nullcontext()
+        with _without_limit(), known:
             return self._compiled(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -221,7 +220,7 @@ def explain_breaks(
 
     own_args, own_kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, dict(kwargs)))
     with _without_limit():
-        torch.compile(module, backend=look)(*own_args, **own_kwargs)
+        torch.compile(module, backend=look, dynamic=False)(*own_args, **own_kwargs)
     spelled = f"{flavour.name} {flavour.version_text}"
     return together(name, spelled, [*pieces.values()], reason.reason, len(regions), (*breaks,))
 
