@@ -1,4 +1,4 @@
-"""Runs the rows of the tables and notes what reached the converters: ``python -m tests.rows build/rows.jsonl``."""
+"""Runs the rows of the tables and notes the operators of their graphs: ``python -m tests.rows build/rows.jsonl``."""
 
 from __future__ import annotations
 

@@ -137,8 +137,9 @@ def test_results_that_are_inputs_duplicates_constants_and_sizes() -> None:
 
 def test_a_module_that_only_hands_its_input_on_copies_it() -> None:
     program = captured(nn.Identity().eval(), X)
-    assert kinds(program) == [TensorLeaf]
+    assert kinds(program) == [TensorLeaf], "an engine has something to compute"
     assert program.calls == []
+    assert kinds(captured(Function(lambda x: (x, x + 1)), X)) == [InputLeaf, TensorLeaf]
 
 
 def test_views_of_inputs_are_results_of_their_own() -> None:

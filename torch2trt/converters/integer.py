@@ -186,9 +186,15 @@ def _common_bits(net: Network, a: Tensor, b: Tensor, planes: int) -> Tensor:
         return net.elementwise("SUB", above, net.elementwise("PROD", net.elementwise("FLOOR_DIV", above, two), two))
 
     common = net.elementwise("PROD", net.elementwise("PROD", bits(a), bits(b)), powers)
-    zero, lowest = net.tensor(0, a.dtype), net.tensor(torch.iinfo(a.dtype).min, a.dtype)
-    negative = net.elementwise("AND", net.elementwise("LESS", a, zero), net.elementwise("LESS", b, zero))
-    return net.elementwise("SUM", net.reduce("SUM", common, [-1], False), net.select(negative, lowest, zero))
+    zero, below = net.tensor(0, a.dtype), net.tensor(-1, a.dtype)
+
+    def sign(tensor: Tensor) -> Tensor:
+        return net.elementwise("MIN", net.elementwise("MAX", tensor, below), zero)
+
+    negative = net.elementwise(
+        "PROD", net.elementwise("PROD", sign(a), sign(b)), net.tensor(torch.iinfo(a.dtype).min, a.dtype)
+    )
+    return net.elementwise("SUM", net.reduce("SUM", common, [-1], False), negative)
 
 
 def _bitwise(operation: str) -> Callable[..., Tensor]:

@@ -229,19 +229,23 @@ class Arithmetic(Shaping):
     def top_k(self, tensor: Tensor, count: Size, axis: int, *, largest: bool) -> tuple[Tensor, Tensor]:
         """The largest or smallest elements along a dimension, in order, NaN as the largest, and their INT32 indices."""
         axis %= tensor.rank
-        if not largest and tensor.dtype.is_floating_point:
-            # TensorRT 10.6 finds the smallest ones wrong where there is NaN.
-            _, indices = self.top_k(self._reversed(tensor), count, axis, largest=True)
+        if tensor.dtype.is_floating_point:
+            # TensorRT 10.6 returns wrong places where there is NaN.
+            keys = self._without_nan(tensor, 1 if largest else -1)
+            _, indices = self._top_k(keys, count, axis, largest=True)
             return self.gather_elements(tensor, indices, axis), indices
+        return self._top_k(tensor, count, axis, largest=largest)
+
+    def _top_k(self, tensor: Tensor, count: Size, axis: int, *, largest: bool) -> tuple[Tensor, Tensor]:
         if tensor.dtype in _NARROW:
-            values, indices = self.top_k(self.cast(tensor, torch.int32), count, axis, largest=largest)
+            values, indices = self._top_k(self.cast(tensor, torch.int32), count, axis, largest=largest)
             return self.cast(values, tensor.dtype), indices
         if tensor.rank == 1:
-            values, indices = self.top_k(self.unsqueeze(tensor, 0), count, 1, largest=largest)
+            values, indices = self._top_k(self.unsqueeze(tensor, 0), count, 1, largest=largest)
             return self.squeeze(values, 0), self.squeeze(indices, 0)
         if axis < tensor.rank - 4:
             # TensorRT looks along one of the last four dimensions.
-            values, indices = self.top_k(self.transpose(tensor, axis, -1), count, -1, largest=largest)
+            values, indices = self._top_k(self.transpose(tensor, axis, -1), count, -1, largest=largest)
             return self.transpose(values, axis, -1), self.transpose(indices, axis, -1)
         operation = self.trt.TopKOperation.MAX if largest else self.trt.TopKOperation.MIN
         layer = self.add("add_topk", tensor.itensor, operation, count if isinstance(count, int) else 1, 1 << axis)
@@ -251,19 +255,21 @@ class Arithmetic(Shaping):
         values, indices = (self.output_of(layer, shape, index) for index in (0, 1))
         return values, indices
 
-    def _reversed(self, tensor: Tensor) -> Tensor:
-        """Numbers in the opposite order, with NaN as the smallest.
+    def _without_nan(self, tensor: Tensor, sign: int) -> Tensor:
+        """Numbers in the same (sign 1) or the opposite order (-1), with infinity in the place of NaN, or its negative.
 
-        Infinity becomes the number that the largest one does, which becomes its neighbour's.
+        To have it for itself, infinity becomes what the largest number is, which becomes its neighbour.
         """
         limits = torch.finfo(tensor.dtype)
-        lowest, next_to_it = (
-            self.tensor(value, tensor.dtype) for value in (limits.min, limits.min * (1 - limits.eps / 2))
+        nan, infinite, beside = (
+            self.tensor(sign * value, tensor.dtype)
+            for value in (math.inf, limits.max, limits.max * (1 - limits.eps / 2))
         )
-        negative = self.elementwise("MAX", self.unary("NEG", tensor), next_to_it)
-        infinite = self.elementwise("EQUAL", tensor, self.tensor(math.inf, tensor.dtype))
-        numbers = self.select(infinite, lowest, negative)
-        return self.select(self.unary("ISNAN", tensor), self.tensor(-math.inf, tensor.dtype), numbers)
+        keys = tensor if sign > 0 else self.unary("NEG", tensor)
+        keys = self.elementwise("MIN" if sign > 0 else "MAX", keys, beside)
+        is_infinite = self.elementwise("EQUAL", tensor, self.tensor(math.inf, tensor.dtype))
+        keys = self.select(is_infinite, infinite, keys)
+        return self.select(self.unary("ISNAN", tensor), nan, keys)
 
     def cumulative_sum(self, tensor: Tensor, axis: int) -> Tensor:
         """Running sums along a dimension, of int32, int64 or float."""
