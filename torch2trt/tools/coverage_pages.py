@@ -27,9 +27,9 @@ taken apart by torch into some that are, where torch can do so, and else runs in
 which calls of a model do.
 
 Whatever the operator, TensorRT has no float64, complex or 16-bit integer tensors, and none of more than 8 dimensions;
-enterprise TensorRT has int8 for quantized numbers alone. Its extremes pass over NaN where there are numbers beside it,
-and of nothing but infinities they are the largest or lowest finite number. The last column names
-what a converter makes use of where a flavour has it.
+enterprise TensorRT has int8 for quantized numbers alone. Its extremes and some activations turn NaN into a number, and
+what is the largest of nothing but negative infinities may be the lowest finite number. The last column names what a
+converter makes use of where a flavour has it.
 
 {core}
 
