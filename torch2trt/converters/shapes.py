@@ -150,6 +150,8 @@ def repeat(net: Network, input: Tensor, repeats: Sequence[Size]) -> Tensor:
     apart: list[Size] = []
     grown: list[Size] = []
     for count, size in zip([1] * (rank - len(repeats)) + list(repeats), input.shape, strict=True):
+        if count == size == 1:
+            continue  # the fewer dimensions the better: TensorRT has few
         if count != 1 and size != 1:
             apart.append(1)
             grown.append(count)
