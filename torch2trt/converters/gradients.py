@@ -168,14 +168,19 @@ def _of_weight(net: Network, windows: Tensor, whole: Tensor, lanes: Sequence[Lan
     spatial = len(lanes)
     padding = [0, 0, *(lane.padding for lane in lanes)]
     patches = net.pad(whole, padding, padding) if any(padding) else whole
+    items, *planes = patches.shape
+    patches = net.reshape(patches, (items * planes[0], *planes[1:]))  # of volumes there would be more than 7 dimensions
     for axis, lane in enumerate(lanes):
         places = lane.places(int(windows.shape[axis + 2])) + lane.padding
-        patches = net.gather(patches, net.constant(places), 2 + 2 * axis)
-    # [N, C, window, count, window, count] as [C, window, window, N, count, count].
-    patches = net.permute(patches, [1, *range(2, 2 + 2 * spatial, 2), 0, *range(3, 3 + 2 * spatial, 2)])
+        patches = net.gather(patches, net.constant(places), 1 + 2 * axis)
+    # [N * C, window, count, window, count] as [C, windows, N, counts].
+    patches = net.permute(patches, [0, *range(1, 1 + 2 * spatial, 2), *range(2, 2 + 2 * spatial, 2)])
+    window = volume(lane.window for lane in lanes)
+    patches = net.reshape(patches, (items, planes[0], window, volume(windows.shape[2:])))
+    patches = net.permute(patches, [1, 2, 0, 3])
     entries = volume((windows.shape[0], *windows.shape[2:]))
     maps, channels = int(windows.shape[1]), int(whole.shape[1]) // groups
-    width = channels * volume(lane.window for lane in lanes)
+    width = channels * window
     rows = net.permute(windows, [1, 0, *range(2, windows.rank)])
     first = net.reshape(rows, (groups, maps // groups, entries))
     product = net.matmul(first, net.reshape(patches, (groups, width, entries)), transpose_second=True)
