@@ -46,7 +46,7 @@ NOT_FOLDED = {
     "gather-outside": "an error while building, zeros in an engine",
     **{f"reduce-{op}-of-nothing": "there are no empty constants" for op in ("MAX", "MIN", "SUM", "PROD")},
     "slice-FILL-value": "only integers are folded",
-    "slice-empty": "there are no empty constants",
+    **dict.fromkeys(("slice-empty", "slice-FILL-empty"), "there are no empty constants"),
 }
 ROWS = [
     row

@@ -82,6 +82,6 @@ CASES = [
     selecting("selected-dynamic", used, X, dynamic={0: {0: (1, 9)}}),
     selecting("written-by-mask", written, X, X.abs()),
     selecting("written-by-mask-none", written, NONE, NONE),
-    selecting("experts", experts, normal(12, 5), normal(5, 3)),
+    selecting("experts-routed", experts, normal(12, 5), normal(5, 3)),
     selecting("experts-dynamic", experts, normal(12, 5), normal(5, 3), dynamic={0: {0: (1, 20)}}),
 ]
