@@ -83,5 +83,5 @@ CASES = [
     selecting("written-by-mask", written, X, X.abs()),
     selecting("written-by-mask-none", written, NONE, NONE),
     selecting("experts-routed", experts, normal(12, 5), normal(5, 3)),
-    selecting("experts-dynamic", experts, normal(12, 5), normal(5, 3), dynamic={0: {0: (1, 20)}}),
+    selecting("experts-routed-dynamic", experts, normal(12, 5), normal(5, 3), dynamic={0: {0: (1, 20)}}),
 ]
