@@ -9,21 +9,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import multiprocessing
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from typing import Any, Literal, NamedTuple
 
 import torch
 from hypothesis import strategies as st
 from torch import nn
-from torch._export import utils as export_utils
 from torch.export import Dim
 from torch.utils import _pytree as pytree
 
+from tests import worker as processes
 from torch2trt import api
 from torch2trt.errors import BuildError, ContractError, InterpreterError, Torch2TRTError
 from torch2trt.graph.exact import Exact, widened
@@ -361,45 +359,22 @@ class Worker:
     """A process that checks graphs; where TensorRT takes it down or never returns, that costs one graph."""
 
     def __init__(self, patience: float = 120.0, check: Callable[[Graph], Outcome] = check) -> None:
-        self._patience = patience
-        self._check = check
-        self._start()
-
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, other = context.Pipe()
-        self._process = context.Process(target=_work, args=(other, self._check), daemon=True)
-        self._process.start()
-        other.close()
-        self._connection.recv()  # it is ready
+        self._process = processes.Worker(functools.partial(_work, check), patience)
 
     def close(self) -> None:
         """End the process."""
-        self._connection.close()
-        self._process.join()
+        self._process.close()
 
     def check(self, graph: Graph) -> Outcome:
         """Check one graph."""
-        self._connection.send(graph)
-        lost: Status = "hang"
         try:
-            if self._connection.poll(self._patience):
-                return self._connection.recv()  # type: ignore[no-any-return]
-            self._process.kill()
-        except EOFError:
-            lost = "crash"
-        self.close()
-        code = self._process.exitcode
-        self._start()
-        return Outcome(lost, f"exit code {code}")
+            (outcome,) = self._process.results(graph)
+        except processes.LostError as lost:
+            return Outcome(lost.how, lost.detail)
+        assert isinstance(outcome, Outcome)
+        return outcome
 
 
-def _work(connection: Connection, check: Callable[[Graph], Outcome]) -> None:
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    # Captures search the dispatcher for operators again and again, a third of their time; here there are no new ones.
-    export_utils._materialize_cpp_cia_ops = functools.cache(export_utils._materialize_cpp_cia_ops)
-    connection.send(None)
-    with contextlib.suppress(EOFError):
-        while True:
-            connection.send(check(connection.recv()))
+def _work(check: Callable[[Graph], Outcome], graph: Graph) -> Iterator[Outcome]:
+    processes.search_operators_once()
+    yield check(graph)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch._export import utils as export_utils
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -194,9 +193,7 @@ class Worker:
 
 
 def _work(check: Check, name: str, dtype: str, limit: int | None, first: int) -> Iterator[Outcome]:
-    # Captures search the dispatcher for operators again and again, a third of their time; here there are no new ones.
-    if not hasattr(export_utils._materialize_cpp_cia_ops, "cache_info"):
-        export_utils._materialize_cpp_cia_ops = functools.cache(export_utils._materialize_cpp_cia_ops)
+    processes.search_operators_once()
     for index, sample in enumerate(samples(name, dtype, limit)):
         if index >= first:
             yield check(name, dtype, index, sample)

@@ -21,6 +21,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 import torch2trt
 from tests.models.bert import bert, bert_inputs
+from tests.models.narrow import narrow
 from tests.models.nested import Boxes, Detector, Features
 from tests.models.unet import UNet
 from tests.models.vit import ViT
@@ -61,20 +62,6 @@ def classifier(name: str, shape: tuple[int, ...] = IMAGE, make: Callable[[], nn.
             return torchvision.models.get_model(name, weights=None, num_classes=10)
 
     return Model(name, make or library, (torch.randn(shape, generator=torch.Generator().manual_seed(1)),))
-
-
-def narrow(name: str) -> Callable[[], nn.Module]:
-    """AlexNet and VGG with hidden layers of 64 instead of 4096, which is where nearly all of their weights are."""
-
-    def make() -> nn.Module:
-        module = torchvision.models.get_model(name, weights=None, num_classes=10)
-        for index, layer in enumerate(module.classifier):
-            if isinstance(layer, nn.Linear):
-                sizes = (64 if size == 4096 else size for size in (layer.in_features, layer.out_features))
-                module.classifier[index] = nn.Linear(*sizes)
-        return module
-
-    return make
 
 
 def residual(**options: int) -> Callable[[], nn.Module]:

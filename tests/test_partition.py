@@ -23,6 +23,7 @@ from torch.export import Dim
 
 import torch2trt
 from tests.harness import compare, truth
+from tests.threads import in_threads
 from torch2trt import api
 from torch2trt.errors import ArtifactError, NetworkError, SettingError, UnsupportedOpsError
 from torch2trt.graph.program import Program
@@ -511,7 +512,6 @@ def test_packages_bring_their_converters(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("cuda_graphs", [True, False])
 def test_hybrids_run_on_any_stream_and_from_threads(cuda_graphs: bool) -> None:
-    import threading
 
     module = Rows().eval().cuda()
     compiled = torch2trt.compile(
@@ -522,21 +522,12 @@ def test_hybrids_run_on_any_stream_and_from_threads(cuda_graphs: bool) -> None:
         cuda_graphs=cuda_graphs,
         **QUICK,
     )
-    failures: list[BaseException] = []
 
     def work(seed: int) -> None:
-        try:
-            with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
-                for turn in range(20):
-                    x = torch.randn(1 + (seed + turn) % 9, 8, device="cuda")
-                    torch.testing.assert_close(compiled(x), module(x), rtol=1e-4, atol=1e-4)
-        except BaseException as error:
-            failures.append(error)
+        with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
+            for turn in range(20):
+                x = torch.randn(1 + (seed + turn) % 9, 8, device="cuda")
+                torch.testing.assert_close(compiled(x), module(x), rtol=1e-4, atol=1e-4)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    in_threads(work, 4)
     assert F.relu(compiled(X.cuda())).device == compiled._session.device

@@ -6,7 +6,6 @@ import os
 import pickle
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from tests.plugin_operators import (
     recast,
     spread,
 )
+from tests.threads import in_threads
 from torch2trt.converters import registry
 from torch2trt.errors import EngineError
 
@@ -122,23 +122,14 @@ def test_an_engine_calls_torch(dtype: torch.dtype, cuda_graphs: bool) -> None:
 def test_an_engine_calls_torch_from_threads_and_streams() -> None:
     module = Block()
     compiled = engine_of(module, X, dynamic_shapes=BATCH, precision="fp32")
-    failures: list[BaseException] = []
 
     def work(seed: int) -> None:
-        try:
-            with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
-                for turn in range(20):
-                    x = torch.randn(1 + (seed + turn) % 9, 16, device="cuda")
-                    torch.testing.assert_close(compiled(x), module(x), rtol=1e-4, atol=1e-4)
-        except BaseException as error:
-            failures.append(error)
+        with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
+            for turn in range(20):
+                x = torch.randn(1 + (seed + turn) % 9, 16, device="cuda")
+                torch.testing.assert_close(compiled(x), module(x), rtol=1e-4, atol=1e-4)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    in_threads(work, 4)
 
 
 @pytest.mark.usefixtures("plugged")

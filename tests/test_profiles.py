@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch.export import Dim
 from torch.utils.data import DataLoader, TensorDataset
 
 import torch2trt
+from tests.threads import in_threads
 from torch2trt import api
 from torch2trt.engine import builder
 from torch2trt.errors import DynamicShapeError, ExampleInputError, InputShapeError
@@ -464,22 +464,14 @@ def test_threads_and_streams_in_several_profiles(cuda_graphs: bool) -> None:
     compiled = torch2trt.compile(
         Linear(), (torch.randn(8, 8),), dynamic_shapes=BATCH, profiles=[*TWO, {}], cuda_graphs=cuda_graphs, **QUICK
     )
-    module, failures = Linear(), []
+    module = Linear()
 
     def work(number: int) -> None:
-        try:
-            with torch.cuda.stream(torch.cuda.Stream()), torch.no_grad():
-                for step in range(40):
-                    agrees(compiled, module, torch.randn((1, 16, 64, 5)[(number + step) % 4], 8))
-        except BaseException as error:
-            failures.append(error)
+        with torch.cuda.stream(torch.cuda.Stream()), torch.no_grad():
+            for step in range(40):
+                agrees(compiled, module, torch.randn((1, 16, 64, 5)[(number + step) % 4], 8))
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    in_threads(work, 4)
 
 
 @pytest.mark.gpu

@@ -21,6 +21,7 @@ from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 import torch2trt
+from tests.threads import in_threads
 from torch2trt.errors import (
     ArtifactMismatchError,
     EngineError,
@@ -659,24 +660,14 @@ def test_a_replay_allocates_its_outputs_alone_and_waits_for_nothing(graphs: Engi
 
 
 def test_threads_with_streams_of_their_own(module: EngineModule, eager: MLP) -> None:
-    failures: list[BaseException] = []
-
     def work(seed: int) -> None:
-        try:
-            generator = torch.Generator("cuda").manual_seed(seed)
-            with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
-                for turn in range(30):
-                    x = torch.randn(1 + (seed + turn) % 6, 64, device="cuda", generator=generator)
-                    close(module(x), eager(x))
-        except BaseException as error:
-            failures.append(error)
+        generator = torch.Generator("cuda").manual_seed(seed)
+        with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
+            for turn in range(30):
+                x = torch.randn(1 + (seed + turn) % 6, 64, device="cuda", generator=generator)
+                close(module(x), eager(x))
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures, failures[0]
+    in_threads(work, 6)
 
 
 def test_threads_that_open_it_together(built: EngineModule) -> None:

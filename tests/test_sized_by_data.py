@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +15,7 @@ from torchvision import ops
 import torch2trt
 from tests.cases.suppression import boxes, head, predictions, scores
 from tests.harness import OpCase, OpModule, as_enterprise, compare, truth
+from tests.threads import in_threads
 from torch2trt import api
 from torch2trt.converters.lower import lower, sizes_from_data, unsupported_nodes
 from torch2trt.errors import CaptureError, DynamicShapeError, EngineError
@@ -349,24 +349,15 @@ def test_memory_is_as_large_as_the_results(side_stream: bool) -> None:
 def test_threads_and_streams_share_the_engine() -> None:
     x = torch.randn(16, 5, device="cuda")
     compiled = compiled_for_gpu(selected, x)
-    failures: list[BaseException] = []
 
     def work(seed: int) -> None:
-        try:
-            generator = torch.Generator("cuda").manual_seed(seed)
-            with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream() if seed % 2 else torch.cuda.default_stream()):
-                for _ in range(25):
-                    each = torch.randn(16, 5, device="cuda", generator=generator)
-                    same(compiled(each), selected(each))
-        except BaseException as error:
-            failures.append(error)
+        generator = torch.Generator("cuda").manual_seed(seed)
+        with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream() if seed % 2 else torch.cuda.default_stream()):
+            for _ in range(25):
+                each = torch.randn(16, 5, device="cuda", generator=generator)
+                same(compiled(each), selected(each))
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    in_threads(work, 4)
 
 
 @pytest.mark.gpu

@@ -14,24 +14,11 @@ from torchvision.models.regnet import BlockParams, RegNet
 from torchvision.models.vision_transformer import VisionTransformer
 
 from tests.model_suite.model import Inputs, Model, tensors
+from tests.models.narrow import narrow
 
 
 def _make(name: str, **options: Any) -> Callable[[], nn.Module]:
     return lambda: torchvision.models.get_model(name, weights=None, **options)
-
-
-def _narrow(name: str) -> Callable[[], nn.Module]:
-    """With hidden layers of 64 instead of 4096, which is where nearly all of the weights are."""
-
-    def make() -> nn.Module:
-        module = torchvision.models.get_model(name, weights=None, num_classes=10)
-        for index, layer in enumerate(module.classifier):
-            if isinstance(layer, nn.Linear):
-                sizes = (64 if size == 4096 else size for size in (layer.in_features, layer.out_features))
-                module.classifier[index] = nn.Linear(*sizes)
-        return module
-
-    return make
 
 
 def _vit(patch: int, heads: int, width: int) -> Callable[[], nn.Module]:
@@ -57,8 +44,7 @@ def _regnet(width: int, se: float | None = 0.25) -> Callable[[], nn.Module]:
 # The largest, with the same layers in smaller numbers.
 _SMALLER: dict[str, Callable[[], nn.Module]] = {
     **{
-        name: _narrow(name)
-        for name in ("alexnet", *(f"vgg{n}{norm}" for n in (11, 13, 16, 19) for norm in ("", "_bn")))
+        name: narrow(name) for name in ("alexnet", *(f"vgg{n}{norm}" for n in (11, 13, 16, 19) for norm in ("", "_bn")))
     },
     "vit_b_16": _vit(16, 12, 192),
     "vit_b_32": _vit(32, 12, 192),
