@@ -364,10 +364,13 @@ class Anchors(nn.Module):
         super().__init__()
         self.linear = nn.Linear(6, 6)
         self.anchors = [torch.arange(6.0)]
+        self.steps = [torch.tensor([2.0, 3.0])]
 
     def forward(self, x: torch.Tensor, shift: torch.Tensor) -> Any:
         y = self.linear(x) + self.anchors[0].to(x.device) + shift.to(x.device)
         ramp = torch.arange(6, device=torch.device("cpu")) * self.anchors[0]
+        # Where it names no device, it is made on the CPU.
+        ramp = torch.cat([torch.arange(0, 4) + 0.5, self.steps[0]]) + torch.full((6,), 2.0) * ramp
         return y, ramp + shift, (y * 2).to("cpu")
 
 

@@ -50,6 +50,8 @@ LAYER = [
         weights=(1, 2, 3, 4),
     ),
     OpCase("layer_norm-vector", F.layer_norm, (SHIFT, (8,), SCALE, SHIFT, 0.1), weights=(2,)),
+    OpCase("layer_norm-of-one", F.layer_norm, (100 * TOKENS[..., :1], (1,), SCALE[:1], SHIFT[:1]), weights=(2, 3)),
+    OpCase("layer_norm-of-one-bare", F.layer_norm, (TOKENS[..., :1, None], (1, 1)), dynamic={0: {0: (1, 4)}}),
     OpCase("layer_norm-computed-weights", F.layer_norm, (TOKENS, (8,), SCALE, SHIFT)),
     OpCase(
         "layer_norm-dynamic", F.layer_norm, (TOKENS, (8,), SCALE), weights=(2,), dynamic={0: {0: (1, 4), 1: (2, 9)}}

@@ -68,6 +68,8 @@ def check(name: str) -> Iterator[Outcome]:
         if torch.cuda.is_available():
             args, kwargs = _moved((args, kwargs), "cuda")
             module.cuda()
+            # What runs in torch is held to float32 too.
+            torch.backends.cudnn.allow_tf32 = False
         found = _check(module, args, kwargs)
     except UnsupportedOpsError as error:
         reasons = Counter((each.op, each.reason) for each in error.nodes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,6 +48,10 @@ def layer_norm(
     """layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight=None, Tensor? bias=None, ...) -> Tensor"""
     axis = input.rank - len(normalized_shape)
     scale, shift = _affine(net, weight, bias, input, axis)
+    if math.prod(normalized_shape) == 1:
+        # Nothing but the shift is left, and a variance that is rounded to less than zero has no root.
+        centred = net.elementwise("SUB", input, input)
+        return net.elementwise("SUM", net.elementwise("PROD", centred, scale), shift)
     return net.normalization(input, scale, shift, range(axis, input.rank), eps)
 
 

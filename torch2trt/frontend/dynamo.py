@@ -12,6 +12,7 @@ import torch
 from torch import fx
 from torch.export import Dim
 from torch.fx.node import map_aggregate
+from torch.utils._device import _device_constructors
 
 # Beyond it, a bound on a size comes from an index type or an allocation, and not from the model or its user.
 _LARGEST = 1 << 16
@@ -247,7 +248,9 @@ def _on(device: torch.device, node: fx.Node) -> fx.Node:
         return device if isinstance(value, torch.device) else value
 
     node.args, node.kwargs = map_aggregate((node.args, node.kwargs), replaced)
-    if isinstance(node.kwargs.get("device"), str | int):
+    # A function that makes a tensor from none makes it on the CPU, where it is not told otherwise.
+    makes = node.op == "call_function" and node.target in _device_constructors() and "device" not in node.kwargs
+    if makes or isinstance(node.kwargs.get("device"), str | int):
         node.kwargs = {**node.kwargs, "device": device}
     if node.op == "call_method" and node.target in ("cpu", "cuda"):
         node.target, node.args, node.kwargs = "to", (node.args[0], device), {}
