@@ -53,7 +53,9 @@ SENSITIVE = _overloads(
     *(aten.linalg_solve_triangular, aten.triangular_solve, aten.cholesky_solve, aten.cholesky_inverse),
 ) | {DFT, REAL_INVERSE_DFT}
 # Coordinates in images of more than 2048 pixels are not even whole numbers in float16.
-_LOCATING = frozenset({"torchvision.roi_align.default", "torchvision.nms.default"})
+_LOCATING = frozenset(
+    f"torchvision.{name}.default" for name in ("roi_align", "ps_roi_align", "roi_pool", "ps_roi_pool", "nms")
+)
 # These only move data: their result has the dtype of what they move, or that of the module's own cast.
 _MOVING = _overloads(
     *(aten.view, aten._unsafe_view, aten.reshape, aten.permute, aten.transpose, aten.t, aten.unsqueeze),
