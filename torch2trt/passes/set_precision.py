@@ -62,7 +62,7 @@ _MOVING = _overloads(
     *(aten.squeeze, aten.slice, aten.select, aten.expand, aten.split, aten.split_with_sizes, aten.unbind),
     *(aten.chunk, aten.roll, aten.flip, aten.index, aten.index_select, aten.gather, aten.repeat, aten.alias),
     *(aten.clone, aten.unfold, aten.movedim, aten.diagonal, aten.as_strided, aten.triu, aten.tril, aten._to_copy),
-    *(aten.nonzero, aten.masked_select),
+    *(aten.nonzero, aten.masked_select, aten.unique_consecutive, aten._unique2, aten.unique_dim),
 )
 _JOINING = _overloads(aten.cat, aten.stack, aten.where, aten.masked_fill)
 _FILLING = _overloads(aten.pad, aten.constant_pad_nd, aten.full, aten.full_like, aten.new_full, aten.fill)
