@@ -231,6 +231,20 @@ def test_a_mask_is_searched_once(enterprise: flavours.Flavour) -> None:
 # Around them ----------------------------------------------------------------------------------------------------------
 
 
+def test_a_size_that_the_module_fixes_is_static() -> None:
+    def counted(x: Tensor) -> Tensor:
+        counts = torch.bincount(x, minlength=4)
+        torch._check(counts.shape[0] == 4)
+        return counts * torch.arange(4)
+
+    x = torch.tensor([0, 2, 2])
+    program = optimized(counted, x)
+    assert [leaf.spec.shape for leaf in program.signature.tensor_outputs] == [(4,)]
+    net = lower(program, flavours.load())
+    layers = [net.definition.get_layer(index).type.name for index in range(net.definition.num_layers)]
+    assert "NON_ZERO" not in layers
+
+
 def test_such_a_number_is_no_result() -> None:
     with pytest.raises(CaptureError, match="number taken from a tensor"):
         optimized(lambda x: torch.nonzero(x).shape[0], X)

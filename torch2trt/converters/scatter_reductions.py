@@ -19,10 +19,6 @@ from torch2trt.trt.tensor import Tensor
 aten = torch.ops.aten
 
 refuse(
-    "aten.bincount.default",
-    reason="how many counts there are depends on the values: torch.zeros(n).scatter_add(0, x, ones) has n",
-)
-refuse(
     "aten.segment_reduce.default",
     reason="which rows a segment has depends on values: use scatter_reduce with the number of each row's segment",
 )
