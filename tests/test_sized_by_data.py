@@ -168,7 +168,7 @@ def test_what_nms_refuses(count: int, threshold: float, reason: str, enterprise:
         (lambda x: torch.unique(x), (2**18 + 1,), "sorts 262145 elements, which takes too much memory"),
         (lambda x: torch.unique(x), (0, 3), "selects from no elements"),
         (lambda x: torch.ops.aten._unique2(x)[2], (3,), "a result that was not asked for, which is empty"),
-        (lambda x: torch.unique_consecutive(x, dim=-1), (3, 4), "pass a dim that is not negative"),
+        (lambda x: torch.unique_consecutive(x, dim=-1), (3, 4), "pass dim counted from the front"),
     ],
 )
 def test_what_unique_refuses(

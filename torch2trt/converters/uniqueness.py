@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
+from torch2trt.converters.reasons import shape_of_negative
 from torch2trt.converters.registry import converter
 from torch2trt.converters.selection import no_selection, selected_places
 from torch2trt.converters.sorting import MOST_SORTED, filled, lexicographic
@@ -94,8 +95,11 @@ def _consecutive_unsupported(
     results: Sequence[TensorSpec],
     dim: int | None,
 ) -> str | None:
-    if dim is not None and results[0].rank != input.rank:
-        return f"torch.export takes its shape for {list(results[0].shape)}: pass a dim that is not negative"
+    if dim is not None:
+        found = list(input.shape)
+        found[dim] = results[0].shape[dim % input.rank]
+        if reason := shape_of_negative(results[0].shape, tuple(found), "dim"):
+            return reason
     return no_selection(input.shape, flavour) or _result_unsupported(used, return_inverse, return_counts)
 
 

@@ -37,7 +37,7 @@ SENSITIVE = _overloads(
     *(aten.pow, aten.square, aten.rsqrt, aten.sqrt, aten.reciprocal),
     *(aten.sum, aten.mean, aten.prod, aten.var, aten.std, aten.var_mean, aten.cumsum, aten.cumprod),
     *(aten.linalg_vector_norm, aten.norm),
-    *(aten.scatter_add, aten.scatter_reduce, aten.index_add, aten.index_reduce),
+    *(aten.scatter_add, aten.scatter_reduce, aten.index_add, aten.index_reduce, aten.segment_reduce),
     *(aten.histc, aten.bincount, aten.bucketize, aten.searchsorted, aten.quantile, aten.nanquantile),
     *(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d),
     *(aten.cdist, aten._cdist_forward, aten._pdist_forward, aten.dist, aten.logcumsumexp),
