@@ -37,8 +37,15 @@ def module_of(function: Callable[..., Any], *inputs: Tensor) -> nn.Module:
     return OpModule(OpCase("row", function, inputs)).eval()
 
 
-def optimized(function: Callable[..., Any], *inputs: Tensor, **options: Any) -> Program:
-    return api.optimize(api.capture(module_of(function, *inputs), inputs, **options), Settings.make(**QUICK))
+def optimized(function: Callable[..., Any], *inputs: Tensor, dynamic_shapes: Any = None, **settings: Any) -> Program:
+    program = api.capture(module_of(function, *inputs), inputs, dynamic_shapes=dynamic_shapes)
+    return api.optimize(program, Settings.make(**{**QUICK, **settings}))
+
+
+def interpreted(program: Program, flavour: flavours.Flavour, *inputs: Tensor) -> dict[str, Tensor]:
+    net = lower(program, flavour)
+    names = [leaf.name for leaf in program.signature.tensor_inputs]
+    return Interpreter(flavour, net.definition, net.constants).run(dict(zip(names, inputs, strict=True)))
 
 
 @pytest.fixture
@@ -154,6 +161,29 @@ def test_what_nms_refuses(count: int, threshold: float, reason: str, enterprise:
     assert reason in next(node.reason for node in unsupported_nodes(program, enterprise) if "nms" in node.op)
 
 
+@pytest.mark.parametrize(
+    ("function", "shape", "reason"),
+    [
+        (lambda x: torch.unique(x, dim=0), (3, 17), "rows of 17 elements, by each of which they would be sorted"),
+        (lambda x: torch.unique(x), (2**18 + 1,), "sorts 262145 elements, which takes too much memory"),
+        (lambda x: torch.unique(x), (0, 3), "selects from no elements"),
+        (lambda x: torch.ops.aten._unique2(x)[2], (3,), "a result that was not asked for, which is empty"),
+        (lambda x: torch.unique_consecutive(x, dim=-1), (3, 4), "pass dim counted from the front"),
+    ],
+)
+def test_what_unique_refuses(
+    function: Callable[..., Any], shape: tuple[int, ...], reason: str, enterprise: flavours.Flavour
+) -> None:
+    program = optimized(function, torch.zeros(shape))
+    assert reason in next(node.reason for node in unsupported_nodes(program, enterprise) if "unique" in node.op)
+
+
+def test_rows_of_a_dynamic_width_have_no_order(enterprise: flavours.Flavour) -> None:
+    shapes = (({1: Dim("width", min=1, max=4)},),)
+    program = optimized(lambda x: torch.unique(x, dim=0), torch.zeros(3, 2), dynamic_shapes=shapes)
+    assert unsupported_nodes(program, enterprise)[0].reason == "rows of a dynamic number of elements"
+
+
 def test_the_number_of_layers_hardly_depends_on_the_number_of_boxes(enterprise: flavours.Flavour) -> None:
     counts = [
         lower(optimized(lambda p: head(p, 0.51), predictions(size)), enterprise).definition.num_layers
@@ -170,15 +200,22 @@ def test_boxes_and_what_is_not_zero_keep_their_precision(precision: str, enterpr
         return *head(p, 0.51), torch.nonzero(x)
 
     inputs = predictions(60), x
-    module = module_of(both, *inputs)
-    program = api.optimize(api.capture(module, inputs), Settings.make(**{**QUICK, "precision": precision}))
+    program = optimized(both, *inputs, precision=precision)
     picking = [node for node in program.calls if "nms" in str(node.target) or "nonzero" in str(node.target)]
     assert len(picking) == 2
     assert {program.spec(each).dtype for node in picking for each in node.all_input_nodes} == {torch.float32}
-    net = lower(program, enterprise)
-    names = [leaf.name for leaf in program.signature.tensor_inputs]
-    found = Interpreter(enterprise, net.definition, net.constants).run(dict(zip(names, inputs, strict=True)))
-    assert torch.equal(found[program.output_names[-1]], torch.nonzero(x))
+    assert torch.equal(interpreted(program, enterprise, *inputs)[program.output_names[-1]], torch.nonzero(x))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_what_differs_is_not_rounded_to_be_the_same(precision: str, enterprise: flavours.Flavour) -> None:
+    def distinct(x: Tensor) -> tuple[Tensor, ...]:
+        return torch.unique(x), torch.unique_consecutive(x), torch.unique(x[:, None], dim=0)
+
+    x = torch.tensor([1.0, 1.0001, 1.0002, 1.0002])
+    program = optimized(distinct, x, precision=precision)
+    found = interpreted(program, enterprise, x)
+    assert [each.shape[0] for each in found.values()] == [3, 3, 3]
 
 
 def test_a_mask_is_searched_once(enterprise: flavours.Flavour) -> None:
@@ -192,6 +229,20 @@ def test_a_mask_is_searched_once(enterprise: flavours.Flavour) -> None:
 
 
 # Around them ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_size_that_the_module_fixes_is_static() -> None:
+    def counted(x: Tensor) -> Tensor:
+        counts = torch.bincount(x, minlength=4)
+        torch._check(counts.shape[0] == 4)
+        return counts * torch.arange(4)
+
+    x = torch.tensor([0, 2, 2])
+    program = optimized(counted, x)
+    assert [leaf.spec.shape for leaf in program.signature.tensor_outputs] == [(4,)]
+    net = lower(program, flavours.load())
+    layers = [net.definition.get_layer(index).type.name for index in range(net.definition.num_layers)]
+    assert "NON_ZERO" not in layers
 
 
 def test_such_a_number_is_no_result() -> None:

@@ -34,6 +34,29 @@ WEIGHTED = together(
     ),
 )
 
+
+def segments(**kwargs: Any) -> Callable[..., tuple[Any, ...]]:
+    """Every reduction, from its own start and from a given one."""
+    return together(
+        *(
+            lambda data, lengths, how=how, first=first: torch.segment_reduce(
+                data, how, initial=first, **{**({"lengths": lengths} if lengths is not None else {}), **kwargs}
+            )
+            for how in ("sum", "mean", "max", "min", "prod")
+            for first in (None, 1.5)
+        )
+    )
+
+
+def between(**kwargs: Any) -> Callable[..., tuple[Any, ...]]:
+    return lambda data, offsets: segments(offsets=offsets, **kwargs)(data, None)
+
+
+BATCH = Dim("batch", min=1, max=6)
+LENGTHS = torch.tensor([3, 0, 4, 1, 0])
+LINES = torch.tensor([[2, 0, 3], [5, 0, 0]])
+FAR = torch.full((25,), 168)
+
 CASES = [
     OpCase("bags", bags(), (IDS, TABLE, STARTS)),
     OpCase("bags-last", bags(include_last_offset=True), (IDS, TABLE, STARTS)),
@@ -59,5 +82,30 @@ CASES = [
         lambda ids, table, starts: torch.ops.aten._embedding_bag(table, ids, starts)[1],
         (IDS, TABLE, STARTS),
         unsupported="only the reduced embeddings",
+    ),
+    OpCase("segments", segments(), (normal(8), LENGTHS)),
+    OpCase("segments-wide", segments(), (normal(8, 3, 2), LENGTHS.int())),
+    OpCase("segments-inner", segments(axis=1), (normal(2, 5, 3), LINES)),
+    OpCase("segments-last", segments(axis=-1), (normal(2, 5), LINES)),
+    OpCase("segments-negative", segments(axis=-2), (normal(2, 5, 3), LINES), unsupported="axis counted from the front"),
+    OpCase("segments-some", segments(unsafe=True), (normal(12, 2), LENGTHS)),
+    OpCase("segments-one", segments(), (normal(1), LENGTHS[3:4])),
+    OpCase("segments-empty", segments(), (normal(0, 2), LENGTHS * 0)),
+    OpCase("segments-half", segments(), (normal(8, 3).half(), LENGTHS)),
+    OpCase("segments-infinite", segments(), (torch.tensor([1.0, -torch.inf, 2, -torch.inf] * 2), LENGTHS)),
+    OpCase("segments-offsets", between(), (normal(9, 2), torch.tensor([1, 3, 3, 7]))),
+    OpCase("segments-offsets-inner", between(axis=1), (normal(2, 5), torch.tensor([[0, 2, 5], [1, 1, 4]]))),
+    OpCase("segments-many", lambda x, n: torch.segment_reduce(x, "mean", lengths=n), (normal(4200, 40), FAR)),
+    OpCase(
+        "segments-dynamic",
+        segments(unsafe=True),
+        (normal(10, 2), LENGTHS),
+        dynamic={0: {0: (9, 40)}, 1: {0: (1, 5)}},
+    ),
+    OpCase(
+        "segments-rows-dynamic",
+        segments(axis=1),
+        (normal(2, 5, 3), LINES),
+        dynamic={0: {0: BATCH}, 1: {0: BATCH}},
     ),
 ]

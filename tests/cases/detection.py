@@ -32,14 +32,34 @@ ALIGNED = together(
         for aligned in (False, True)
     )
 )
+PLANES = normal(2, 12, 9, 8)
+PLANES_ALIGNED = together(
+    *(partial(ops.ps_roi_align, spatial_scale=0.25, sampling_ratio=2, output_size=size) for size in ((3, 2), (1, 4)))
+)
 REGION_ROWS = [
     OpCase("roi_align", ALIGNED, (IMAGE, REGIONS)),
     OpCase("roi_align-one-sample", ops.roi_align, (IMAGE, REGIONS, 5, 0.2, 1)),
     OpCase("roi_align-boxes", lambda x, a, b: ops.roi_align(x, [a, b], 7, 1.0, 3, True), (IMAGE, BOXES[:2], BOXES[2:])),
     OpCase("roi_align-dynamic", ALIGNED, (IMAGE, REGIONS), dynamic={0: {2: (5, 9), 3: (5, 9)}, 1: {0: (1, 8)}}),
     OpCase("roi_align-float16", ALIGNED, (IMAGE.half(), REGIONS.half())),
+    OpCase("ps_roi_align", PLANES_ALIGNED, (PLANES, REGIONS)),
+    OpCase("ps_roi_align-one-sample", ops.ps_roi_align, (PLANES, REGIONS, 2, 0.2, 1)),
+    OpCase("ps_roi_align-one-bin", ops.ps_roi_align, (PLANES, REGIONS, 1, 1.0, 3)),
+    OpCase(
+        "ps_roi_align-dynamic",
+        PLANES_ALIGNED,
+        (PLANES, REGIONS),
+        dynamic={0: {0: Dim("items", min=2, max=4), 2: (5, 9), 3: (5, 9)}, 1: {0: (1, 8)}},
+    ),
+    OpCase("ps_roi_align-float16", PLANES_ALIGNED, (PLANES.half(), REGIONS.half())),
+    OpCase("ps_roi_align-adaptive", ops.ps_roi_align, (PLANES, REGIONS, 2), unsupported="sampling_ratio"),
+    OpCase(
+        "ps_roi_align-channels",
+        torch.ops.torchvision.ps_roi_align,
+        (PLANES, REGIONS, 1.0, 2, 2, 1),
+        unsupported="what their gradient",
+    ),
     OpCase("roi_align-adaptive", ops.roi_align, (IMAGE, REGIONS, 3), unsupported="sampling_ratio"),
-    OpCase("roi_pool", ops.roi_pool, (IMAGE, REGIONS, 3), unsupported="as many elements as the values"),
     OpCase(
         "box-functions",
         lambda a, b: (

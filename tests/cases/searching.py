@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch.export import Dim
 
 from tests.cases import normal, together
 from tests.harness import OpCase
@@ -42,6 +43,26 @@ HISTOGRAMS = together(
     lambda x: torch.histc(x[:0], 4, 0, 3),
 )
 
+
+def counted(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Counts of which the module says how many there are."""
+    found = torch.bincount(x, minlength=7), torch.bincount(x, w, 9)
+    torch._check(found[0].shape[0] == 7)
+    torch._check(found[1].shape[0] == 9)
+    return *found, found[0].cumsum(0), found[0] / found[0].sum() + torch.arange(7), found[1].argmax()
+
+
+COUNT = Dim("count", min=1, max=6000)
+
+
+def counted_far(x: torch.Tensor) -> torch.Tensor:
+    found = torch.bincount(x, minlength=1000)
+    torch._check(found.shape[0] == 1000)
+    return found
+
+
+BINS = torch.tensor([3, 1, 1, 6, 0, 3, 1])
+
 CASES = [
     OpCase("searches", SEARCHES, (X, EDGES)),
     OpCase("searches-constant", SEARCHES, (X, EDGES), weights=(1,)),
@@ -63,5 +84,14 @@ CASES = [
     OpCase("histc-half", HISTOGRAMS, (normal(40).half(),)),
     OpCase("histc-special", lambda x: torch.histc(x, 6, -1, 2), (SPECIAL,)),
     OpCase("histc-many", lambda x: torch.histc(x, 1000, -3, 3), (normal(9000),)),
+    OpCase("bincount", counted, (BINS, normal(7))),
+    OpCase("bincount-int32", counted, (BINS.int(), normal(7))),
+    OpCase("bincount-uint8", counted, (BINS.to(torch.uint8), normal(7))),
+    OpCase("bincount-many", counted, (torch.arange(9000) ** 2 % 7, normal(9000))),
+    OpCase("bincount-many-bins", counted_far, (torch.arange(9000) ** 2 % 997,)),
+    OpCase("bincount-one", counted, (BINS[:1], normal(2)[:1])),
+    OpCase("bincount-empty", counted, (BINS[:0], normal(2)[:0])),
+    OpCase("bincount-dynamic", counted, (BINS, normal(7)), dynamic={0: {0: COUNT}, 1: {0: COUNT}}),
+    OpCase("bincount-unknown", lambda x: torch.bincount(x, minlength=7), (BINS,), unsupported="torch._check"),
     OpCase("histc-dynamic", lambda x: torch.histc(x, 6, -1, 2), (normal(40),), dynamic={0: {0: (1, 5000)}}),
 ]

@@ -1,35 +1,34 @@
-"""Operators of torchvision: averages over regions, and convolutions whose windows are deformed."""
+"""Operators of torchvision: samples of regions, averaged, and convolutions whose windows are deformed."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 
 from torch2trt.converters.reasons import only_floats
-from torch2trt.converters.registry import converter, refuse
+from torch2trt.converters.region_pooling import bins_apart, first_items, items_of_bins, only_the_regions
+from torch2trt.converters.registry import converter
 from torch2trt.converters.sampling import LINEAR, Taps, clamp, items, joined, rows, sampled, taps, vector
 from torch2trt.sizes import Size, volume
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
 
-for _name in ("roi_pool", "ps_roi_pool"):
-    refuse(
-        f"torchvision.{_name}.default",
-        reason="it looks at as many elements as the values of the regions say: use roi_align with a sampling_ratio",
-    )
-
-
 # -- regions -----------------------------------------------------------------------------------------------------------
 
 
-def _roi_align_unsupported(sampling_ratio: int, **arguments: Any) -> str | None:
+def _sampling_unsupported(sampling_ratio: int, **arguments: Any) -> str | None:
     if sampling_ratio <= 0:
         return "how many samples are taken depends on the values of the regions: pass a sampling_ratio, such as 2"
     return only_floats(**arguments)
 
 
-@converter("torchvision.roi_align.default", unsupported=_roi_align_unsupported)
+def _ps_roi_align_unsupported(used: Collection[int], **arguments: Any) -> str | None:
+    return only_the_regions(used) or _sampling_unsupported(**arguments)
+
+
+@converter("torchvision.roi_align.default", unsupported=_sampling_unsupported)
 def roi_align(
     net: Network,
     input: Tensor,
@@ -41,30 +40,72 @@ def roi_align(
     aligned: bool,
 ) -> Tensor:
     """roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, ...)"""
-    count, sizes = rois.shape[0], input.shape[2:]
-    item = net.cast(net.narrow(rois, 1, 0, 1), torch.int32)
-    corners = net.binary("PROD", net.cast(net.narrow(rois, 1, 1, 4), torch.float32), spatial_scale)
+    sizes, pooled = input.shape[2:], (pooled_height, pooled_width)
+    places = _samples(net, rois, spatial_scale, sizes, pooled, sampling_ratio, aligned, at_least=0 if aligned else 1)
+    starts = net.binary("PROD", first_items(net, rois), net.tensor(volume(sizes), torch.int32))
+    return _means(net, rows(net, input), starts, places, sampling_ratio)
+
+
+@converter("torchvision.ps_roi_align.default", unsupported=_ps_roi_align_unsupported)
+def ps_roi_align(
+    net: Network,
+    input: Tensor,
+    rois: Tensor,
+    spatial_scale: float,
+    pooled_height: int,
+    pooled_width: int,
+    sampling_ratio: int,
+) -> tuple[Tensor, None]:
+    """ps_roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, ...)"""
+    sizes, pooled = input.shape[2:], (pooled_height, pooled_width)
+    places = _samples(net, rois, spatial_scale, sizes, pooled, sampling_ratio, aligned=True, at_least=0)
+    starts = net.binary("PROD", items_of_bins(net, rois, pooled), net.tensor(volume(sizes), torch.int32))
+    return _means(net, rows(net, bins_apart(net, input, pooled)), starts, places, sampling_ratio), None
+
+
+def _samples(
+    net: Network,
+    rois: Tensor,
+    scale: float,
+    sizes: Sequence[Size],
+    pooled: Sequence[int],
+    ratio: int,
+    aligned: bool,
+    at_least: float,
+) -> Taps:
+    """The taps of the samples of every bin of the regions, [K, 2 * ratio, 2 * ratio, *pooled].
+
+    Args:
+        sizes: the height and width that the regions lie in.
+        ratio: how many samples a bin has in each direction.
+        aligned: whether a place is the centre of an element, and not its upper left corner.
+        at_least: the height and width of a region.
+    """
+    corners = net.binary("PROD", net.cast(net.narrow(rois, 1, 1, 4), torch.float32), scale)
     if aligned:
         corners = net.binary("SUB", corners, 0.5)
     first = net.narrow(corners, 1, 0, 2)
     extent = net.elementwise("SUB", net.narrow(corners, 1, 2, 2), first)
-    if not aligned:
-        extent = net.binary("MAX", extent, 1.0)
+    if at_least:
+        extent = net.binary("MAX", extent, at_least)
     lanes: list[Taps] = []
-    for axis, (size, wanted) in enumerate(zip(sizes, (pooled_height, pooled_width), strict=True)):
-        samples = wanted * sampling_ratio
+    for axis, (size, wanted) in enumerate(zip(sizes, pooled, strict=True)):
+        samples = wanted * ratio
         # A sample of every bin, then the next: so those of a bin lie along one axis with their taps.
         fractions = net.constant(((torch.arange(samples) + 0.5) / samples).reshape(wanted, -1).T.flatten())
         start, length = (net.narrow(corner, 1, 1 - axis, 1) for corner in (first, extent))  # x comes first
         places = net.elementwise("SUM", start, net.elementwise("PROD", length, fractions))
         found = taps(net, net.unsqueeze(_without_far(net, places, size), -1), [size], LINEAR)
-        shape = [count, 1, 1, 1, 1]
-        shape[1 + axis], shape[3 + axis] = 2 * sampling_ratio, wanted
+        shape = [rois.shape[0], 1, 1, 1, 1]
+        shape[1 + axis], shape[3 + axis] = 2 * ratio, wanted
         lanes.append(found.along(net, 0, shape))
-    whole = joined(net, lanes, sizes)
-    starts = net.binary("PROD", net.reshape(item, (count, 1, 1, 1, 1)), net.tensor(volume(sizes), torch.int32))
-    sums = sampled(net, rows(net, input), starts, whole, (1, 2))
-    return net.permute(net.binary("PROD", sums, 1 / sampling_ratio**2), (0, 3, 1, 2))
+    return joined(net, lanes, sizes)
+
+
+def _means(net: Network, table: Tensor, starts: Tensor, places: Taps, ratio: int) -> Tensor:
+    """The means of the samples of every bin, [K, C, *pooled], of a table [rows, C]."""
+    sums = sampled(net, table, starts, places, (1, 2))
+    return net.permute(net.binary("PROD", sums, 1 / ratio**2), (0, 3, 1, 2))
 
 
 def _without_far(net: Network, places: Tensor, size: Size) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch2trt.sizes import TensorSpec
+from torch2trt.sizes import Shape, TensorSpec
 from torch2trt.trt.core import FLOAT_DTYPES
 
 
@@ -14,3 +14,10 @@ def only_floats(**arguments: Any) -> str | None:
         if isinstance(value, TensorSpec) and value.dtype not in FLOAT_DTYPES:
             return f"TensorRT computes it in floating point only (got {value.dtype})"
     return None
+
+
+def shape_of_negative(said: Shape, shape: Shape, argument: str) -> str | None:
+    """A result must have the shape that torch says, which for some operators is wrong where a dimension is negative."""
+    if said == shape:
+        return None
+    return f"torch.export takes its shape for {list(said)}: pass {argument} counted from the front"

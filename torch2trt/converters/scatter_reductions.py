@@ -9,7 +9,7 @@ import torch
 
 from torch2trt.converters.indexing import at_least_1d, from_front
 from torch2trt.converters.reductions import accumulated
-from torch2trt.converters.registry import converter, refuse
+from torch2trt.converters.registry import converter
 from torch2trt.converters.segments import group, grouping_unsupported
 from torch2trt.sizes import DimRange, Size, TensorSpec, volume
 from torch2trt.trt.core import FLOAT_DTYPES
@@ -17,15 +17,6 @@ from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
 
 aten = torch.ops.aten
-
-refuse(
-    "aten.bincount.default",
-    reason="how many counts there are depends on the values: torch.zeros(n).scatter_add(0, x, ones) has n",
-)
-refuse(
-    "aten.segment_reduce.default",
-    reason="which rows a segment has depends on values: use scatter_reduce with the number of each row's segment",
-)
 
 _OPERATIONS = {
     "sum": "SUM",

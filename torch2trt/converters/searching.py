@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -119,3 +119,28 @@ def histc(net: Network, input: Tensor, bins: int, min: float, max: float) -> Ten
     place = net.select(outside, net.tensor(-1, place.dtype), place)
     counts = group(net, net.unsqueeze(place, 0), bins, 1).counts()
     return net.cast(net.reshape(counts, (bins,)), input.dtype)
+
+
+def _bincount_unsupported(
+    input: TensorSpec, ranges: Mapping[str, DimRange], results: Sequence[TensorSpec], **_: Any
+) -> str | None:
+    (counts,) = results[0].shape
+    if not isinstance(counts, int):
+        return "how many counts there are depends on the values: torch._check(counts.shape[0] == n) says that it is n"
+    return grouping_unsupported(input.shape[0], counts, 1, ranges)
+
+
+@converter(aten.bincount.default, unsupported=_bincount_unsupported)
+def bincount(net: Network, input: Tensor, weights: Tensor | None, **_: Any) -> Tensor:
+    """bincount(Tensor self, Tensor? weights=None, SymInt minlength=0) -> Tensor"""
+    ((bins,), dtype) = net.result.shape, net.result.dtype
+    if input.shape[0] == 0:
+        return net.expand(net.tensor(0, dtype), (bins,))
+    values = net.cast(input, torch.int64)
+    # Where torch would have more counts than the module says, and raise an error, the others are left out.
+    places = net.select(net.binary("LESS", values, bins), values, net.tensor(-1))
+    entries = group(net, net.unsqueeze(places, 0), bins, 1)
+    if weights is None:
+        return net.cast(net.reshape(entries.counts(), (bins,)), dtype)
+    source = net.reshape(net.cast(weights, torch.float32), (1, input.shape[0], 1))
+    return net.cast(net.reshape(entries.reduce("SUM", source), (bins,)), dtype)

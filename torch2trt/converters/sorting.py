@@ -14,21 +14,22 @@ import torch
 
 from torch2trt.converters.ranking import MOST_AT_ONCE, first_extreme, places_along
 from torch2trt.converters.registry import converter
-from torch2trt.sizes import Size, TensorSpec, volume
+from torch2trt.sizes import Size, TensorSpec, largest, volume
 from torch2trt.trt.core import BYTES
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
 
 aten = torch.ops.aten
 
-_MOST = 1 << 18  # from there on the searches of all in all chunks take too much memory
+MOST_SORTED = 1 << 18
+"""From there on the searches of all elements in all chunks take too much memory."""
 
 
 def _sort_unsupported(input: TensorSpec, dim: int = -1, **_: object) -> str | None:
     size = input.shape[dim] if input.rank else 1
     if not isinstance(size, int):
         return "sorts a dynamic dimension"
-    return f"sorts {size} elements, which takes too much memory: {_MOST} at most" if size > _MOST else None
+    return f"sorts {size} elements, which takes too much memory: {MOST_SORTED} at most" if size > MOST_SORTED else None
 
 
 def _sorted(net: Network, input: Tensor, dim: int, *, descending: bool, stable: bool) -> tuple[Tensor, Tensor]:
@@ -141,6 +142,37 @@ def sort(net: Network, input: Tensor, dim: int, descending: bool, stable: bool |
 def argsort(net: Network, input: Tensor, dim: int, descending: bool, stable: bool = False) -> Tensor:
     """argsort.stable(Tensor self, *, bool stable, int dim=-1, bool descending=False) -> Tensor"""
     return sort(net, input, dim, descending, stable)[1]
+
+
+def filled(net: Network, rows: Tensor, count: int, value: float) -> Tensor:
+    """Rows, of which there may be a dynamic number, up to a number of them."""
+    if rows.shape[0] == count:
+        return rows
+    sizes = (count, *rows.shape[1:])
+    fill = net.tensor(value, rows.dtype)
+    return net.slice(rows, [0] * rows.rank, sizes, [1] * rows.rank, mode="FILL", fill=fill)
+
+
+def lexicographic(net: Network, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [n, width] in the order of their first elements, of equal ones in that of the second, and so on.
+
+    There may be a dynamic number of them, but not of elements.
+
+    Returns:
+        The rows, equal ones in the order of their places, and those places, INT32: n, and then as many as there may be.
+    """
+    number, width = rows.shape
+    count = largest(number, net.ranges)
+    # What is added comes last: it is not before any row, and its places are.
+    keys = filled(net, rows, count, _last(rows.dtype, descending=False))
+    order: Tensor | None = None
+    for column in reversed(range(int(width))):
+        key = net.squeeze(net.narrow(keys, 1, column, 1), 1)
+        key = key if order is None else net.gather(key, order, 0)
+        _, places = _sorted(net, key, 0, descending=False, stable=True)
+        order = places if order is None else net.gather(order, places, 0)
+    assert order is not None
+    return net.gather(rows, net.narrow(order, 0, 0, number), 0), order
 
 
 # -- what is read off --------------------------------------------------------------------------------------------------

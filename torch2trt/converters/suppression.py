@@ -17,7 +17,7 @@ import torch
 from torch2trt.converters.reasons import only_floats
 from torch2trt.converters.registry import converter
 from torch2trt.converters.selection import no_selection, selected_places
-from torch2trt.converters.sorting import argsort
+from torch2trt.converters.sorting import argsort, filled
 from torch2trt.sizes import DimRange, Size, TensorSpec, largest
 from torch2trt.trt.flavour import Flavour
 from torch2trt.trt.loops import Loop
@@ -49,22 +49,13 @@ def nms(net: Network, dets: Tensor, scores: Tensor, iou_threshold: float) -> Ten
     number = dets.shape[0]
     # All that has this many rows is of a static size; those that are no boxes come last.
     count = largest(number, net.ranges)
-    order = argsort(net, _filled(net, scores, count, -math.inf), 0, descending=True, stable=True)
-    boxes = net.cast(net.gather(_filled(net, dets, count, 0), order, 0), torch.float32)
+    order = argsort(net, filled(net, scores, count, -math.inf), 0, descending=True, stable=True)
+    boxes = net.cast(net.gather(filled(net, dets, count, 0), order, 0), torch.float32)
     kept = _greedy(net, _overlaps(net, boxes, iou_threshold), count)
     if number != count:
         inside = net.elementwise("LESS", net.iota(0, 1, count, torch.int64), net.dims.tensor(number))
         kept = net.elementwise("AND", kept, inside)
     return net.gather(order, selected_places(net, kept), 0)
-
-
-def _filled(net: Network, rows: Tensor, count: int, value: float) -> Tensor:
-    """Rows up to a number of them."""
-    if rows.shape[0] == count:
-        return rows
-    sizes = (count, *rows.shape[1:])
-    fill = net.tensor(value, rows.dtype)
-    return net.slice(rows, [0] * rows.rank, sizes, [1] * rows.rank, mode="FILL", fill=fill)
 
 
 def _overlaps(net: Network, boxes: Tensor, threshold: float) -> Tensor:

@@ -24,7 +24,7 @@ _SIZES_TRIED = 1024
 
 
 def drop_checks(
-    exported: ExportedProgram, names: Mapping[sympy.Symbol, sympy.Symbol], dims: Mapping[str, DimRange]
+    exported: ExportedProgram, names: Mapping[sympy.Symbol, sympy.Expr], dims: Mapping[str, DimRange]
 ) -> bool:
     """Remove assertions that hold for every size in range from 2 on; returns whether one fails for 1.
 
@@ -81,7 +81,7 @@ def drop_checks(
     return differs_at_one
 
 
-def _is_size_of_a_slice(node: fx.Node, numbers: Collection[str], names: Mapping[sympy.Symbol, sympy.Symbol]) -> bool:
+def _is_size_of_a_slice(node: fx.Node, numbers: Collection[str], names: Mapping[sympy.Symbol, sympy.Expr]) -> bool:
     """Whether a node is a slice from and to known places whose size is one of these numbers, which are not known."""
     if node.target is not torch.ops.aten.slice.Tensor:
         return False

@@ -148,15 +148,17 @@ def _resized(
 
 def dimensions(
     exported: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any], axes_of: Axes
-) -> tuple[dict[sympy.Symbol, sympy.Symbol], dict[str, DimRange]]:
+) -> tuple[dict[sympy.Symbol, sympy.Expr], dict[str, DimRange]]:
     """The user's names of the graph's symbols, and each name's range; opt is the size in the examples.
+
+    A symbol that ``torch._check`` fixes has its number in the place of a name.
 
     Sizes start at 1 unless the ``Dim`` has a larger min.
 
     Raises:
         DynamicShapeError: a dimension without an upper bound.
     """
-    names: dict[sympy.Symbol, sympy.Symbol] = {}
+    names: dict[sympy.Symbol, sympy.Expr] = {}
     dims: dict[str, DimRange] = {}
     leaves = pytree.tree_leaves((args, kwargs))
     nodes = {str(node.target): node for node in exported.graph.nodes if node.op == "placeholder"}
@@ -186,6 +188,9 @@ def dimensions(
                 solutions = sympy.solve(size - int(value.shape[axis]), free)
                 names[free] = symbol(name)
                 dims[name] = DimRange(low, int(solutions[0]), int(bounds.upper))
+    for item, bounds in exported.range_constraints.items():
+        if item not in names and isinstance(item, sympy.Symbol) and bounds.is_singleton():
+            names[item] = sympy.Integer(bounds.lower)  # it depends on data, and the module says what it is
     return names, dims
 
 

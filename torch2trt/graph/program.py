@@ -28,8 +28,8 @@ class Program:
     graph: fx.GraphModule
     weights: WeightsGraph
     signature: Signature
-    dim_names: dict[sympy.Symbol, sympy.Symbol] = field(default_factory=dict)
-    """The user's name for each symbol of the captured graph."""
+    dim_names: dict[sympy.Symbol, sympy.Expr] = field(default_factory=dict)
+    """The user's name for each symbol of the captured graph, or the one number that it can be."""
     captured_nodes: int = 0
     """Operators in the graph as captured, before any pass."""
     state: dict[str, torch.Tensor] = field(default_factory=dict)

@@ -37,8 +37,8 @@ SENSITIVE = _overloads(
     *(aten.pow, aten.square, aten.rsqrt, aten.sqrt, aten.reciprocal),
     *(aten.sum, aten.mean, aten.prod, aten.var, aten.std, aten.var_mean, aten.cumsum, aten.cumprod),
     *(aten.linalg_vector_norm, aten.norm),
-    *(aten.scatter_add, aten.scatter_reduce, aten.index_add, aten.index_reduce),
-    *(aten.histc, aten.bucketize, aten.searchsorted, aten.quantile, aten.nanquantile),
+    *(aten.scatter_add, aten.scatter_reduce, aten.index_add, aten.index_reduce, aten.segment_reduce),
+    *(aten.histc, aten.bincount, aten.bucketize, aten.searchsorted, aten.quantile, aten.nanquantile),
     *(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d),
     *(aten.cdist, aten._cdist_forward, aten._pdist_forward, aten.dist, aten.logcumsumexp),
     *(
@@ -53,14 +53,16 @@ SENSITIVE = _overloads(
     *(aten.linalg_solve_triangular, aten.triangular_solve, aten.cholesky_solve, aten.cholesky_inverse),
 ) | {DFT, REAL_INVERSE_DFT}
 # Coordinates in images of more than 2048 pixels are not even whole numbers in float16.
-_LOCATING = frozenset({"torchvision.roi_align.default", "torchvision.nms.default"})
+_LOCATING = frozenset(
+    f"torchvision.{name}.default" for name in ("roi_align", "ps_roi_align", "roi_pool", "ps_roi_pool", "nms")
+)
 # These only move data: their result has the dtype of what they move, or that of the module's own cast.
 _MOVING = _overloads(
     *(aten.view, aten._unsafe_view, aten.reshape, aten.permute, aten.transpose, aten.t, aten.unsqueeze),
     *(aten.squeeze, aten.slice, aten.select, aten.expand, aten.split, aten.split_with_sizes, aten.unbind),
     *(aten.chunk, aten.roll, aten.flip, aten.index, aten.index_select, aten.gather, aten.repeat, aten.alias),
     *(aten.clone, aten.unfold, aten.movedim, aten.diagonal, aten.as_strided, aten.triu, aten.tril, aten._to_copy),
-    *(aten.nonzero, aten.masked_select),
+    *(aten.nonzero, aten.masked_select, aten.unique_consecutive, aten._unique2, aten.unique_dim),
 )
 _JOINING = _overloads(aten.cat, aten.stack, aten.where, aten.masked_fill)
 _FILLING = _overloads(aten.pad, aten.constant_pad_nd, aten.full, aten.full_like, aten.new_full, aten.fill)
