@@ -31,7 +31,7 @@ from torch2trt.errors import (
     NoGPUError,
     SettingError,
 )
-from torch2trt.runtime import artifact
+from torch2trt.runtime import files
 from torch2trt.runtime.module import EngineModule
 from torch2trt.tools import weights
 from torch2trt.tools.bench import builds, main_from_cli, measure, onnx_peer, rows, session, table
@@ -184,7 +184,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(artifact.os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(ArtifactWriteError, match="No space left"):
         rows.replace(path, [row(gpu_ms_p50=9.0)])
     monkeypatch.undo()

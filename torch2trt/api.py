@@ -17,8 +17,9 @@ from torch2trt.errors import DataDependentError, ExampleInputError, NetworkError
 from torch2trt.graph.exact import Exact, widened
 from torch2trt.graph.program import Program
 from torch2trt.graph.signature import Signature
-from torch2trt.runtime import artifact as artifacts
-from torch2trt.runtime.artifact import Artifact, StrPath, TorchPart
+from torch2trt.runtime.artifact import Artifact, TorchPart, gpu_here
+from torch2trt.runtime.bare_plan import export_plan
+from torch2trt.runtime.files import StrPath
 from torch2trt.runtime.module import EngineModule, Tensors
 from torch2trt.settings import Settings
 from torch2trt.sizes import spell
@@ -162,7 +163,7 @@ def export(
             torch, which none of these has.
     """
     compiled: EngineModule = compile(module, args, kwargs, fallback=False, **options)
-    artifacts.export_plan(compiled.artifact, path)
+    export_plan(compiled.artifact, path)
     return compiled
 
 
@@ -358,7 +359,7 @@ def _engine(program: Program, flavour: Flavour, settings: Settings) -> Artifact:
         settings=settings,
         flavour=flavour.name,
         flavour_version=flavour.version_text,
-        gpu=artifacts.gpu_here(),
+        gpu=gpu_here(),
         calls=tuple(plugin.call for plugin in network.plugins),
         report={"layers": layers, "lower_s": lowered - start, "build_s": time.perf_counter() - lowered},
     )

@@ -276,7 +276,7 @@ def _check_folder(path: Path) -> None:
 
 
 def _write_page(path: Path | None, body: Callable[[], str]) -> None:
-    from torch2trt.runtime.artifact import atomic_file
+    from torch2trt.runtime.files import atomic_file
 
     if path is not None:
         with atomic_file(path) as file:

@@ -17,7 +17,7 @@ from torch import fx, nn
 from torch2trt import api
 from torch2trt.engine.child import OUTPUT_FILE, death_of, run_child
 from torch2trt.errors import NoFailureError, Torch2TRTError
-from torch2trt.runtime.artifact import StrPath
+from torch2trt.runtime.files import StrPath
 from torch2trt.settings import Settings
 from torch2trt.tools.script import Recording, Script
 

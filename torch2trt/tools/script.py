@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from torch2trt.graph.program import Program, provenance
 from torch2trt.graph.schema import TensorOp
-from torch2trt.runtime.artifact import atomic_file
+from torch2trt.runtime.files import atomic_file
 
 _PACKAGES = {"torchvision": "torchvision"}  # what registers a namespace of operators
 

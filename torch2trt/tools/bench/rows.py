@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from torch2trt.runtime.artifact import atomic_file
+from torch2trt.runtime.files import atomic_file
 from torch2trt.tools.bench.candidate import BACKENDS
 
 _HOST_BOUND = 0.9  # of the GPU's time
