@@ -108,7 +108,7 @@ def compile(
     chosen = Settings.make(fallback=fallback, **settings)
     flavour = flavours.load(chosen.flavour)
     start, truth = time.perf_counter(), truth_of(module)
-    args, kwargs, calls = _calls(module, args, kwargs, examples)
+    args, kwargs, calls = first_call(module, args, kwargs, examples)
     try:
         captured = capture(
             module, args, kwargs, calls=calls, dynamic_shapes=dynamic_shapes, profiles=profiles, name=name
@@ -119,7 +119,12 @@ def compile(
         from torch2trt.pieces import compile_in_pieces
 
         return compile_in_pieces(
-            module, args, kwargs or {}, chosen, truth, name=name or type(module).__name__, reason=error
+            *(module, args, kwargs or {}, chosen, truth),
+            recorded=calls,
+            dynamic_shapes=dynamic_shapes,
+            profiles=profiles,
+            name=name or type(module).__name__,
+            reason=error,
         )
     program = optimize(captured, chosen)
     capture_s = time.perf_counter() - start
@@ -192,7 +197,7 @@ def explain(
 
     chosen = Settings.make(**settings)
     flavour = flavours.load(chosen.flavour)
-    args, kwargs, calls = _calls(module, args, kwargs, examples)
+    args, kwargs, calls = first_call(module, args, kwargs, examples)
     try:
         captured = capture(module, args, kwargs, calls=calls, dynamic_shapes=dynamic_shapes, name=name)
     except DataDependentError as error:
@@ -233,16 +238,18 @@ def capture(
         return frontend.capture(module, args, own, dynamic_shapes=dynamic_shapes, keep=_keep, name=name)
 
     program = captured(dynamic_shapes) if calls is None else calls.capture(module, captured, dynamic_shapes)
-    if profiles is not None:
-        own = shapes.resolve_profiles(profiles, program.signature.dims)
-        program.signature = dataclasses.replace(program.signature, profiles=own)
+    program.signature = shapes.with_profiles(program.signature, profiles)
     return program
 
 
-def _calls(
+def first_call(
     module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None, examples: Iterable[Any] | Calls | None
 ) -> tuple[tuple[Any, ...], Mapping[str, Any] | None, Calls | None]:
-    """The arguments of a call, and all calls where there are several."""
+    """The arguments to capture a module with, and all calls where there are examples, of which they are the first.
+
+    Raises:
+        ExampleInputError: both are given, or the examples are no calls of one module.
+    """
     if examples is None:
         return args, kwargs, None
     from torch2trt.examples import Calls
