@@ -87,11 +87,12 @@ def pending(requests: Iterable[Request], known: Iterable[Row], commit: str) -> l
     return [
         request
         for request in requests
-        if any(
-            (request.case.name, request.case.batch, request.case.precision, backend) not in done
-            for backend in request.backends
-        )
+        if any((*_key(request.case), backend) not in done for backend in request.backends)
     ]
+
+
+def _key(case: Case) -> tuple[str, int | None, str | None, str, str]:
+    return case.name, case.batch, case.precision, case.at, "; ".join(case.profiles)
 
 
 def keep(path: Path, new: list[Row]) -> None:

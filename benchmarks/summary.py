@@ -22,7 +22,8 @@ _FIRST, _LAST = "| " + " | ".join(_HEAD) + " |\n", "\n\n"
 def markdown(found: Iterable[Row]) -> str:
     """A line for each case: our median GPU time, and how many times as long each peer took in the same run."""
     lines = [_FIRST, "|---|" + "---:|" * (len(_HEAD) - 2) + "---|\n"]
-    for (model, precision, batch), group in groupby(found, lambda row: (row.model, row.precision, row.batch)):
+    static = [row for row in found if not row.sizes]
+    for (model, precision, batch), group in groupby(static, lambda row: (row.model, row.precision, row.batch)):
         times = {row.backend: row for row in group if row.gpu_ms_p50 is not None}
         own = times.get("torch2trt")
         if own is None:

@@ -23,8 +23,9 @@ from torch.utils._sympy.functions import FloorDiv
 from torch2trt.errors import ArtifactError, ArtifactWriteError, ProgramMissingError
 from torch2trt.frontend.export import capture
 from torch2trt.graph.signature import ConstantLeaf, InputLeaf, Signature, SizeLeaf, TensorLeaf
-from torch2trt.runtime import artifact as artifacts
-from torch2trt.runtime.artifact import Artifact, export_plan, load, save, to_bytes
+from torch2trt.runtime import files
+from torch2trt.runtime.artifact import Artifact, load, save, to_bytes
+from torch2trt.runtime.bare_plan import export_plan
 from torch2trt.settings import Settings
 from torch2trt.sizes import DimRange, TensorSpec, symbol
 
@@ -435,7 +436,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
         return file
 
     with monkeypatch.context() as patch:
-        patch.setattr(artifacts, "open", full, raising=False)
+        patch.setattr(files, "open", full, raising=False)
         with pytest.raises(
             ArtifactWriteError, match=r"\[T2T603\] .*net.t2t: could not be written: No space left"
         ) as caught:
@@ -450,7 +451,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
     def interrupted() -> None:
-        with artifacts.atomic_file(tmp_path / "file") as file:
+        with files.atomic_file(tmp_path / "file") as file:
             file.write(b"half")
             raise KeyboardInterrupt
 

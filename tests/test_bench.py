@@ -26,12 +26,11 @@ from torch2trt.errors import (
     ArtifactWriteError,
     BuildCrashError,
     BuildTimeoutError,
-    ExampleInputError,
     ModelNameError,
     NoGPUError,
     SettingError,
 )
-from torch2trt.runtime import artifact
+from torch2trt.runtime import files
 from torch2trt.runtime.module import EngineModule
 from torch2trt.tools import weights
 from torch2trt.tools.bench import builds, main_from_cli, measure, onnx_peer, rows, session, table
@@ -184,7 +183,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(artifact.os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(ArtifactWriteError, match="No space left"):
         rows.replace(path, [row(gpu_ms_p50=9.0)])
     monkeypatch.undo()
@@ -256,10 +255,9 @@ def test_a_subject_has_its_precision_and_its_truth_has_not(models: Path) -> None
     assert error_of(truth, [truth]) == 0.0
 
 
-def test_what_is_measured_has_one_shape(models: Path) -> None:
-    with pytest.raises(ExampleInputError, match="one shape"):
-        Subject(case_of(models, inputs=("b=1..2..4x3x8x8",)))
+def test_the_batch_is_that_of_the_inputs_unless_given(models: Path) -> None:
     assert Subject(case_of(models, batch=None)).batch == 1
+    assert Subject(case_of(models)).batch == 2
 
 
 def test_layouts(models: Path) -> None:
@@ -668,6 +666,7 @@ def test_the_readme_has_what_was_measured() -> None:
 def test_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     common: dict[str, Any] = {
         "inputs": [],
+        "profiles": [],
         "settings": {},
         "batches": None,
         "repeats": None,

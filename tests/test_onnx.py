@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 import torch2trt
 from torch2trt.frontend import onnx_exact
-from torch2trt.runtime.artifact import export_plan
+from torch2trt.runtime.bare_plan import export_plan
 
 
 class Net(nn.Module):

@@ -50,7 +50,8 @@ from torch2trt.graph.operator_call import OperatorCall
 from torch2trt.graph.program import Program
 from torch2trt.partition.explain import explain
 from torch2trt.reference.layers import LAYERS
-from torch2trt.runtime.artifact import Artifact, export_plan, load, to_bytes
+from torch2trt.runtime.artifact import Artifact, load, to_bytes
+from torch2trt.runtime.bare_plan import export_plan
 from torch2trt.settings import Settings
 from torch2trt.sizes import Size, TensorSpec, evaluate, symbol
 from torch2trt.trt import flavour as flavours

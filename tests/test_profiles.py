@@ -16,9 +16,9 @@ from torch.export import Dim
 from torch.utils.data import DataLoader, TensorDataset
 
 import torch2trt
+from tests.taken_profiles import Taken, taken
 from tests.threads import in_threads
 from torch2trt import api
-from torch2trt.engine import builder
 from torch2trt.errors import DynamicShapeError, ExampleInputError, InputShapeError
 from torch2trt.examples import FEW, Calls
 from torch2trt.graph.signature import Signature
@@ -28,6 +28,8 @@ from torch2trt.runtime.profiles import Profile, Shapes, nearest
 from torch2trt.sizes import DimRange
 from torch2trt.tools import cli
 from torch2trt.tools.inputs import parse_profile
+
+__all__ = ["taken"]  # a fixture, which tests name
 
 QUICK: dict[str, Any] = {"precision": "fp32", "optimization_level": 0, "progress": "none"}
 BATCH = {"x": {0: Dim("batch", min=1, max=64)}}
@@ -112,17 +114,7 @@ def two() -> EngineModule:
     return torch2trt.compile(Linear(), (torch.randn(8, 8),), dynamic_shapes=BATCH, profiles=TWO, **QUICK)
 
 
-def test_tensorrt_takes_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[tuple[int, dict[str, DimRange]]] = []
-    add = builder._add_profile
-
-    def watched(network: Any, config: Any, inputs: Any, ranges: Any) -> bool:
-        before = config.num_optimization_profiles
-        assert add(network, config, inputs, ranges)
-        taken.append((config.num_optimization_profiles - before, ranges))
-        return True
-
-    monkeypatch.setattr(builder, "_add_profile", watched)
+def test_tensorrt_takes_them_all(taken: Taken) -> None:
     built = torch2trt.compile(
         Linear(),
         (torch.randn(8, 8), torch.randn(8, 1)),
@@ -131,7 +123,7 @@ def test_tensorrt_takes_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
         **QUICK,
     )
     ranges = [{"batch": DimRange(1, 1, 1)}, {"batch": DimRange(2, 16, 32)}, {"batch": DimRange(1, 8, 64)}]
-    assert taken == [(1, each) for each in ranges]
+    assert taken == ranges
     assert built.artifact.signature.ranges == ranges
     assert built.report["profiles"] == ["batch 1", "batch 2…16…32", "batch 1…8…64"]
     assert len(built.artifact.plan) > 1000

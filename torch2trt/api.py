@@ -17,8 +17,9 @@ from torch2trt.errors import DataDependentError, ExampleInputError, NetworkError
 from torch2trt.graph.exact import Exact, widened
 from torch2trt.graph.program import Program
 from torch2trt.graph.signature import Signature
-from torch2trt.runtime import artifact as artifacts
-from torch2trt.runtime.artifact import Artifact, StrPath, TorchPart
+from torch2trt.runtime.artifact import Artifact, TorchPart, gpu_here
+from torch2trt.runtime.bare_plan import export_plan
+from torch2trt.runtime.files import StrPath
 from torch2trt.runtime.module import EngineModule, Tensors
 from torch2trt.settings import Settings
 from torch2trt.sizes import spell
@@ -107,7 +108,7 @@ def compile(
     chosen = Settings.make(fallback=fallback, **settings)
     flavour = flavours.load(chosen.flavour)
     start, truth = time.perf_counter(), truth_of(module)
-    args, kwargs, calls = _calls(module, args, kwargs, examples)
+    args, kwargs, calls = first_call(module, args, kwargs, examples)
     try:
         captured = capture(
             module, args, kwargs, calls=calls, dynamic_shapes=dynamic_shapes, profiles=profiles, name=name
@@ -118,7 +119,12 @@ def compile(
         from torch2trt.pieces import compile_in_pieces
 
         return compile_in_pieces(
-            module, args, kwargs or {}, chosen, truth, name=name or type(module).__name__, reason=error
+            *(module, args, kwargs or {}, chosen, truth),
+            recorded=calls,
+            dynamic_shapes=dynamic_shapes,
+            profiles=profiles,
+            name=name or type(module).__name__,
+            reason=error,
         )
     program = optimize(captured, chosen)
     capture_s = time.perf_counter() - start
@@ -162,7 +168,7 @@ def export(
             torch, which none of these has.
     """
     compiled: EngineModule = compile(module, args, kwargs, fallback=False, **options)
-    artifacts.export_plan(compiled.artifact, path)
+    export_plan(compiled.artifact, path)
     return compiled
 
 
@@ -191,7 +197,7 @@ def explain(
 
     chosen = Settings.make(**settings)
     flavour = flavours.load(chosen.flavour)
-    args, kwargs, calls = _calls(module, args, kwargs, examples)
+    args, kwargs, calls = first_call(module, args, kwargs, examples)
     try:
         captured = capture(module, args, kwargs, calls=calls, dynamic_shapes=dynamic_shapes, name=name)
     except DataDependentError as error:
@@ -232,16 +238,18 @@ def capture(
         return frontend.capture(module, args, own, dynamic_shapes=dynamic_shapes, keep=_keep, name=name)
 
     program = captured(dynamic_shapes) if calls is None else calls.capture(module, captured, dynamic_shapes)
-    if profiles is not None:
-        own = shapes.resolve_profiles(profiles, program.signature.dims)
-        program.signature = dataclasses.replace(program.signature, profiles=own)
+    program.signature = shapes.with_profiles(program.signature, profiles)
     return program
 
 
-def _calls(
+def first_call(
     module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None, examples: Iterable[Any] | Calls | None
 ) -> tuple[tuple[Any, ...], Mapping[str, Any] | None, Calls | None]:
-    """The arguments of a call, and all calls where there are several."""
+    """The arguments to capture a module with, and all calls where there are examples, of which they are the first.
+
+    Raises:
+        ExampleInputError: both are given, or the examples are no calls of one module.
+    """
     if examples is None:
         return args, kwargs, None
     from torch2trt.examples import Calls
@@ -358,7 +366,7 @@ def _engine(program: Program, flavour: Flavour, settings: Settings) -> Artifact:
         settings=settings,
         flavour=flavour.name,
         flavour_version=flavour.version_text,
-        gpu=artifacts.gpu_here(),
+        gpu=gpu_here(),
         calls=tuple(plugin.call for plugin in network.plugins),
         report={"layers": layers, "lower_s": lowered - start, "build_s": time.perf_counter() - lowered},
     )

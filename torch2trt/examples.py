@@ -7,10 +7,11 @@ import dataclasses
 import inspect
 import itertools
 import math
+import operator
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fix
 from torch.utils import _pytree as pytree
 
 from torch2trt.errors import DynamicShapeError, ExampleInputError, InputShapeError
+from torch2trt.frontend.dynamic_shapes import resized
 from torch2trt.graph.program import Program
 from torch2trt.graph.signature import Signature
 from torch2trt.runtime import inputs as checks
@@ -31,6 +33,15 @@ FEW = 4
 """Combinations of sizes up to which each has a profile of its own."""
 
 _SCALARS = (type(None), bool, int, float, str)
+
+
+class Span(NamedTuple):
+    """The shapes that one tensor of a call had."""
+
+    smallest: tuple[int, ...]
+    usual: tuple[int, ...]
+    """Of the most frequent call."""
+    largest: tuple[int, ...]
 
 
 class Calls:
@@ -95,11 +106,21 @@ class Calls:
     def example(self, module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The first call, on the module's device: data loaders yield tensors on the CPU."""
         assert self._first is not None
-        weight = next(itertools.chain(module.parameters(), module.buffers()), None)
-        if weight is None:
-            return self._first
-        args, kwargs = pytree.tree_map_only(torch.Tensor, lambda value: value.to(weight.device), self._first)
-        return args, kwargs
+        return _beside(module, *self._first)
+
+    def others(self, module: nn.Module) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """The first call in each of the few most frequent combinations of sizes that are not its own, as above.
+
+        Values repeat, or are left out.
+        """
+        leaves, spec = pytree.tree_flatten(self._first)
+        for shapes, _ in self.shapes.most_common(FEW):
+            found = list(leaves)
+            for index, shape in enumerate(shapes):
+                for axis, size in enumerate(shape or ()):
+                    found[index] = resized(found[index], axis, size)
+            if any(map(operator.is_not, found, leaves)):
+                yield _beside(module, *pytree.tree_unflatten(found, spec))
 
     def dynamic_shapes(self, module: nn.Module, *, multiples: bool = False) -> dict[str, Any] | None:
         """``torch.export``'s form of what differs: dimensions that agree in every call have one name.
@@ -163,14 +184,31 @@ class Calls:
                         return self._with_profiles(captured(related))
             raise
 
+    def spans(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments, with a :class:`Span` in the place of each tensor."""
+        leaves, spec = pytree.tree_flatten(self._first)
+        (usual, _), *_ = self.shapes.most_common(1)
+        for index, shape in enumerate(usual):
+            if shape is not None:
+                sizes = list(zip(*(shapes[index] or () for shapes in self.shapes), strict=True))
+                leaves[index] = Span(tuple(map(min, sizes)), shape, tuple(map(max, sizes)))
+        args, kwargs = pytree.tree_unflatten(leaves, spec)
+        return args, kwargs
+
     def _with_profiles(self, program: Program, *, narrow: bool = True) -> Program:
-        """Give a Program ranges and profiles for what came; the first profile is for the most frequent sizes.
+        program.signature = self.profiled(program.signature, narrow=narrow)
+        return program
+
+    def profiled(self, signature: Signature, *, narrow: bool = True) -> Signature:
+        """A signature with ranges and profiles for what came; the first profile is for the most frequent sizes.
 
         Args:
             narrow: ranges end at the smallest and largest sizes that came.
+
+        Raises:
+            DynamicShapeError: a call that does not fit the signature.
         """
-        signature = program.signature
-        seen = [_sizes(signature, shapes) for shapes, _ in self.shapes.most_common()]
+        seen = [self._sizes(signature, shapes) for shapes, _ in self.shapes.most_common()]
         dims = {
             name: DimRange(
                 min(sizes[name] for sizes in seen) if narrow else span.min,
@@ -181,8 +219,23 @@ class Calls:
         }
         exact = [{name: DimRange(size, size, size) for name, size in sizes.items()} for sizes in seen]
         profiles = (*exact, {}) if dims and len(exact) <= FEW else ()
-        program.signature = dataclasses.replace(signature, dims=dims, profiles=profiles)
-        return program
+        return dataclasses.replace(signature, dims=dims, profiles=profiles)
+
+    def _sizes(self, signature: Signature, shapes: Shapes) -> dict[str, int]:
+        """The sizes of the named dimensions in a call of these shapes."""
+        leaves, spec = pytree.tree_flatten(self._first)
+        marks = [
+            value if shape is None else torch.empty(shape, dtype=value.dtype, device="meta")
+            for value, shape in zip(leaves, shapes, strict=True)
+        ]
+        own = dataclasses.replace(signature, state=())
+        inputs = [leaf for leaf in own.flatten(*pytree.tree_unflatten(marks, spec)) if isinstance(leaf, torch.Tensor)]
+        try:
+            return checks.check(own, inputs)
+        except InputShapeError as error:
+            hint = "leave it out, or declare dynamic_shapes"
+            reason = f"an example does not fit: {error.reason}"
+            raise DynamicShapeError(reason, subject=error.subject, hint=hint) from error
 
 
 @contextlib.contextmanager
@@ -203,19 +256,13 @@ def record(module: nn.Module) -> Iterator[Calls]:
         handle.remove()
 
 
-def _sizes(signature: Signature, shapes: Shapes) -> dict[str, int]:
-    """The sizes of the named dimensions in a call of these shapes."""
-    own = dataclasses.replace(signature, state=())
-    found = [shape for shape in shapes if shape is not None]
-    inputs = [
-        torch.empty(shape, dtype=leaf.spec.dtype, device="meta")
-        for shape, leaf in zip(found, own.tensor_inputs, strict=True)
-    ]
-    try:
-        return checks.check(own, inputs)
-    except InputShapeError as error:
-        hint = "leave it out, or declare dynamic_shapes"
-        raise DynamicShapeError(f"an example does not fit: {error.reason}", subject=error.subject, hint=hint) from error
+def _beside(module: nn.Module, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call's arguments on the module's device."""
+    weight = next(itertools.chain(module.parameters(), module.buffers()), None)
+    if weight is None:
+        return args, kwargs
+    args, kwargs = pytree.tree_map_only(torch.Tensor, lambda value: value.to(weight.device), (args, kwargs))
+    return args, kwargs
 
 
 def _kind(leaf: Any) -> Any:

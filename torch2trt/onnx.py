@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch.utils import _pytree as pytree
 
 from torch2trt.engine import builder
 from torch2trt.engine.child import build_model_in_child
-from torch2trt.errors import SettingError
+from torch2trt.errors import ExampleInputError, SettingError
+from torch2trt.examples import Calls, Span
 from torch2trt.frontend import onnx as frontend
 from torch2trt.frontend import onnx_exact
+from torch2trt.frontend.dynamic_shapes import with_profiles
 from torch2trt.frontend.onnx import OnnxModel, Shapes
 from torch2trt.graph.signature import Signature, TensorLeaf
 from torch2trt.reference.interpreter import Interpreter
 from torch2trt.runtime.artifact import Artifact, gpu_here
 from torch2trt.runtime.module import EngineModule, Tensors
 from torch2trt.settings import Settings
-from torch2trt.sizes import Size, TensorSpec, symbol
+from torch2trt.sizes import Size, TensorSpec, spell, symbol
 from torch2trt.tolerance import effective_precision
 from torch2trt.trt import flavour as flavours
 from torch2trt.trt.dtypes import torch_dtypes
@@ -30,7 +32,15 @@ from torch2trt.trt.parser import ParsedNetwork
 __all__ = ["compile"]
 
 
-def compile(model: Any, *, shapes: Shapes | None = None, name: str | None = None, **settings: Any) -> EngineModule:
+def compile(
+    model: Any,
+    *,
+    shapes: Shapes | None = None,
+    examples: Iterable[Any] | Calls | None = None,
+    profiles: Sequence[Mapping[str, Any]] | None = None,
+    name: str | None = None,
+    **settings: Any,
+) -> EngineModule:
     """Compile an ONNX model into an engine.
 
     The module takes tensors in the order of the model's inputs, or by their names, and returns its output: a tensor
@@ -42,6 +52,11 @@ def compile(model: Any, *, shapes: Shapes | None = None, name: str | None = None
         shapes: the sizes of inputs that are dynamic in the model, by input name: one shape makes the input static,
             three are the smallest, the usual and the largest, ``{"x": ((1, 3, 8, 8), (8, 3, 8, 8), (32, 3, 8, 8))}``.
             Dimensions that the model calls by one name need be given once.
+        examples: in their place, any number of calls, as :func:`torch2trt.compile` takes them, of tensors: they give
+            the dimensions that are dynamic in the model their ranges, and optimization profiles. What has one size in
+            all of them is static.
+        profiles: several optimization profiles, as :func:`torch2trt.compile` takes them. Dimensions have the names that
+            the model gives them, as identifiers, and ``x_0`` is the first of an input ``x`` where it gives none.
         name: what to call it; unset: the file's or the graph's name.
         settings: fields of :class:`torch2trt.Settings`. The model's dtypes are its own: ``precision`` only says
             whether float32 may use TF32.
@@ -49,18 +64,23 @@ def compile(model: Any, *, shapes: Shapes | None = None, name: str | None = None
     Raises:
         MissingPackageError: the packages that handle ONNX models are not installed.
         CaptureError: it is no ONNX model, or has inputs that no engine takes.
-        DynamicShapeError: shapes that do not fit the model, or a dynamic dimension without any.
+        DynamicShapeError: shapes or profiles that do not fit the model, or a dynamic dimension without any.
+        ExampleInputError: examples that are no calls of one model.
         UnsupportedOpsError: lists every node that TensorRT's parser refuses.
         Torch2TRTError: numbered; the class says what is wrong.
     """
     chosen = Settings.make(**settings)
     flavour = flavours.load(chosen.flavour)
     start = time.perf_counter()
-    source = frontend.read(model, shapes, name=name)
+    calls = None if examples is None else Calls.of(examples)
+    source = frontend.read(model, _shapes_of(calls) if calls and shapes is None else shapes, name=name)
     chosen = _with_precision(chosen, source)
     sanitized = time.perf_counter()
     network = ParsedNetwork(flavour, source.data, source.path)
     signature = _signature(source, network, flavour)
+    if calls is not None:
+        signature = calls.profiled(signature, narrow=shapes is None)
+    signature = with_profiles(signature, profiles)
     parsed = time.perf_counter()
     if chosen.in_child:
         plan = build_model_in_child(source.data, source.path, signature, chosen, flavour.name, name=source.name)
@@ -82,9 +102,23 @@ def compile(model: Any, *, shapes: Shapes | None = None, name: str | None = None
             "lower_s": parsed - sanitized,
             "build_s": time.perf_counter() - parsed,
             "engine_bytes": len(plan),
+            "profiles": [spell(ranges) for ranges in signature.ranges if ranges],
         },
     )
     return EngineModule(artifact, reference=_Reference(source, flavour), truth=_truth(model, signature))
+
+
+def _shapes_of(calls: Calls) -> Shapes:
+    """The shapes that came, by the position or the name of each input."""
+    args, kwargs = calls.spans()
+    shapes: dict[str | int, Any] = dict(enumerate(args))
+    shapes.update(kwargs)
+    for key, shape in shapes.items():
+        if not isinstance(shape, Span):
+            raise ExampleInputError(
+                f"argument {key!r} is {type(shape).__name__}, an ONNX model takes tensors", subject="examples"
+            )
+    return shapes
 
 
 def _with_precision(settings: Settings, model: OnnxModel) -> Settings:

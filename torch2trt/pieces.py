@@ -15,7 +15,8 @@ from torch.utils import _pytree as pytree
 
 from torch2trt import api
 from torch2trt import backend as backends
-from torch2trt.errors import ArtifactWriteError, DataDependentError, NoGPUError, Torch2TRTError
+from torch2trt.errors import ArtifactWriteError, DataDependentError, DynamicShapeError, NoGPUError, Torch2TRTError
+from torch2trt.examples import Calls
 from torch2trt.frontend.dynamo import Region
 from torch2trt.partition.explain import Explanation, GraphBreak, explain, together
 from torch2trt.runtime.module import EngineModule
@@ -154,14 +155,30 @@ def compile_in_pieces(
     settings: Settings,
     truth: Callable[..., Any],
     *,
+    recorded: Calls | None = None,
+    dynamic_shapes: Any = None,
+    profiles: Sequence[Mapping[str, Any]] | None = None,
     name: str,
     reason: DataDependentError,
 ) -> PiecewiseModule:
     """Compile a module that cannot be captured whole, with the engines that the example call needs.
 
+    Args:
+        recorded: calls of which the arguments are the first; for the most frequent sizes among them there are engines
+            too.
+        dynamic_shapes, profiles: as :func:`torch2trt.compile` takes them.
+
     Raises:
+        DynamicShapeError: there are profiles, which are of ranges of sizes, and engines of pieces have one size each.
         DataDependentError: too little of it became engines; it is ``reason``.
     """
+    if profiles is not None:
+        raise DynamicShapeError(
+            f"{name} compiles in pieces, whose engines have one size each, and so no profiles: {reason.reason}",
+            subject="profiles",
+            source=reason.source,
+            hint="leave profiles out: engines for other sizes are built when these come, or before with examples=",
+        )
     compiled = PiecewiseModule(module, settings, truth, name)
     own_args, own_kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, dict(kwargs)))
     try:
@@ -179,6 +196,14 @@ def compile_in_pieces(
         "%s: is compiled in %d pieces, torch2trt.explain says where it breaks: %s",
         *(name, len(compiled.engines), reason.reason),
     )
+    if dynamic_shapes is not None:
+        log.warning("%s: dynamic_shapes change nothing: each size has engines of its own", name)
+    for own_args, own_kwargs in () if recorded is None else recorded.others(module):
+        try:
+            compiled.reference(*own_args, **own_kwargs)
+        except Exception as error:
+            # The values are another call's: the module may rightly refuse them.
+            log.warning("%s: no engines are built before the call for some sizes: %s", name, error)
     return compiled
 
 

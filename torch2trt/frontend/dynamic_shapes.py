@@ -6,6 +6,7 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import sympy
@@ -16,6 +17,7 @@ from torch.export.graph_signature import InputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
 from torch2trt.errors import DynamicShapeError
+from torch2trt.graph.signature import Signature
 from torch2trt.sizes import DimRange, depends_on_data, symbol, to_shape
 
 Axes = list[dict[int, Any]]
@@ -140,10 +142,15 @@ def _resized(
             size = int(leaves[position].shape[axis])
             root = choose(int(_root_size(dim, size)), *_bounds(dim))
             wanted = root if _root(dim) is dim else int(dim.fn(root))
-            if wanted != size:
-                indices = torch.arange(wanted, device=leaves[position].device) % max(size, 1)
-                leaves[position] = leaves[position].index_select(axis, indices)
+            leaves[position] = resized(leaves[position], axis, wanted)
     return pytree.tree_unflatten(leaves, spec)  # type: ignore[no-any-return]
+
+
+def resized(value: torch.Tensor, axis: int, size: int) -> torch.Tensor:
+    """A tensor with another size of one dimension, itself where it has that; values repeat, or are left out."""
+    if value.shape[axis] == size:
+        return value
+    return value.index_select(axis, torch.arange(size, device=value.device) % max(value.shape[axis], 1))
 
 
 def dimensions(
@@ -194,6 +201,15 @@ def dimensions(
     return names, dims
 
 
+def with_profiles(signature: Signature, profiles: Sequence[Mapping[str, Any]] | None) -> Signature:
+    """A signature with the optimization profiles that the caller asks for; as it is where none are.
+
+    Raises:
+        DynamicShapeError: as :func:`resolve_profiles`.
+    """
+    return signature if profiles is None else replace(signature, profiles=resolve_profiles(profiles, signature.dims))
+
+
 def resolve_profiles(
     profiles: Sequence[Mapping[str, Any]], dims: Mapping[str, DimRange]
 ) -> tuple[dict[str, DimRange], ...]:
@@ -226,6 +242,6 @@ def _profile_range(subject: str, name: str, sizes: Any, dims: Mapping[str, DimRa
         raise DynamicShapeError(
             f"{name!r} of {span} is not in order within {whole.min} to {whole.max}",
             subject=subject,
-            hint=f"give Dim({name!r}, min=…, max=…) the smallest and the largest size of all profiles",
+            hint=f"let {name!r} range from the smallest to the largest size of all profiles",
         )
     return span

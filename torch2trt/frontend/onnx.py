@@ -21,8 +21,8 @@ from torch2trt.sizes import DimRange, Size, TensorSpec, size_from_json, symbol
 
 log = logging.getLogger(__name__)
 
-Shapes = Mapping[str, Sequence[int] | Sequence[Sequence[int]]]
-"""By input name: one shape, or the smallest, the usual and the largest."""
+Shapes = Mapping[str | int, Sequence[int] | Sequence[Sequence[int]]]
+"""By the name or the position of an input: one shape, or the smallest, the usual and the largest."""
 
 _PACKAGES = ("onnx", "onnx_graphsurgeon")
 # A model in one piece is at most this large; a larger one keeps its weights in files beside it.
@@ -128,10 +128,12 @@ def _require_packages() -> None:
 
 def _settle(graph: Any, proto: Any, shapes: Shapes) -> tuple[tuple[TensorLeaf, ...], dict[str, DimRange]]:
     """Give every dimension of every input a size or a named range; static ones are written into the graph."""
-    unknown = shapes.keys() - {value.name for value in graph.inputs}
-    if unknown:
-        names = ", ".join(value.name for value in graph.inputs)
-        raise DynamicShapeError(f"the model has no such input; it has {names}", subject=", ".join(sorted(unknown)))
+    names = [value.name for value in graph.inputs]
+    shapes = {names[key] if isinstance(key, int) and key < len(names) else key: shape for key, shape in shapes.items()}
+    if unknown := [str(key) for key in shapes if key not in names]:
+        raise DynamicShapeError(
+            f"the model has no such input; it has {', '.join(names)}", subject=", ".join(sorted(unknown))
+        )
     types = {value.name: value.type.tensor_type.elem_type for value in proto.graph.input}
     corners = {value.name: _corners(value, shapes[value.name]) for value in graph.inputs if value.name in shapes}
     spans: dict[str, DimRange] = {}

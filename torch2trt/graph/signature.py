@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -95,6 +95,14 @@ class Signature:
     def ranges(self) -> list[dict[str, DimRange]]:
         """The ranges of all named dimensions in each optimization profile, of which there is at least one."""
         return [{**self.dims, **profile} for profile in self.profiles or ({},)]
+
+    def over(self, names: Collection[str]) -> Signature:
+        """The same with the dimensions of these names alone: each profile once, none where no others are left."""
+        profiles: list[Mapping[str, DimRange]] = []
+        for profile in self.profiles:
+            if (own := _of(profile, names)) not in profiles:
+                profiles.append(own)
+        return replace(self, dims=_of(self.dims, names), profiles=() if profiles == [{}] else tuple(profiles))
 
     @property
     def tensor_inputs(self) -> list[TensorLeaf]:
@@ -242,6 +250,10 @@ def spec_to_json(spec: TensorSpec) -> dict[str, Any]:
 def spec_from_json(data: Mapping[str, Any]) -> TensorSpec:
     """The inverse of :func:`spec_to_json`."""
     return TensorSpec(tuple(size_from_json(size) for size in data["shape"]), dtype_from_json(data["dtype"]))
+
+
+def _of(ranges: Mapping[str, DimRange], names: Collection[str]) -> dict[str, DimRange]:
+    return {name: span for name, span in ranges.items() if name in names}
 
 
 def _dims_to_json(dims: Mapping[str, DimRange]) -> dict[str, list[int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import sympy
@@ -14,7 +14,7 @@ from torch2trt.graph.program import Program
 from torch2trt.graph.signature import Signature, TensorLeaf
 from torch2trt.graph.weights import WeightsGraph
 from torch2trt.partition.partitioner import Partition, is_engine
-from torch2trt.sizes import DimRange, TensorSpec
+from torch2trt.sizes import TensorSpec
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class _Draft:
         whole = self.whole
         inputs = tuple(TensorLeaf(str(values[node].target), whole.spec(node)) for node in self.inputs)
         outputs = tuple(TensorLeaf(node.name, whole.spec(node)) for node in returned)
-        names = _symbols(leaf.spec for leaf in inputs)
+        own = whole.signature.over(_symbols(leaf.spec for leaf in inputs))
         made = Program(
             name,
             fx.GraphModule({}, graph),
@@ -113,27 +113,14 @@ class _Draft:
                 outputs,
                 in_spec=pytree.tree_structure((0,) * len(inputs)),
                 out_spec=pytree.tree_structure((0,) * len(outputs)),
-                dims=_of(whole.signature.dims, names),
-                profiles=_profiles(whole.signature, names),
+                dims=own.dims,
+                profiles=own.profiles,
             ),
             dict(whole.dim_names),
             captured_nodes=len(self.calls),
         )
         check(made, "partitioning")
         return made
-
-
-def _of(ranges: Mapping[str, DimRange], names: set[str]) -> dict[str, DimRange]:
-    return {name: span for name, span in ranges.items() if name in names}
-
-
-def _profiles(whole: Signature, names: set[str]) -> tuple[dict[str, DimRange], ...]:
-    """The profiles as they are for a segment with these dimensions: each once, and none where it has no others."""
-    found: list[dict[str, DimRange]] = []
-    for profile in whole.profiles:
-        if (own := _of(profile, names)) not in found:
-            found.append(own)
-    return () if found == [{}] else tuple(found)
 
 
 def _carriers(whole: Program, nodes: set[fx.Node], inputs: set[fx.Node]) -> set[fx.Node]:

@@ -7,34 +7,28 @@ engine, ``part1.json`` and ``part1.safetensors`` for what runs in torch. Nothing
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import io
 import json
-import os
-import secrets
 import struct
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
-from torch2trt.errors import ArtifactError, ArtifactWriteError, ProgramMissingError
-from torch2trt.graph.signature import Signature, TensorLeaf, spec_to_json
+from torch2trt.errors import ArtifactError, ProgramMissingError
+from torch2trt.graph.signature import Signature
+from torch2trt.runtime.files import StrPath, atomic_file
 from torch2trt.settings import Precision, Settings
-from torch2trt.sizes import DimRange, TensorSpec, evaluate
 from torch2trt.tolerance import effective_precision
 from torch2trt.trt import flavour as flavours
 
 if TYPE_CHECKING:
     from torch2trt.graph.operator_call import OperatorCall
     from torch2trt.graph.program import Program
-
-StrPath = str | os.PathLike[str]
 
 _FORMAT = "torch2trt artifact"
 _VERSION = 1
@@ -152,75 +146,6 @@ def to_bytes(artifact: Artifact, *, program: Program | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def export_plan(artifact: Artifact, path: StrPath) -> None:
-    """Write the bare plan for trtexec, Triton or DeepStream, and ``<path>.json`` that describes it.
-
-    Raises:
-        ArtifactWriteError: the files could not be written whole; neither is left behind. Or the plan calls operators of
-            torch, which none of these has.
-    """
-    if artifact.calls:
-        names = ", ".join(sorted({call.name for call in artifact.calls}))
-        raise ArtifactWriteError(
-            f"calls operators of torch, which a bare plan cannot: {names}",
-            subject=artifact.name,
-            hint="run it with torch2trt, or write a converter for them",
-        )
-    description = {
-        "name": artifact.name,
-        "flavour": artifact.flavour,
-        "flavour_version": artifact.flavour_version,
-        "gpu": artifact.gpu,
-        "precision": artifact.precision,
-        "inputs": [_describe(leaf, artifact.signature) for leaf in artifact.signature.tensor_inputs],
-        "outputs": [_describe(leaf, artifact.signature) for leaf in _distinct(artifact.signature.tensor_outputs)],
-        "dims": {name: dataclasses.asdict(span) for name, span in artifact.signature.dims.items()},
-        "profiles": [
-            {
-                "dims": {name: dataclasses.asdict(span) for name, span in ranges.items()},
-                "inputs": {leaf.name: _profile(leaf.spec, ranges) for leaf in artifact.signature.tensor_inputs},
-            }
-            for ranges in artifact.signature.ranges
-        ],
-        "sha256": hashlib.sha256(artifact.plan).hexdigest(),
-    }
-    with atomic_file(f"{os.fspath(path)}.json") as beside, atomic_file(path) as plan:
-        beside.write(json.dumps(description, indent=2).encode() + b"\n")
-        beside.flush()
-        plan.write(artifact.plan)
-
-
-@contextlib.contextmanager
-def atomic_file(path: StrPath) -> Iterator[IO[bytes]]:
-    """A file to write that appears under its name when the block ends well, and not at all otherwise.
-
-    Raises:
-        ArtifactWriteError: for every OSError inside, a full disk among them.
-    """
-    target = Path(path)
-    # Beside the target, since only within one file system is the renaming atomic.
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    try:
-        file = open(temporary, "xb")  # noqa: SIM115
-        try:
-            with file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except ArtifactWriteError:
-        raise
-    except OSError as error:
-        raise ArtifactWriteError(
-            f"could not be written: {error.strerror or error}",
-            subject=str(target),
-            hint="nothing was left behind; look at the folder's free space and permissions",
-        ) from error
-
-
 def _members(artifact: Artifact, program: Program | None) -> dict[str, bytes]:
     """The members of the zip, in order."""
     signature = artifact.signature.to_json()
@@ -300,26 +225,6 @@ def _write_zip(members: dict[str, bytes], file: IO[bytes]) -> None:
             info = zipfile.ZipInfo(name, _MADE)
             info.external_attr = 0o644 << 16
             archive.writestr(info, data)
-
-
-def _describe(leaf: TensorLeaf, signature: Signature) -> dict[str, Any]:
-    return {"name": leaf.name, **spec_to_json(leaf.spec), "profile": _profile(leaf.spec, signature.dims)}
-
-
-def _profile(spec: TensorSpec, ranges: Mapping[str, DimRange]) -> dict[str, list[int | None]]:
-    """The shapes at the ends and at the optimum of ranges; None for a size that only TensorRT knows."""
-    profile: dict[str, list[int | None]] = {}
-    for which in ("min", "opt", "max"):
-        dims = {name: getattr(span, which) for name, span in ranges.items()}
-        known = [
-            isinstance(size, int) or {str(part) for part in size.free_symbols} <= dims.keys() for size in spec.shape
-        ]
-        profile[which] = [evaluate(size, dims) if ok else None for size, ok in zip(spec.shape, known, strict=True)]
-    return profile
-
-
-def _distinct(leaves: list[TensorLeaf]) -> list[TensorLeaf]:
-    return list({leaf.name: leaf for leaf in leaves}.values())
 
 
 # Reading ------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -24,16 +24,17 @@ from torch2trt.errors import (
 from torch2trt.graph import serialize
 from torch2trt.graph.exact import run_exact
 from torch2trt.graph.program import Program
-from torch2trt.graph.signature import SizeLeaf, TensorLeaf, dtype_to_json
+from torch2trt.graph.signature import TensorLeaf
 from torch2trt.runtime import artifact as artifacts
 from torch2trt.runtime import inputs as checks
-from torch2trt.runtime import state, summary
-from torch2trt.runtime.artifact import Artifact, LoadedArtifact, StrPath, TorchPart
+from torch2trt.runtime import placement, state, summary
+from torch2trt.runtime.artifact import Artifact, LoadedArtifact, TorchPart
+from torch2trt.runtime.files import StrPath
 from torch2trt.runtime.hybrid import HybridSession, open_session
 from torch2trt.runtime.outputs import Assemble, Results
 from torch2trt.runtime.profiles import Shapes
 from torch2trt.runtime.session import Session
-from torch2trt.runtime.verification import Row, Verification, compare
+from torch2trt.runtime.verification import Verification, compare_results, compare_written
 from torch2trt.settings import Settings
 from torch2trt.tolerance import tolerance
 
@@ -45,7 +46,6 @@ name, both on the CPU."""
 _Self = TypeVar("_Self", bound="EngineModule")
 
 _CALLS_KEPT = 1024  # combinations of shapes whose checks are remembered
-_ARITHMETIC = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class EngineModule(nn.Module):
             self.state = state.hold(artifact.state)
         # Held in a tuple: an nn.Module as attribute would become a child and put its parameters in the state.
         self._truth = (truth,)
-        self._set(artifact, program, open_session(artifact, _with_index(device)), reference)
+        self._set(artifact, program, open_session(artifact, placement.with_index(device)), reference)
 
     @classmethod
     def load(
@@ -268,17 +268,14 @@ class EngineModule(nn.Module):
             exact, exactly_written = truth.writing(self.artifact.signature, before, args, kwargs)  # type: ignore[attr-defined]
         else:
             exact, exactly_written = truth(*args, **kwargs), []
-        rows = (*self._compare(result, exact, allowed), *self._compare_written(written, exactly_written, allowed))
+        signature = self.artifact.signature
+        rows = (
+            *compare_results(signature, result, exact, allowed),
+            *compare_written(signature, written, exactly_written, allowed),
+        )
         return Verification(
             self.artifact.name, "reference" if device is None else "engine", self.artifact.precision, rows
         )
-
-    def _compare_written(self, found: list[torch.Tensor], exact: list[torch.Tensor], allowed: float) -> Iterator[Row]:
-        signature = self.artifact.signature
-        for update, have, want in zip(signature.updates, found, exact, strict=True):
-            number = update.position - len(signature.inputs)
-            name = f"argument {update.position}" if number < 0 else signature.state[number].buffer
-            yield compare(f"{name} afterwards", have, want, allowed)
 
     def _device_of_engine(self) -> torch.device | None:
         """Where the engine runs, None where there is no GPU that its flavour serves."""
@@ -288,18 +285,6 @@ class EngineModule(nn.Module):
             return self._session.open().device
         except UnsupportedGPUError:
             return None
-
-    def _compare(self, result: Any, truth: Any, allowed: float) -> tuple[Row, ...]:
-        rows: dict[str, Row] = {}
-        pairs = zip(self.artifact.signature.outputs, pytree.tree_leaves(result), pytree.tree_leaves(truth), strict=True)
-        for position, (leaf, have, want) in enumerate(pairs):
-            match leaf:
-                case TensorLeaf(name=name):
-                    rows[name] = compare(name, have, want, allowed)
-                case SizeLeaf():
-                    name = f"result {position}"
-                    rows[name] = compare(name, torch.tensor(have), torch.tensor(want), 0.0)
-        return tuple(rows.values())
 
     def _interpreter(self) -> Callable[[Tensors], Tensors]:
         if self._interpret is None:
@@ -402,39 +387,10 @@ class EngineModule(nn.Module):
 
     def _apply(self: _Self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> _Self:
         """Let ``.to()`` and its kin pass where they change nothing, and refuse them otherwise."""
-        from torch._subclasses.fake_tensor import FakeTensorMode
-
-        device = self._session.device or torch.device("cuda", _current_device())
-        for dtype in self._dtypes():
-            # Fake tensors show where it would go without a GPU and without moving anything.
-            with FakeTensorMode():
-                moved = fn(torch.empty(0, dtype=dtype, device=device))
-            if moved.dtype != dtype:
-                raise FrozenModuleError(
-                    f"cannot become {dtype_to_json(moved.dtype)}: an engine's dtypes are fixed when it is built",
-                    subject=self.artifact.name,
-                    hint="compile again with another precision=, or with the module and inputs in that dtype",
-                )
-            if moved.device == device:
-                continue
-            if moved.device.type == "cuda" and self._session.device is None:
-                self._session = open_session(self.artifact, moved.device)
-                device = moved.device
-                continue
-            raise FrozenModuleError(
-                f"cannot move from {device} to {moved.device}: an engine stays on its GPU",
-                subject=self.artifact.name,
-                hint="load or compile it again on that device" if moved.device.type == "cuda" else "",
-            )
+        wanted = placement.after(fn, self.artifact, self._session.device)
+        if self._session.device is None and wanted is not None:
+            self._session = open_session(self.artifact, wanted)
         return self
-
-    def _dtypes(self) -> list[torch.dtype]:
-        """The floating point dtypes that it takes, returns and computes in."""
-        signature = self.artifact.signature
-        found = [leaf.spec.dtype for leaf in (*signature.tensor_inputs, *signature.tensor_outputs)]
-        if self.artifact.settings.precision is not None:
-            found.append(_ARITHMETIC[self.artifact.settings.precision])
-        return list(dict.fromkeys(dtype for dtype in found if dtype.is_floating_point)) or [torch.float32]
 
     # -- showing itself -----------------------------------------------------------------------------------------------
 
@@ -498,14 +454,3 @@ def _namespaces(part: Artifact | TorchPart) -> set[str]:
 
 def _program_of(loaded: LoadedArtifact) -> Callable[[], Program] | None:
     return loaded.program if loaded.has_program else None
-
-
-def _with_index(device: torch.device | str | None) -> torch.device | None:
-    if device is None:
-        return None
-    device = torch.device(device)
-    return device if device.index is not None else torch.device(device.type, _current_device())
-
-
-def _current_device() -> int:
-    return torch.cuda.current_device() if torch.cuda.is_available() else 0

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
+from torch.utils import _pytree as pytree
+
+from torch2trt.graph.signature import Signature, SizeLeaf, TensorLeaf
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,30 @@ def compare(name: str, result: torch.Tensor, truth: torch.Tensor, tolerance: flo
     finite = truth[truth.isfinite()]
     scale = float(finite.abs().max()) if finite.numel() else 0.0
     return Row(name, float(error), float(error) / scale if scale else float(error), tolerance)
+
+
+def compare_results(signature: Signature, result: Any, truth: Any, tolerance: float) -> tuple[Row, ...]:
+    """A module's result against the true one: its tensors by name, and its sizes, which are exact."""
+    rows: dict[str, Row] = {}
+    pairs = zip(signature.outputs, pytree.tree_leaves(result), pytree.tree_leaves(truth), strict=True)
+    for position, (leaf, have, want) in enumerate(pairs):
+        match leaf:
+            case TensorLeaf(name=name):
+                rows[name] = compare(name, have, want, tolerance)
+            case SizeLeaf():
+                name = f"result {position}"
+                rows[name] = compare(name, torch.tensor(have), torch.tensor(want), 0.0)
+    return tuple(rows.values())
+
+
+def compare_written(
+    signature: Signature, found: Sequence[torch.Tensor], truth: Sequence[torch.Tensor], tolerance: float
+) -> Iterator[Row]:
+    """What a module wrote into arguments and buffers against what it should have, in the order of the updates."""
+    for update, have, want in zip(signature.updates, found, truth, strict=True):
+        number = update.position - len(signature.inputs)
+        name = f"argument {update.position}" if number < 0 else signature.state[number].buffer
+        yield compare(f"{name} afterwards", have, want, tolerance)
 
 
 def _finite(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def _compile(options: argparse.Namespace) -> Outcome:
     _check_folder(options.output)
     model, example = _model(options)
     _warn_of_random_weights(model, options)
-    keywords = _keywords(options, model, example) | {"profiles": _profiles(options)}
+    keywords = _keywords(options, model, example)
     compiled = torch2trt.compile(model.module, example.args, example.kwargs, **keywords)
     compiled.save(options.output, program=options.program)
     return _describe(options, compiled)
@@ -110,7 +110,7 @@ def _export(options: argparse.Namespace) -> Outcome:
     _check_folder(options.output)
     model, example = _model(options)
     _warn_of_random_weights(model, options)
-    keywords = _keywords(options, model, example) | {"profiles": _profiles(options)}
+    keywords = _keywords(options, model, example)
     compiled = torch2trt.export(model.module, example.args, options.output, example.kwargs, **keywords)
     return _describe(options, compiled)
 
@@ -122,7 +122,7 @@ def _verify(options: argparse.Namespace) -> Outcome:
     import torch2trt
 
     model, example = _model(options)
-    keywords = _keywords(options, model, example) | {"profiles": _profiles(options)}
+    keywords = _keywords(options, model, example)
     compiled = torch2trt.compile(model.module, example.args, example.kwargs, **keywords)
     found = compiled.verify(*example.args, **example.kwargs)
     outcome = _describe(options, compiled)
@@ -139,6 +139,7 @@ def _bench(options: argparse.Namespace) -> Outcome:
     data, shown = main_from_cli(
         options.models,
         inputs=options.input,
+        profiles=options.profile,
         settings=_settings(options),
         backends=options.backend,
         batches=options.batch,
@@ -245,13 +246,12 @@ def _model(options: argparse.Namespace) -> tuple[Model, Example]:
 
 
 def _keywords(options: argparse.Namespace, model: Model, example: Example) -> dict[str, Any]:
-    return {"dynamic_shapes": example.dynamic_shapes, "name": model.name, **_settings(options)}
-
-
-def _profiles(options: argparse.Namespace) -> list[dict[str, Any]] | None:
     from torch2trt.tools.inputs import parse_profile
 
-    return [parse_profile(text) for text in options.profile] or None
+    found = {"dynamic_shapes": example.dynamic_shapes, "name": model.name, **_settings(options)}
+    if "profile" in options:
+        found["profiles"] = [parse_profile(text) for text in options.profile] or None
+    return found
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -276,7 +276,7 @@ def _check_folder(path: Path) -> None:
 
 
 def _write_page(path: Path | None, body: Callable[[], str]) -> None:
-    from torch2trt.runtime.artifact import atomic_file
+    from torch2trt.runtime.files import atomic_file
 
     if path is not None:
         with atomic_file(path) as file:
@@ -374,18 +374,13 @@ def _parser() -> _Parser:
         _add_model(parser_of_one, what)
         _add_settings(parser_of_one)
 
-    for building in (compiling, exporting, verifying):
-        building.add_argument(
-            "--profile",
-            action="append",
-            default=[],
-            metavar="NAME=SIZES,…",
-            help="an optimization profile for dimensions by name, such as batch=2..16..64; may come several times",
-        )
+    for building in (compiling, exporting, verifying, comparing, reducing):
+        _add_profile(building)
 
     measuring = command(_bench, "measure against the other roads; needs a GPU", epilog=_INPUT_HELP)
     measuring.add_argument("models", nargs="*", metavar="MODEL", help="as for compile; several are measured in turn")
     _add_input(measuring)
+    _add_profile(measuring)
     measuring.add_argument(
         "--backend", action="append", metavar="NAMES", help="such as eager,torch2trt; unset: the usual"
     )
@@ -446,6 +441,16 @@ def _add_model(parser: _Parser, before: str) -> None:
 def _add_input(parser: _Parser) -> None:
     parser.add_argument("--input", action="append", default=[], metavar="[NAME:][DTYPE:]SHAPE", help="see below")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of random weights and inputs (default: 0)")
+
+
+def _add_profile(parser: _Parser) -> None:
+    parser.add_argument(
+        "--profile",
+        action="append",
+        default=[],
+        metavar="NAME=SIZES,…",
+        help="an optimization profile for dimensions by name, such as batch=2..16..64; may come several times",
+    )
 
 
 def _add_settings(parser: _Parser) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import html
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 
 from torch2trt import api
+from torch2trt.examples import Calls
 from torch2trt.graph.exact import run_exact
 from torch2trt.graph.marking import marked, output_name
 from torch2trt.graph.program import Program
@@ -21,10 +22,12 @@ from torch2trt.graph.signature import dtype_to_json
 from torch2trt.partition.explain import Placement, html_table
 from torch2trt.partition.explain import explain as placements_of
 from torch2trt.runtime import inputs as checks
+from torch2trt.runtime.profiles import nearest
+from torch2trt.runtime.profiles import profiles as profiles_of
 from torch2trt.runtime.verification import Row
 from torch2trt.runtime.verification import compare as compare_values
 from torch2trt.settings import Settings
-from torch2trt.sizes import TensorSpec, volume
+from torch2trt.sizes import TensorSpec, spell, volume
 from torch2trt.tolerance import effective_precision
 from torch2trt.tolerance import tolerance as allowed
 from torch2trt.trt import flavour as flavours
@@ -105,6 +108,8 @@ class Comparison:
     tolerance: float
     """The largest error allowed, relative to the largest magnitude of a call's result."""
     calls: tuple[CallError, ...]
+    profile: str = ""
+    """The optimization profile that holds the example, where there are several."""
 
     @property
     def passed(self) -> bool:
@@ -141,7 +146,8 @@ class Comparison:
         """One line."""
         above = sum(not each.passed for each in self.calls)
         what = "engine" if self.ran == "engine" else "reference interpreter"
-        text = f"{self.name} ({what}, {self.precision}): {len(self.calls)} calls, {above} above {self.tolerance:g}"
+        how = ", ".join(filter(None, (what, self.precision, self.profile)))
+        text = f"{self.name} ({how}): {len(self.calls)} calls, {above} above {self.tolerance:g}"
         if self.first is not None:
             where = f" in {self.first.call.module}" if self.first.call.module else ""
             text += f", the first is {self.first.call.node} ({self.first.call.op}){where}"
@@ -155,6 +161,7 @@ class Comparison:
             "name": self.name,
             "ran": self.ran,
             "precision": self.precision,
+            "profile": self.profile,
             "tolerance": self.tolerance,
             "passed": self.passed,
             "first": self.first.call.node if self.first else None,
@@ -222,7 +229,9 @@ def compare(
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
+    examples: Iterable[Any] | Calls | None = None,
     dynamic_shapes: Any = None,
+    profiles: Sequence[Mapping[str, Any]] | None = None,
     name: str | None = None,
     runs: Runs | None = None,
     tolerance: float | None = None,
@@ -235,7 +244,9 @@ def compare(
     sizes alone are not shown. Where there are many large values, the module is run in several parts.
 
     Args:
-        module, args, kwargs, dynamic_shapes, name, settings: as :func:`torch2trt.compile` takes them.
+        module, args, kwargs, examples, dynamic_shapes, profiles, name, settings: as :func:`torch2trt.compile` takes
+            them. Where there are several profiles, the example's sizes say which one runs: of ``examples``, those of
+            the first.
         runs: ``engine`` or ``reference``, the interpreter; unset: the engine where there is a GPU that serves it.
         tolerance: the largest error allowed, relative to the largest magnitude of a call's result; unset: as
             ``verify`` has it for the precision.
@@ -244,11 +255,16 @@ def compare(
         A table when printed or shown in a notebook; ``to_json()`` and ``to_html()``.
 
     Raises:
+        InputShapeError: no profile holds the example.
         Torch2TRTError: the module cannot be compiled.
     """
     chosen = Settings.make(**settings)
     flavour = flavours.load(chosen.flavour)
-    program = api.optimize(api.capture(module, args, kwargs, dynamic_shapes=dynamic_shapes, name=name), chosen)
+    args, kwargs, calls = api.first_call(module, args, kwargs, examples)
+    captured = api.capture(
+        module, args, kwargs, calls=calls, dynamic_shapes=dynamic_shapes, profiles=profiles, name=name
+    )
+    program = api.optimize(captured, chosen)
     if runs is None:
         runs = "engine" if flavours.gpu() and not flavours.find(flavour.name).problem else "reference"
     signature = program.signature
@@ -260,15 +276,20 @@ def compare(
     limit = allowed(precision, reference=runs == "reference") if tolerance is None else tolerance
     places = {each.node: each for each in placements_of(program, flavour, chosen).placements}
     errors: dict[str, CallError] = {}
-    for calls in _parts(program, checks.check(signature, inputs)):
+    for nodes in _parts(program, checks.check(signature, inputs)):
         # The results stay outputs, so that each part runs where the whole does.
-        part = marked(program, list(dict.fromkeys((*calls, *program.output_node.all_input_nodes))))
+        part = marked(program, list(dict.fromkeys((*nodes, *program.output_node.all_input_nodes))))
         truth = dict(zip(part.output_names, run_exact(part, tuple(inputs), {})[0], strict=True))
         found = _run(part, inputs, runs, flavour, chosen)
-        for node in calls:
+        for node in nodes:
             exact, value = truth.pop(output_name(node)), found.pop(output_name(node))
             errors[node.name] = _error(places[node.name], value, exact, program.spec(node), limit)
-    return Comparison(program.name, runs, precision, limit, tuple(errors.values()))
+    profile = ""
+    if len(signature.ranges) > 1:
+        index = nearest(profiles_of(signature), tuple(tuple(value.shape) for value in inputs))
+        assert index is not None
+        profile = spell(signature.ranges[index])
+    return Comparison(program.name, runs, precision, limit, tuple(errors.values()), profile)
 
 
 def _parts(program: Program, dims: Mapping[str, int]) -> Iterator[list[fx.Node]]:

@@ -145,6 +145,17 @@ def draw(
     return Example(bound.args, bound.kwargs, dynamic_shapes)
 
 
+def note(axis: Axis, name: str, known: dict[str, Axis]) -> None:
+    """Take down a dynamic axis under its name.
+
+    Raises:
+        ExampleInputError: one of this name is known, and has another range.
+    """
+    if known.setdefault(name, axis) != axis:
+        hint = "give it the same MIN..OPT..MAX everywhere"
+        raise ExampleInputError("has two ranges", subject=f"dimension {name!r}", hint=hint)
+
+
 def describe_forward(module: nn.Module) -> str:
     """What forward takes, as in ``forward(x, mask=None)``."""
     parameters = inspect.signature(module.forward).parameters.values()
@@ -179,9 +190,7 @@ def _dynamic_shapes(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
         for position, axis in enumerate(spec.shape):
             if axis.dynamic:
                 name = axis.name or f"dim{len(known)}"
-                if known.setdefault(name, axis) != axis:
-                    hint = "give it the same MIN..OPT..MAX everywhere"
-                    raise ExampleInputError("has two ranges", subject=f"dimension {name!r}", hint=hint)
+                note(axis, name, known)
                 found[position] = Dim(name, min=axis.min, max=axis.max)
         return found or None
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from torch2trt.runtime.artifact import atomic_file
+from torch2trt.runtime.files import atomic_file
 
 _STALL = 5.0  # seconds without an answer
 

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,9 @@ from torch import fx, nn
 from torch2trt import api
 from torch2trt.engine.child import OUTPUT_FILE, death_of, run_child
 from torch2trt.errors import NoFailureError, Torch2TRTError
-from torch2trt.runtime.artifact import StrPath
+from torch2trt.examples import Calls
+from torch2trt.runtime import inputs as checks
+from torch2trt.runtime.files import StrPath
 from torch2trt.settings import Settings
 from torch2trt.tools.script import Recording, Script
 
@@ -84,7 +86,9 @@ def reduce(
     timeout: float | None = None,
     imports: Sequence[str] = (),
     report: Callable[[str], object] = lambda text: None,
+    examples: Iterable[Any] | Calls | None = None,
     dynamic_shapes: Any = None,
+    profiles: Sequence[Mapping[str, Any]] | None = None,
     name: str | None = None,
     **settings: Any,
 ) -> Reduction:
@@ -95,8 +99,9 @@ def reduce(
     are left out give the others the values that they had in eager, as inputs.
 
     Args:
-        module, args, kwargs, dynamic_shapes, name, settings: as :func:`torch2trt.compile` takes them. Dynamic
-            dimensions stay dynamic where the failure needs them.
+        module, args, kwargs, examples, dynamic_shapes, profiles, name, settings: as :func:`torch2trt.compile` takes
+            them. Dynamic dimensions stay dynamic, and keep their profiles, where the failure needs it. It is run in the
+            sizes of the example, of ``examples`` in those of the first.
         path: the script to write; its tensors go beside it, to the same name ending in ``.safetensors``.
         fails: what counts as failing, in place of all this; it is called in this process.
         tolerance: the largest relative error that is none; unset: as ``verify`` has it.
@@ -107,14 +112,20 @@ def reduce(
     Raises:
         NoFailureError: it does not fail, or no longer as a graph on its own.
         CaptureError: ``torch.export`` cannot capture it, so that there is no graph.
+        InputShapeError: no profile holds the example.
         ArtifactWriteError: the files could not be written.
     """
     Settings.make(**settings)
-    program = api.capture(module, args, kwargs, dynamic_shapes=dynamic_shapes, name=name)
+    args, kwargs, calls = api.first_call(module, args, kwargs, examples)
+    program = api.capture(
+        module, args, kwargs, calls=calls, dynamic_shapes=dynamic_shapes, profiles=profiles, name=name
+    )
     leaves = program.signature.flatten(args, dict(kwargs or {}))
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     tensors += [program.state[leaf.buffer] for leaf in program.signature.state]
-    recording = Recording(program, [tensor.detach().cpu() for tensor in tensors])
+    inputs = [tensor.detach().cpu() for tensor in tensors]
+    checks.check(program.signature, inputs)
+    recording = Recording(program, inputs)
     # A bar for each of many builds says nothing.
     given = {"progress": "none"} | {key: _plain(value) for key, value in settings.items()}
     tried: dict[tuple[fx.Node, ...], Failure | None] = {}
@@ -160,14 +171,14 @@ def reduce(
                 report(f"{len(calls)} of {len(whole)} calls still fail")
         return wanted.is_like(tried[key])
 
-    calls = smallest(whole, still_fails)
-    failure = tried.get(tuple(calls)) or failure
-    made = script(calls, static, failure)
+    least = smallest(whole, still_fails)
+    failure = tried.get(tuple(least)) or failure
+    made = script(least, static, failure)
     assert made is not None
     target = None if path is None else Path(path)
     if target is not None:
         made.write(target)
-    return Reduction(program.name, failure, len(calls), len(whole), len(tried) + 1, made, target)
+    return Reduction(program.name, failure, len(least), len(whole), len(tried) + 1, made, target)
 
 
 def smallest(calls: Sequence[fx.Node], fails: Callable[[list[fx.Node]], bool]) -> list[fx.Node]:

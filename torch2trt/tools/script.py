@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from torch2trt.graph.program import Program, provenance
 from torch2trt.graph.schema import TensorOp
-from torch2trt.runtime.artifact import atomic_file
+from torch2trt.runtime.files import atomic_file
 
 _PACKAGES = {"torchvision": "torchvision"}  # what registers a namespace of operators
 
@@ -34,6 +34,7 @@ import torch2trt
 
 SETTINGS = {settings}
 DYNAMIC_SHAPES = {shapes}
+PROFILES = {profiles}
 TOLERANCE = {tolerance}  # None: as verify has it
 
 
@@ -50,7 +51,7 @@ class Reduced(torch.nn.Module):
 def check(inputs, weights):
     """Compile it, and compare it with float64 eager."""
     module = Reduced(weights).eval()
-    compiled = torch2trt.compile(module, inputs, dynamic_shapes=DYNAMIC_SHAPES, **SETTINGS)
+    compiled = torch2trt.compile(module, inputs, dynamic_shapes=DYNAMIC_SHAPES, profiles=PROFILES, **SETTINGS)
     found = compiled.verify(*inputs)
     return found, found.passed if TOLERANCE is None else found.max_rel_error <= TOLERANCE
 
@@ -145,7 +146,8 @@ class Recording(fx.Interpreter):
 
         Args:
             calls: of :attr:`calls`, in order.
-            static: whether sizes are those of the recording; else the inputs have the Program's dynamic dimensions.
+            static: whether sizes are those of the recording; else the inputs have the Program's dynamic dimensions,
+                with their optimization profiles.
             imports: modules for the script to import.
 
         Returns:
@@ -162,7 +164,7 @@ class Recording(fx.Interpreter):
         lines = [_line(node, names) for node in kept] + [f"return ({', '.join(names[node] for node in returned)},)"]
         targets = [str(node.target).partition(".")[0] for node in kept]
         packages = [_PACKAGES[target] for target in dict.fromkeys(targets) if target in _PACKAGES]
-        shapes = "None" if static else self._shapes(inputs)
+        shapes, profiles = ("None", None) if static else self._shapes(inputs)
         body = "\n".join(f"        {line}" for line in lines)
         used = [f"import {name}" for name in ("math", "operator") if f"{name}." in body]
         used += ["from torch.export import Dim"] if "Dim(" in shapes else []
@@ -175,6 +177,7 @@ class Recording(fx.Interpreter):
             settings=dict(settings),
             tolerance=tolerance,
             shapes=shapes,
+            profiles=profiles,
             parameters=", ".join(("self", *input_values)),
             body=body,
             inputs=list(input_values),
@@ -207,18 +210,22 @@ class Recording(fx.Interpreter):
         users = {user for user in node.users if not self.program.is_size(user)}
         return users.isdisjoint(kept) or self.program.output_node in users
 
-    def _shapes(self, inputs: Sequence[fx.Node]) -> str:
-        """The inputs' dynamic dimensions, as Python."""
+    def _shapes(self, inputs: Sequence[fx.Node]) -> tuple[str, list[dict[str, tuple[int, int, int]]] | None]:
+        """The inputs' dynamic dimensions, as Python, and the profiles of these; None where there are no dimensions."""
         symbols: set[str] = set()
         rows = []
         for node in inputs:
             axes = {axis: size for axis, size in enumerate(self.program.spec(node).shape) if not isinstance(size, int)}
             symbols |= {symbol.name for size in axes.values() for symbol in size.free_symbols}
             rows.append("{" + ", ".join(f"{axis}: {size}" for axis, size in axes.items()) + "}")
-        dims = self.program.signature.dims
-        made = ", ".join(f"Dim({name!r}, min={dims[name].min}, max={dims[name].max})" for name in sorted(symbols))
+        own = self.program.signature.over(symbols)
+        made = ", ".join(
+            f"Dim({name!r}, min={own.dims[name].min}, max={own.dims[name].max})" for name in sorted(symbols)
+        )
+        # All of each, since a dimension that is left out would be tuned for the size of the recording.
+        profiles = [{name: (span.min, span.opt, span.max) for name, span in ranges.items()} for ranges in own.ranges]
         # As a function's arguments, sizes such as 2*batch + 1 are written as they are.
-        return f"(lambda {', '.join(sorted(symbols))}: ({', '.join(rows)},))({made})"
+        return f"(lambda {', '.join(sorted(symbols))}: ({', '.join(rows)},))({made})", profiles if symbols else None
 
 
 def _is_item(node: fx.Node) -> bool:

@@ -19,7 +19,7 @@ import psutil
 
 from torch2trt.engine.timing_cache import cache_path
 from torch2trt.errors import BuildTimeoutError
-from torch2trt.runtime.artifact import atomic_file
+from torch2trt.runtime.files import atomic_file
 from torch2trt.settings import Settings
 from torch2trt.tools.bench.candidate import Candidate
 from torch2trt.tools.bench.case import Case

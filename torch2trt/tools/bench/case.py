@@ -1,10 +1,10 @@
-"""What is measured: one model at one batch size and precision, with the inputs that every backend gets alike."""
+"""What is measured: one model in one precision and size, with the inputs that every backend gets alike."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,14 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from torch2trt.errors import ExampleInputError
+from torch2trt.errors import DynamicShapeError, ExampleInputError
+from torch2trt.frontend.dynamic_shapes import resolve_profiles
 from torch2trt.runtime.verification import compare
 from torch2trt.settings import Precision
+from torch2trt.sizes import DimRange, spell
 from torch2trt.tolerance import effective_precision
 from torch2trt.tools import models, weights
-from torch2trt.tools.inputs import Axis, Example, InputSpec
+from torch2trt.tools.inputs import Axis, Example, InputSpec, note, parse_profile
 
 INPUT_SETS = 4
 """Inputs that calls take in turn, so that none finds its input in the cache merely because it just read it."""
@@ -31,7 +33,7 @@ _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, 
 
 @dataclass(frozen=True)
 class Case:
-    """One model at one batch size and precision: what a child process is told."""
+    """One model in one precision and size: what a child process is told."""
 
     name: str
     """The ``model`` column."""
@@ -44,10 +46,24 @@ class Case:
     inputs: tuple[str, ...] = ()
     """As :meth:`InputSpec.parse` takes them; empty: the model's own."""
     seed: int = 0
+    profiles: tuple[str, ...] = ()
+    """Optimization profiles of our engine, as :func:`torch2trt.tools.inputs.parse_profile` takes them."""
+    sizes: tuple[tuple[str, int], ...] = ()
+    """Of the dynamic dimensions of the inputs, by their names. The other backends are made for them alone."""
 
     def __str__(self) -> str:
-        parts = (self.name, f"batch {self.batch}" if self.batch else "", self.precision or "")
+        parts = (self.name, f"batch {self.batch}" if self.batch else "", self.at, self.precision or "")
         return " ".join(part for part in parts if part)
+
+    @property
+    def at(self) -> str:
+        """The sizes of the dynamic dimensions in words, as ``batch 16, seq 128``."""
+        return ", ".join(f"{name} {size}" for name, size in self.sizes)
+
+    @property
+    def built(self) -> Case:
+        """What our engine is built for: with dynamic dimensions, all sizes that are measured."""
+        return dataclasses.replace(self, sizes=())
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -56,7 +72,37 @@ class Case:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Case:
         """The case that :meth:`to_json` wrote."""
-        return cls(**{**data, "inputs": tuple(data["inputs"])})
+        lists = {name: tuple(data[name]) for name in ("inputs", "profiles")}
+        return cls(**{**data, **lists, "sizes": tuple((name, size) for name, size in data["sizes"])})
+
+    def measured(self, batch: int | None = None) -> list[Case]:
+        """This case in the sizes that each profile is tuned for; itself where no dimension is dynamic.
+
+        Args:
+            batch: the first dimension's size in its place, in the profiles that hold it.
+
+        Raises:
+            ExampleInputError: a dynamic dimension without a name.
+            DynamicShapeError: profiles that do not fit the inputs, or none that holds the batch.
+        """
+        specs = [InputSpec.parse(text) for text in self.inputs]
+        dims = _dims(specs)
+        ranges: list[dict[str, DimRange]] = [dims]
+        if self.profiles:
+            ranges = [
+                {**dims, **own} for own in resolve_profiles([parse_profile(text) for text in self.profiles], dims)
+            ]
+        first = {axis.name for spec in specs for axis in spec.shape[:1] if axis.dynamic}
+        if not first or batch is None:
+            alone = dataclasses.replace(self, batch=batch)
+            return _distinct(dataclasses.replace(alone, sizes=_sizes(each)) for each in ranges)
+        holding = [each for each in ranges if all(each[name].min <= batch <= each[name].max for name in first)]
+        if not holding:
+            raise DynamicShapeError(
+                f"no profile holds {batch}: they are {'; '.join(map(spell, ranges))}", subject=", ".join(sorted(first))
+            )
+        exactly = dict.fromkeys(first, DimRange(batch, batch, batch))
+        return _distinct(dataclasses.replace(self, sizes=_sizes({**each, **exactly})) for each in holding)
 
 
 class Subject:
@@ -79,7 +125,7 @@ class Subject:
         self._examples = [model.example(specs, seed=case.seed + number) for number in range(sets)]
         if model.random:
             # The same weights at every batch size.
-            few = case if case.batch is None else dataclasses.replace(case, batch=_FEW)
+            few = case.built if case.batch is None else dataclasses.replace(case.built, batch=_FEW)
             example = model.example(_specs(few, model), seed=case.seed)
             weights.randomize(self.exact, example.args, example.kwargs, seed=case.seed)
         self.precision = effective_precision(case.precision, (value.dtype for value in self.exact.parameters()))
@@ -96,6 +142,11 @@ class Subject:
             pytree.tree_map_only(torch.Tensor, lambda value: _cast(value, _DTYPES[self.precision], device), arguments)
             for arguments in map(self.arguments, range(len(self._examples)))
         ]
+
+    @property
+    def dynamic_shapes(self) -> dict[str, Any] | None:
+        """``torch.export``'s form of the dynamic dimensions, in :attr:`Case.built`."""
+        return self._examples[0].dynamic_shapes
 
     @property
     def has_layouts(self) -> bool:
@@ -133,25 +184,49 @@ def _cast(value: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torc
 
 
 def _specs(case: Case, model: models.Model) -> list[InputSpec]:
-    """The inputs at the case's batch size; none where they are tensors that came with the model.
+    """The inputs in the case's sizes; none where they are tensors that came with the model.
 
     Raises:
-        ExampleInputError: a dynamic dimension, or inputs whose batch size is fixed.
+        ExampleInputError: inputs whose sizes are fixed.
     """
     if not case.inputs and isinstance(model.default, Example):
-        if case.batch is not None:
+        if case.batch is not None or case.profiles:
             hint = "describe them with --input"
-            raise ExampleInputError("its own inputs have a fixed batch size", subject=case.name, hint=hint)
+            raise ExampleInputError("its own inputs have fixed sizes", subject=case.name, hint=hint)
         return []
     specs = [InputSpec.parse(text) for text in case.inputs] or list(model.default)  # type: ignore[arg-type]
-    for spec in specs:
-        if any(axis.dynamic for axis in spec.shape):
-            raise ExampleInputError(
-                "has a dynamic dimension, and what is measured has one shape",
-                subject=spec.name or "input",
-                hint="give each dimension one size; --batch may come several times",
-            )
+    sizes = dict(case.sizes)
+
+    def sized(axis: Axis) -> Axis:
+        size = sizes.get(axis.name)
+        return axis if size is None or not axis.dynamic else Axis(size, size, size)
+
+    specs = [dataclasses.replace(spec, shape=tuple(map(sized, spec.shape))) for spec in specs]
     if case.batch is None:
         return specs
     axis = Axis(case.batch, case.batch, case.batch)
     return [dataclasses.replace(spec, shape=(axis, *spec.shape[1:])) for spec in specs]
+
+
+def _dims(specs: Sequence[InputSpec]) -> dict[str, DimRange]:
+    """The dynamic dimensions by name."""
+    known: dict[str, Axis] = {}
+    for spec in specs:
+        for axis in spec.shape:
+            if axis.dynamic and not axis.name:
+                raise ExampleInputError(
+                    "has a dynamic dimension without a name, by which rows tell its sizes apart",
+                    subject=spec.name or "input",
+                    hint=f"name it, as in batch={axis.min}..{axis.opt}..{axis.max}",
+                )
+            if axis.dynamic:
+                note(axis, axis.name, known)
+    return {name: DimRange(axis.min, axis.opt, axis.max) for name, axis in known.items()}
+
+
+def _sizes(ranges: Mapping[str, DimRange]) -> tuple[tuple[str, int], ...]:
+    return tuple((name, span.opt) for name, span in ranges.items())
+
+
+def _distinct(cases: Iterable[Case]) -> list[Case]:
+    return list(dict.fromkeys(cases))

@@ -26,6 +26,7 @@ def main_from_cli(
     models: Sequence[str],
     *,
     inputs: Sequence[str],
+    profiles: Sequence[str],
     settings: Mapping[str, Any],
     backends: Sequence[str] | None,
     batches: Sequence[int] | None,
@@ -37,10 +38,12 @@ def main_from_cli(
 
     Args:
         models: as :func:`torch2trt.tools.models.resolve` takes them.
-        inputs: of each, as :meth:`torch2trt.tools.inputs.InputSpec.parse` takes them; empty: its own.
+        inputs: of each, as :meth:`torch2trt.tools.inputs.InputSpec.parse` takes them; empty: its own. Where a dimension
+            is dynamic, so is our engine.
+        profiles: of our engine, as :func:`torch2trt.tools.inputs.parse_profile` takes them.
         settings: fields of :class:`torch2trt.Settings`.
         backends: of :data:`torch2trt.tools.bench.candidate.BACKENDS`; None: the usual ones.
-        batches: batch sizes; None: that of the inputs.
+        batches: batch sizes; None: that of the inputs, and of each profile the one that it is tuned for.
         repeats: rounds of measurements; None: the usual number.
         results: a folder for the CSV.
 
@@ -50,6 +53,7 @@ def main_from_cli(
     Raises:
         NoGPUError: there is no GPU.
         SettingError, ModelNameError, ExampleInputError: an unknown backend or model, or unfit inputs.
+        DynamicShapeError: profiles that do not fit the inputs, or none that holds a batch size.
     """
     if not models:
         hint = (
@@ -74,11 +78,11 @@ def main_from_cli(
             ),
             machine,
         )
-        cases = [
-            _checked(Case(model.rpartition(":")[2], model, batch, precision, tuple(inputs), seed))
+        wholes = [
+            Case(model.rpartition(":")[2], model, None, precision, tuple(inputs), seed, tuple(profiles))
             for model in models
-            for batch in batches or (None,)
         ]
+        cases = [_checked(case) for whole in wholes for batch in batches or (None,) for case in whole.measured(batch)]
         found = session.run(
             [Request(case, wanted) for case in cases],
             lambda new: rows.replace(results / session.csv_name, new) if results is not None else None,
@@ -89,7 +93,9 @@ def main_from_cli(
 def _checked(case: Case) -> Case:
     """The case with its batch size and precision; what is wrong with it is raised before anything is built."""
     subject = Subject(case, sets=1)
-    return dataclasses.replace(case, batch=subject.batch, precision=subject.precision)
+    # Where there are sizes, the batch is one of them, or as the inputs have it.
+    batch = case.batch if case.sizes else subject.batch
+    return dataclasses.replace(case, batch=batch, precision=subject.precision)
 
 
 def commit_here() -> str:

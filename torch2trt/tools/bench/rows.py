@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from torch2trt.runtime.artifact import atomic_file
+from torch2trt.runtime.files import atomic_file
 from torch2trt.tools.bench.candidate import BACKENDS
 
 _HOST_BOUND = 0.9  # of the GPU's time
@@ -57,11 +57,15 @@ class Row:
     torch: str = ""
     error: str = ""
     """Why there are no numbers."""
+    sizes: str = ""
+    """Of the dimensions that are dynamic in our engine, as ``batch 16, seq 128``: the others have them fixed."""
+    profiles: str = ""
+    """The optimization profiles of our engine, as the command line spells them."""
 
     @property
-    def key(self) -> tuple[str, int, str, str]:
-        """What makes a row this row."""
-        return self.model, self.batch, self.precision, self.backend
+    def key(self) -> tuple[str, int, str, str, str, str]:
+        """What makes a row this row; all but the last, the backend, are its case."""
+        return self.model, self.batch, self.precision, self.sizes, self.profiles, self.backend
 
     @property
     def per_second(self) -> float | None:
@@ -134,7 +138,7 @@ _HINTS: Mapping[str, Any] = get_type_hints(Row)
 
 
 def _order(row: Row) -> tuple[Any, ...]:
-    return row.model, row.precision, row.batch, list(BACKENDS).index(row.backend)
+    return row.model, row.precision, row.batch, row.sizes, row.profiles, list(BACKENDS).index(row.backend)
 
 
 def _format(value: Any) -> str:

@@ -42,6 +42,13 @@ class Request:
         """All variants of the backends."""
         return candidates(self.backends)
 
+    def task(self, candidate: Candidate) -> Task | None:
+        """What has to be built for a candidate; one engine of ours serves all sizes of a dynamic case."""
+        source = candidate.source
+        if source is None:
+            return None
+        return self.case.built if source.backend == "torch2trt" else self.case, source
+
 
 @dataclass(frozen=True)
 class Options:
@@ -122,9 +129,9 @@ class Session:
 
     def _build(self, request: Request) -> Mapping[Task, Outcome]:
         options = self._options
-        tasks = [(request.case, candidate.source) for candidate in request.candidates if candidate.source is not None]
+        tasks = [request.task(candidate) for candidate in request.candidates]
         return build_all(
-            tasks,
+            [task for task in tasks if task is not None],
             options.work / (options.commit or "work"),
             settings=self._settings,
             timings=self._timings,
@@ -153,7 +160,8 @@ class Session:
                 failed = dict.fromkeys(request.candidates, self._failure(case, "the model", error))
                 return self._rows(request, case.precision or "", case.batch or 0, {}, {}, failed)
             for candidate in request.candidates:
-                built = outcomes[case, candidate.source] if candidate.source else None
+                task = request.task(candidate)
+                built = outcomes[task] if task else None
                 if isinstance(built, Skipped) or (candidate.variant == "nhwc" and not subject.has_layouts):
                     continue
                 if isinstance(built, Exception):
@@ -232,6 +240,8 @@ class Session:
                 flavour=self._flavour.name,
                 flavour_version=self._flavour.version_text,
                 torch=self._torch,
+                sizes=request.case.at,
+                profiles="; ".join(request.case.profiles),
             )
             own = [candidate for candidate in ready if candidate.backend == backend]
             errors = dict.fromkeys(error for candidate, error in failed.items() if candidate.backend == backend)

@@ -15,9 +15,10 @@ from torch2trt.tools.bench.rows import Row
 def show(rows: Sequence[Row]) -> RenderableType:
     """The tables, and below each what to beware of."""
     parts: list[RenderableType] = []
-    for (model, batch, precision), group in itertools.groupby(rows, key=lambda row: row.key[:3]):
+    for (model, batch, precision, sizes, profiles), group in itertools.groupby(rows, key=lambda row: row.key[:-1]):
         own = list(group)
-        parts.append(_table(f"{model}, batch {batch}, {precision}", own))
+        size = f"{sizes} of {profiles or 'one profile'}" if sizes else f"batch {batch}"
+        parts.append(_table(f"{model}, {size}, {precision}", own))
         bound = [row.backend for row in own if row.host_bound]
         if bound:
             parts.append(Text(f"Bound by the host, the GPU waits: {', '.join(bound)}", style="yellow"))

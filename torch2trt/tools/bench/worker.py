@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -28,6 +29,7 @@ from torch2trt.tools.bench.candidate import Candidate
 from torch2trt.tools.bench.case import Arguments, Case, Subject
 from torch2trt.tools.bench.prepare import JOB_FILE, REPORT_FILE, Report, host_bytes
 from torch2trt.tools.build_worker import end_with_parent
+from torch2trt.tools.inputs import parse_profile
 from torch2trt.trt import flavour as flavours
 
 _WARM_CALLS = 3  # Inductor compiles in the first call and records its CUDA graphs in the second
@@ -46,6 +48,8 @@ class _Job:
     arguments: Arguments
     settings: Settings
     folder: Path
+    shapes: dict[str, Any]
+    """``dynamic_shapes`` and ``profiles`` of our engine."""
 
 
 def main(folder: Path) -> int:
@@ -78,7 +82,9 @@ def _job(candidate: Candidate, case: Case, settings: dict[str, object], folder: 
     # Half precision is then the module's own.
     own = Settings.make(**settings, precision="fp32" if subject.precision == "fp32" else None)
     module, example = subject.module(device), subject.inputs(device)[0]
-    return _Job(candidate, case.name, subject.precision, module, example, own, folder)
+    profiles = [parse_profile(text) for text in case.profiles] or None
+    shapes = {"dynamic_shapes": subject.dynamic_shapes, "profiles": profiles}
+    return _Job(candidate, case.name, subject.precision, module, example, own, folder, shapes)
 
 
 def _work(job: _Job) -> Report:
@@ -106,11 +112,14 @@ def _tiny(job: _Job) -> _Job:
     module = nn.Conv2d(8, 8, 3).to(like.device, like.dtype).eval()
     example = torch.randn(1, 8, 16, 16).to(like.device, like.dtype)
     settings = dataclasses.replace(job.settings, timing_cache=False)
-    return dataclasses.replace(job, name="tiny", module=module, arguments=((example,), {}), settings=settings)
+    return dataclasses.replace(
+        job, name="tiny", module=module, arguments=((example,), {}), settings=settings, shapes={}
+    )
 
 
 def _ours(job: _Job) -> _Outcome:
-    compiled = torch2trt.compile(job.module, *job.arguments, name=job.name, **vars(job.settings))
+    keywords = {**job.shapes, **vars(job.settings)}
+    compiled = torch2trt.compile(job.module, *job.arguments, name=job.name, **keywords)
     report = compiled.report
     return report["capture_s"], report["lower_s"] + report["build_s"], compiled.save
 
