@@ -325,7 +325,7 @@ def test_explain_says_what_would_run_in_torch(net: str, capsys: Capture, tmp_pat
     data = run(capsys, *argv, "--html", str(page))
     assert data["calls_in_torch"] == 1
     assert [segment["where"] for segment in data["segments"]][:2] == ["engine", "torch"]
-    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert cli.main(argv) == 0
     assert "run_in_torch names 'aten.relu'" in capsys.readouterr().out
 
@@ -377,7 +377,7 @@ def test_trained_weights_are_asked_for_where_they_are_random(capsys: Capture, tm
     assert cli.main(options) == 0
     assert "random weights (seed 0); --weights FILE" in capsys.readouterr().err
     # Biases start as zeros, which hide mistakes.
-    program = torch2trt.load(path)._restored_program()
+    program = torch2trt.load(path).program()
     biases = [tensor for name, tensor in program.weights.sources.items() if name.endswith("bias")]
     assert len(biases) == 26
     assert all(bool(bias.any()) for bias in biases)

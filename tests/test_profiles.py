@@ -143,7 +143,7 @@ def test_they_are_shown_and_saved(two: EngineModule, tmp_path: Path) -> None:
     two.save(tmp_path / "two.t2t", program=True)
     loaded = torch2trt.load(tmp_path / "two.t2t")
     assert loaded.artifact.signature == two.artifact.signature
-    assert loaded._restored_program().signature.profiles == two.artifact.signature.profiles
+    assert loaded.program().signature.profiles == two.artifact.signature.profiles
     with pytest.raises(InputShapeError):
         loaded.reference(torch.randn(33, 8))
 
@@ -238,7 +238,7 @@ def hybrid() -> EngineModule:
 
 def test_the_engines_of_a_hybrid_have_their_own() -> None:
     built = hybrid()
-    loaded = torch2trt.load(to_bytes(built.artifact, program=built._restored_program()))
+    loaded = torch2trt.load(to_bytes(built.artifact, program=built.program()))
     for each in (built, loaded):
         first, last = (part.signature for part in each.artifact.parts if isinstance(part, Artifact))
         assert list(first.ranges) == built.artifact.signature.ranges

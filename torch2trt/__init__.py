@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from torch2trt.graph.program import Program
     from torch2trt.runtime.module import EngineModule
     from torch2trt.tools.compare import compare
+    from torch2trt.tools.profile import profile
     from torch2trt.tools.reduce import reduce
 
 __version__ = "0.1.0"
@@ -71,6 +72,7 @@ _LAZY = {
     "load": "torch2trt.api",
     "onnx": "torch2trt.onnx",
     "plugin": "torch2trt.converters.plugins",
+    "profile": "torch2trt.tools.profile",
     "record": "torch2trt.examples",
     "reduce": "torch2trt.tools.reduce",
     "torch2trt": "torch2trt.compat",
@@ -125,6 +127,7 @@ __all__ = [
     "load",
     "onnx",
     "plugin",
+    "profile",
     "record",
     "reduce",
     "torch2trt",

@@ -225,9 +225,13 @@ def together(
     )
 
 
-def html_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in HTML, every text escaped."""
+def html_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, style: str = "") -> str:
+    """A table in HTML, every text escaped.
+
+    Args:
+        style: a class that a page's style sheet or script knows.
+    """
     left = "style='text-align:left'"
     head = "".join(f"<th {left}>{html.escape(title)}</th>" for title in titles)
     body = "".join("<tr>" + "".join(f"<td {left}>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return f"<table{f' class={style!r}' if style else ''}><tr>{head}</tr>{body}</table>"

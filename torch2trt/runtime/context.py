@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -86,6 +87,14 @@ class Engine:
         """Device memory for the activations of one run at a time, in bytes."""
         size = max(int(self.handle.device_memory_size_v2), ALIGNMENT)
         return torch.empty(size, dtype=torch.uint8, device=self.device)
+
+    @property
+    def weight_bytes(self) -> int | None:
+        """Bytes of its weights; None where TensorRT does not tell."""
+        if not (hasattr(self.handle, "get_engine_stat") and hasattr(self.trt, "EngineStat")):
+            return None
+        size = int(self.handle.get_engine_stat(self.trt.EngineStat.TOTAL_WEIGHTS_SIZE))
+        return size if size >= 0 else None
 
     def profile_of(self, shapes: Shapes) -> int:
         """The index of the optimization profile that runs these shapes.
@@ -187,6 +196,18 @@ class Context:
                     raise engine.error(f"TensorRT refused the allocator of the output {name!r}", errors)
         self.shapes, self._output_shapes = shapes, found
         return found
+
+    def watch(self, profiler: Any) -> None:
+        """Tell an ``IProfiler`` the time of each layer from now on; runs then wait until they are done."""
+        self._context.profiler = profiler
+
+    def describe(self) -> str:
+        """What TensorRT's inspector says of the engine at the shapes that it is set to, as JSON; empty without one."""
+        inspector = self._engine.handle.create_engine_inspector()
+        if inspector is None:
+            return ""
+        inspector.execution_context = self._context
+        return str(inspector.get_engine_information(self._engine.trt.LayerInformationFormat.JSON))
 
     def enqueue(self, inputs: Sequence[torch.Tensor], outputs: Outputs, stream: int) -> list[torch.Tensor]:
         """Enqueue one run; where sizes depend on data, TensorRT waits until they are known.

@@ -56,6 +56,10 @@ class Graph:
             CAPACITY, first=_SETTLED, later=_DISPLACES
         )
 
+    def repeat(self) -> None:
+        """Run on the current stream on the inputs that it was captured with, and return nothing."""
+        self._buffered.replay()
+
     def replay(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Run on the current stream; the outputs are fresh tensors."""
         graph = self._graph_at(inputs)

@@ -263,7 +263,7 @@ class EngineModule(nn.Module):
                 self.state.get_buffer(name).copy_(value)
         allowed = tolerance(self.artifact.precision, reference=device is None)
         if truth is None:
-            exact, exactly_written = run_exact(self._restored_program(), args, kwargs, before)
+            exact, exactly_written = run_exact(self.program(), args, kwargs, before)
         elif self.artifact.signature.updates:
             exact, exactly_written = truth.writing(self.artifact.signature, before, args, kwargs)  # type: ignore[attr-defined]
         else:
@@ -293,9 +293,19 @@ class EngineModule(nn.Module):
                 subject=self.artifact.name,
                 hint="load it with torch2trt.load, or compile it with torch2trt.compile",
             )
-        return self._interpret(self._restored_program(), self.artifact.flavour, self.artifact.settings)
+        return self._interpret(self.program(), self.artifact.flavour, self.artifact.settings)
 
-    def _restored_program(self) -> Program:
+    @property
+    def has_program(self) -> bool:
+        """Whether :meth:`program` has something to give."""
+        return self._program is not None
+
+    def program(self) -> Program:
+        """What its engines were lowered from.
+
+        Raises:
+            ProgramMissingError: the artifact was saved without it, or made of an ONNX model.
+        """
         if self._program is None:
             raise ProgramMissingError(
                 "the artifact does not carry its Program",
@@ -324,7 +334,7 @@ class EngineModule(nn.Module):
                 subject=self.artifact.name,
                 hint="save it without program=True, and keep what it was made of",
             )
-        artifacts.save(self._as_it_is(), path, program=self._restored_program() if program else None)
+        artifacts.save(self._as_it_is(), path, program=self.program() if program else None)
 
     def get_extra_state(self) -> torch.Tensor:
         """The artifact, as bytes in a uint8 tensor."""
@@ -355,7 +365,7 @@ class EngineModule(nn.Module):
             self._set(new, None, open_session(new, self._session.device))
 
     def __getstate__(self) -> dict[str, Any]:
-        program = None if self._program is None else self._restored_program()
+        program = None if self._program is None else self.program()
         own = {name: value for name, value in self.__dict__.items() if name not in _RUNTIME_STATE}
         names = _namespaces(self.artifact)
         names |= set() if program is None else serialize.namespaces_of(program)

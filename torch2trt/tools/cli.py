@@ -1,4 +1,4 @@
-"""The command line: ``torch2trt compile | export | verify | explain | compare | reduce | …``.
+"""The command line: ``torch2trt compile | export | verify | explain | compare | profile | reduce | …``.
 
 Results go to stdout, as tables or with ``--json`` as one JSON object; everything else goes to stderr. The exit code is
 0 where all is well, 1 where a verification fails or nothing usable is installed, 2 for an error with a number and 3 for
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from torch2trt.pieces import PiecewiseModule
     from torch2trt.runtime.module import EngineModule
-    from torch2trt.tools.inputs import Example
+    from torch2trt.tools.inputs import Example, InputSpec, Span
     from torch2trt.tools.models import Model
 
 _INPUT_HELP = """
@@ -166,7 +166,7 @@ def _explain(options: argparse.Namespace) -> Outcome:
 
     model, example = _model(options)
     found = torch2trt.explain(model.module, example.args, example.kwargs, **_keywords(options, model, example))
-    _write_page(options.html, found.to_html)
+    _write_page(options.html, found.name, found.to_html)
     return Outcome(found.to_json(), Text(str(found)), code=1 if found.refusal else 0)
 
 
@@ -184,8 +184,19 @@ def _compare(options: argparse.Namespace) -> Outcome:
         tolerance=options.tolerance,
         **_keywords(options, model, example),
     )
-    _write_page(options.html, found.to_html)
+    _write_page(options.html, found.name, found.to_html)
     return Outcome(found.to_json(), Text(str(found)), code=0 if found.passed else 1)
+
+
+def _profile(options: argparse.Namespace) -> Outcome:
+    from torch2trt.tools.profile.command import main_from_cli
+
+    for path in filter(None, (options.html, options.svg)):
+        _check_folder(path)
+    specs, spans = _inputs(options)
+    files = {"html": options.html, "svg": options.svg}
+    own = {"specs": specs, "spans": spans, "seed": options.seed, "runs": options.runs, **files}
+    return Outcome(*main_from_cli(options.model, lambda: _model(options), settings=_settings(options), **own))
 
 
 def _reduce(options: argparse.Namespace) -> Outcome:
@@ -232,17 +243,21 @@ def _doctor(options: argparse.Namespace) -> Outcome:
 
 def _model(options: argparse.Namespace) -> tuple[Model, Example]:
     from torch2trt.tools import models
-    from torch2trt.tools.inputs import InputSpec, parse_span
     from torch2trt.tools.weights import randomize
 
-    specs = [InputSpec.parse(text) for text in options.input]
-    spans = dict(parse_span(text) for text in options.int_range)
+    specs, spans = _inputs(options)
     arguments = dict(_argument(text) for text in options.model_arg)
     model = models.resolve(options.model, seed=options.seed, weights=options.weights, arguments=arguments)
     example = model.example(specs, seed=options.seed, spans=spans)
     if model.random:
         randomize(model.module, example.args, example.kwargs, seed=options.seed)
     return model, example
+
+
+def _inputs(options: argparse.Namespace) -> tuple[list[InputSpec], dict[str, Span]]:
+    from torch2trt.tools.inputs import InputSpec, parse_span
+
+    return [InputSpec.parse(text) for text in options.input], dict(parse_span(text) for text in options.int_range)
 
 
 def _keywords(options: argparse.Namespace, model: Model, example: Example) -> dict[str, Any]:
@@ -275,12 +290,11 @@ def _check_folder(path: Path) -> None:
         raise ArtifactWriteError("its folder does not exist", subject=str(path), hint=f"mkdir {path.parent}")
 
 
-def _write_page(path: Path | None, body: Callable[[], str]) -> None:
-    from torch2trt.runtime.files import atomic_file
+def _write_page(path: Path | None, title: str, body: Callable[[], str]) -> None:
+    from torch2trt.tools import page
 
     if path is not None:
-        with atomic_file(path) as file:
-            file.write(f"<!doctype html>\n<meta charset='utf-8'>\n{body()}\n".encode())
+        page.write(path, page.document(title, body()))
 
 
 def _warn_of_random_weights(model: Model, options: argparse.Namespace) -> None:
@@ -344,8 +358,13 @@ def _parser() -> _Parser:
         _explain, "say which calls would run in an engine, which in torch, and why", epilog=_INPUT_HELP
     )
     comparing = command(_compare, "compare a model call by call with float64 eager", epilog=_INPUT_HELP)
-    for page in (explaining, comparing):
+    profiling = command(
+        _profile, "say where the time of a call goes, by kernel, module and line; needs a GPU", epilog=_INPUT_HELP
+    )
+    for page in (explaining, comparing, profiling):
         page.add_argument("--html", type=Path, metavar="FILE", help="write it as a page, too")
+    profiling.add_argument("--svg", type=Path, metavar="FILE", help="write the engine as a picture, too")
+    profiling.add_argument("--runs", type=int, default=20, metavar="N", help="measurements a kernel (default: 20)")
     comparing.add_argument(
         "--runs", choices=("engine", "reference"), help="what is compared; unset: the engine where a GPU runs it"
     )
@@ -369,7 +388,7 @@ def _parser() -> _Parser:
     inspecting = command(_inspect, "show an artifact, or the network that a model becomes", epilog=_INPUT_HELP)
     for parser_of_one, what in (
         *((compiling, ""), (exporting, ""), (verifying, ""), (explaining, ""), (comparing, ""), (reducing, "")),
-        (inspecting, "an artifact, or "),
+        *((inspecting, "an artifact, or "), (profiling, "an artifact, or ")),
     ):
         _add_model(parser_of_one, what)
         _add_settings(parser_of_one)

@@ -14,6 +14,7 @@ from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 from torch2trt.errors import ExampleInputError
+from torch2trt.graph.signature import Signature, TensorLeaf, dtype_to_json
 
 _GRAMMAR = "[name:][dtype:]shape, as in 1x3x224x224, ids:int64:1x128 or x:batch=1..8..64x3x224x224"
 _AXIS = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<sizes>\d+(?:\.\.\d+\.\.\d+)?)(?:x(?=\w)|$)")
@@ -128,16 +129,7 @@ def draw(
     generator = torch.Generator().manual_seed(seed)
 
     def tensor(name: str, spec: InputSpec) -> torch.Tensor:
-        sizes = [axis.opt for axis in spec.shape]
-        dtype = spec.dtype or own
-        if dtype.is_floating_point:
-            value = torch.randn(sizes, generator=generator).to(dtype)
-        elif dtype == torch.bool or name.endswith("mask"):
-            value = torch.ones(sizes, dtype=dtype)
-        else:
-            low, high = spans.get(name, spans[""])
-            value = torch.randint(low, high, sizes, generator=generator, dtype=dtype)
-        return value.to(device)
+        return _random(name, [axis.opt for axis in spec.shape], spec.dtype or own, spans, generator).to(device)
 
     dynamic_shapes = _dynamic_shapes(bound.arguments)
     for name, spec in list(bound.arguments.items()):
@@ -154,6 +146,54 @@ def note(axis: Axis, name: str, known: dict[str, Axis]) -> None:
     if known.setdefault(name, axis) != axis:
         hint = "give it the same MIN..OPT..MAX everywhere"
         raise ExampleInputError("has two ranges", subject=f"dimension {name!r}", hint=hint)
+
+
+def draw_for(
+    signature: Signature, specs: Sequence[InputSpec] = (), *, seed: int = 0, spans: Mapping[str, Span] | None = None
+) -> list[torch.Tensor]:
+    """Draw what an engine reads, but its state: tensors on the CPU, in the signature's order.
+
+    Args:
+        signature: tells names and dtypes, and the usual shapes.
+        specs: other shapes, by name or position.
+        spans: as for :func:`draw`.
+
+    Raises:
+        ExampleInputError: there is no such input, or it has another dtype.
+    """
+    leaves = [leaf for leaf in signature.inputs if isinstance(leaf, TensorLeaf)]
+    names = [leaf.name for leaf in leaves]
+    given = dict(zip(names, (spec for spec in specs if not spec.name), strict=False))
+    given |= {spec.name: spec for spec in specs if spec.name}
+    dtypes = {leaf.name: leaf.spec.dtype for leaf in leaves}
+    fit = all(name in dtypes and spec.dtype in (None, dtypes[name]) for name, spec in given.items())
+    if len(given) < len(specs) or not fit:
+        hint = "it takes " + ", ".join(f"{name}:{dtype_to_json(dtype)}" for name, dtype in dtypes.items())
+        raise ExampleInputError("does not fit the artifact", subject="input", hint=hint)
+    usual = {name: span.opt for name, span in signature.ranges[0].items()}
+    generator = torch.Generator().manual_seed(seed)
+    spans = {"": _UNKNOWN_SPAN, **(spans or {})}
+    return [
+        _random(
+            leaf.name,
+            [axis.opt for axis in given[leaf.name].shape] if leaf.name in given else list(leaf.spec.at(usual)),
+            leaf.spec.dtype,
+            spans,
+            generator,
+        )
+        for leaf in leaves
+    ]
+
+
+def _random(
+    name: str, sizes: list[int], dtype: torch.dtype, spans: Mapping[str, Span], generator: torch.Generator
+) -> torch.Tensor:
+    if dtype.is_floating_point:
+        return torch.randn(sizes, generator=generator).to(dtype)
+    if dtype == torch.bool or name.endswith("mask"):
+        return torch.ones(sizes, dtype=dtype)
+    low, high = spans.get(name, spans[""])
+    return torch.randint(low, high, sizes, generator=generator, dtype=dtype)
 
 
 def describe_forward(module: nn.Module) -> str:

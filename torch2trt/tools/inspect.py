@@ -13,6 +13,7 @@ from rich.text import Text
 
 from torch2trt import api
 from torch2trt.converters.lower import lower
+from torch2trt.graph.flops import flops
 from torch2trt.graph.ops import FUSED_BLOCKS
 from torch2trt.runtime import artifact as artifacts
 from torch2trt.runtime import summary
@@ -84,6 +85,7 @@ def network(model: Model, example: Example, settings: Settings) -> tuple[dict[st
         "layers": layers.total(),
         "fused_blocks": sum(node.target in FUSED_BLOCKS for node in program.calls),
         "weight_bytes": program.weights.source_bytes,
+        "flops": sum(flops(program, {name: span.opt for name, span in program.signature.dims.items()}).values()),
         "layers_by_type": dict(layers.most_common()),
     }
     layer_table = Table("layer")
@@ -92,7 +94,8 @@ def network(model: Model, example: Example, settings: Settings) -> tuple[dict[st
         layer_table.add_row(kind, str(count))
     head = (
         f"{program.name}: {data['nodes']} nodes → {data['layers']} layers, {data['fused_blocks']} fused blocks, "
-        f"{data['weight_bytes'] / 1e6:.1f} MB of weights ({flavour.name} {flavour.version_text})"
+        f"{data['weight_bytes'] / 1e6:.1f} MB of weights, {data['flops'] / 1e9:.2f}·10⁹ FLOPs "
+        f"({flavour.name} {flavour.version_text})"
     )
     return data, Group(Text(head), layer_table)
 

@@ -14,6 +14,7 @@ from torch2trt.sizes import DimRange, Shape, Size, TensorSpec
 from torch2trt.trt.dims import Dims
 from torch2trt.trt.dtypes import NAMES, torch_dtypes
 from torch2trt.trt.flavour import Flavour
+from torch2trt.trt.inspector import mark
 from torch2trt.trt.logger import make_logger
 from torch2trt.trt.tensor import Tensor
 
@@ -53,7 +54,7 @@ class NetworkCore:
         self.used: set[int] = set()
         """The positions of those that something reads, where the node yields several."""
         self._scope = "network"
-        self._module = ""
+        self._module: str | None = None
         self._source = ""
         self._errors: list[str] = []
         self._layer_counts: dict[str, int] = {}
@@ -73,8 +74,13 @@ class NetworkCore:
     # -- naming and checking ------------------------------------------------------------------------------------------
 
     @contextmanager
-    def scope(self, name: str, *, module: str = "", source: str = "") -> Iterator[None]:
-        """Name the layers added inside after a graph node, and blame it when TensorRT refuses one."""
+    def scope(self, name: str, *, module: str | None = None, source: str = "") -> Iterator[None]:
+        """Name the layers added inside after a graph node, and blame it when TensorRT refuses one.
+
+        Args:
+            module: path of the module that the node is in; None where the name is no node's.
+            source: the user's line.
+        """
         outer = self._scope, self._module, self._source, self._errors
         with self.logger.capture() as errors:
             self._scope, self._module, self._source, self._errors = name, module, source, errors
@@ -117,8 +123,8 @@ class NetworkCore:
         count = self._layer_counts.get(self._scope, 0)
         self._layer_counts[self._scope] = count + 1
         layer.name = f"{self._scope}.{count}" if count else self._scope
-        if self._module:
-            layer.metadata = self._module
+        if self._module is not None:
+            layer.metadata = mark(self._scope, self._module)
         return layer
 
     def output_of(self, layer: Any, shape: Sequence[Size] | None = None, index: int = 0) -> Tensor:
