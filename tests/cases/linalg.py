@@ -67,5 +67,4 @@ CASES = [
     OpCase(
         "matrix-norms", together(*(lambda a, p=p: linalg.matrix_norm(a, p) for p in ("fro", 1, -1, float("inf")))), (A,)
     ),
-    OpCase("matrix_exp", torch.matrix_exp, (A,), unsupported="no converter"),
 ]
