@@ -35,6 +35,7 @@ from tests.plugin_operators import (
 from tests.threads import in_threads
 from torch2trt.converters import registry
 from torch2trt.errors import EngineError
+from torch2trt.runtime.artifact import to_bytes
 
 __all__ = ["good_mood", "plugged"]  # fixtures, which tests name
 
@@ -247,6 +248,70 @@ def test_copies_know_the_operators() -> None:
     torch.testing.assert_close(again(X.cuda()), expected)
     compiled.load_state_dict(compiled.state_dict())
     torch.testing.assert_close(compiled(X.cuda()), expected)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("plugged")
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_an_engine_that_calls_torch_is_built_by_a_child(cuda_graphs: bool) -> None:
+    module = Block()
+    compiled = engine_of(
+        module,
+        X,
+        dynamic_shapes=BATCH,
+        precision="fp32",
+        fallback=False,
+        cuda_graphs=cuda_graphs,
+        build_in_subprocess=True,
+        build_timeout=600.0,
+    )
+    assert [call.name for call in compiled.artifact.calls] == [
+        "t2t_plugins.gate.default",
+        "t2t_plugins.add_norm.default",
+    ]
+    again = torch2trt.load(to_bytes(compiled.artifact), namespaces=["t2t_plugins"])
+    for engine in (compiled, again):
+        for batch in (4, 1, 64, 4):
+            x = torch.randn(batch, 16, device="cuda")
+            with torch.no_grad():
+                torch.testing.assert_close(engine(x), module(x), rtol=1e-4, atol=1e-4)
+    assert compiled.verify(X).passed
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("plugged")
+def test_a_child_knows_shapes_lists_and_sizes_of_plugins() -> None:
+    def spreads(x: Tensor, y: Tensor) -> Tensor:
+        return spread([x * 2, y + 1, x], (x.shape[0] + 1) // 2, mode="ones") * 3
+
+    module, y = Function(spreads), torch.randn(2, 16)
+    compiled = engine_of(
+        module,
+        X,
+        y,
+        dynamic_shapes=(({0: Dim("n", min=1, max=9)}, None),),
+        precision="fp32",
+        build_in_subprocess=True,
+    )
+    for rows in (1, 4, 9):
+        x = torch.randn(rows, 16)
+        found = compiled(x.cuda(), y.cuda())
+        torch.testing.assert_close(found.cpu(), spreads(x, y))
+
+
+@pytest.mark.timeout(900)
+def test_a_child_knows_a_triton_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from tests.triton_operator import swish
+
+    monkeypatch.setattr(registry, "_TABLE", dict(registry._TABLE))
+    torch2trt.plugin(swish, half=True)
+    layers = nn.Sequential(nn.Linear(16, 300), Function(lambda x: swish(x, 1.5)), nn.Linear(300, 16)).eval().half()
+    compiled = engine_of(layers, X.half(), build_in_subprocess=True)
+    x = torch.randn(4, 16, device="cuda", dtype=torch.float16)
+    for _ in range(3):
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), layers(x), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.timeout(900)

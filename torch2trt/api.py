@@ -351,10 +351,11 @@ def _engine(program: Program, flavour: Flavour, settings: Settings) -> Artifact:
     network = lower(program, flavour)
     lowered, layers = time.perf_counter(), network.definition.num_layers
     if settings.in_child:
+        from torch2trt.converters.own_operators import own_operators
         from torch2trt.engine.child import build_in_child
 
         network.release()
-        plan = build_in_child(program, settings, flavour.name, name=program.name)
+        plan = build_in_child(program, settings, flavour.name, name=program.name, own=own_operators(program))
     else:
         plan = builder.build(network, program.signature, settings, name=program.name)
         network.release()

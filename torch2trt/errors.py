@@ -15,6 +15,7 @@ __all__ = [
     "ArtifactWriteError",
     "BuildCrashError",
     "BuildError",
+    "BuildImportError",
     "BuildTimeoutError",
     "CaptureError",
     "ContractError",
@@ -256,6 +257,12 @@ class BuildCrashError(BuildError):
     """The build process died."""
 
     code = "T2T403"
+
+
+class BuildImportError(BuildError):
+    """A build process does not know an operator, whose module it cannot import."""
+
+    code = "T2T404"
 
 
 # 5xx: running -------------------------------------------------------------------------------------------------------

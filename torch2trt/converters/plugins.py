@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch.utils import _pytree as pytree
 
-from torch2trt.converters.registry import converter
+from torch2trt.converters.registry import Converter, converter
 from torch2trt.errors import ArtifactError, NetworkError
 from torch2trt.graph.operator_call import OperatorCall
 from torch2trt.graph.schema import TensorOp, name_of, parameters_of
@@ -19,6 +21,8 @@ from torch2trt.trt.plugins import plugin as make_plugin
 from torch2trt.trt.tensor import Tensor
 
 Operator = TypeVar("Operator")
+
+_MADE_BY: dict[Callable[..., Any], str] = {}
 
 
 def plugin(operator: Operator, *, half: bool = False) -> Operator:
@@ -38,9 +42,20 @@ def plugin(operator: Operator, *, half: bool = False) -> Operator:
     Raises:
         TypeError: it is no operator, writes into its arguments, or already has a converter.
     """
+    module = str(sys._getframe(1).f_globals.get("__name__"))
     for target in _overloads(operator):
-        _register(target, half)
+        _MADE_BY[_register(target, half)] = module
     return operator
+
+
+def is_plugin(found: Converter) -> bool:
+    """Whether a converter makes plugins."""
+    return found.function in _MADE_BY
+
+
+def made_by(found: Converter) -> str:
+    """The name of the module that made an operator a plugin."""
+    return _MADE_BY[found.function]
 
 
 def _overloads(operator: Any) -> list[TensorOp]:
@@ -60,7 +75,7 @@ def _overloads(operator: Any) -> list[TensorOp]:
     return found
 
 
-def _register(target: TensorOp, half: bool) -> None:
+def _register(target: TensorOp, half: bool) -> Callable[..., Any]:
     def unsupported(flavour: Flavour, results: list[Any], **arguments: Any) -> str | None:
         if not flavour.has("plugins"):
             return f"{flavour.name} has no plugins"
@@ -90,4 +105,4 @@ def _register(target: TensorOp, half: bool) -> None:
         returned = [each.type.kind() for each in target._schema.returns]
         return outputs[0] if returned == ["TensorType"] else outputs
 
-    converter(target, unsupported=unsupported, float32=not half)(convert)
+    return converter(target, unsupported=unsupported, float32=not half)(convert)

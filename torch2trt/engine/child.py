@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,26 @@ _LAST_LINES = 10
 
 
 @dataclass(frozen=True)
+class OwnOperators:
+    """Operators of a Program that are neither torch's nor this package's, in JSON values."""
+
+    operators: list[str] = field(default_factory=list)
+    modules: dict[str, str] = field(default_factory=dict)
+    """To import: they register the operators and converters. The file of one that is not found by its name."""
+    converted: list[str] = field(default_factory=list)
+    """Operators that have a converter then."""
+    plugins: dict[str, bool] = field(default_factory=dict)
+    """Operators that are plugins, and whether they may get halves."""
+    path: list[str] = field(default_factory=list)
+    """``sys.path``."""
+
+    @property
+    def namespaces(self) -> set[str]:
+        """The namespaces of the operators."""
+        return {name.partition(".")[0] for name in self.operators}
+
+
+@dataclass(frozen=True)
 class Job:
     """What a child is to build, beside the program."""
 
@@ -61,6 +81,7 @@ class Job:
     device: int | None
     """The CUDA device to build on, where there is one."""
     log_level: int
+    own: OwnOperators = field(default_factory=OwnOperators)
 
     def write(self, folder: Path) -> None:
         """Leave the job in a folder.
@@ -78,7 +99,7 @@ class Job:
     def read(cls, folder: Path) -> Job:
         """The job in a folder."""
         data = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
-        return cls(**data | {"settings": Settings.make(**data["settings"])})
+        return cls(**data | {"settings": Settings.make(**data["settings"]), "own": OwnOperators(**data["own"])})
 
 
 def _unwritten(folder: Path, error: OSError) -> ArtifactWriteError:
@@ -87,10 +108,15 @@ def _unwritten(folder: Path, error: OSError) -> ArtifactWriteError:
     )
 
 
-def build_in_child(program: Program, settings: Settings, flavour_name: str, *, name: str) -> bytes:
+def build_in_child(
+    program: Program, settings: Settings, flavour_name: str, *, name: str, own: OwnOperators | None = None
+) -> bytes:
     """Lower and build a Program in a child process, on the current CUDA device where there is one.
 
     ``settings.build_timeout`` counts from the child's start, a few seconds before its build.
+
+    Args:
+        own: the Program's own operators, where it has some.
 
     Returns:
         The plan.
@@ -98,11 +124,14 @@ def build_in_child(program: Program, settings: Settings, flavour_name: str, *, n
     Raises:
         BuildTimeoutError: the time is over; the child is gone.
         BuildCrashError: the child died.
+        BuildImportError: the child does not find one of the operators.
         Torch2TRTError: whatever the child raised, as it raised it.
         ArtifactError, ArtifactWriteError: the program cannot be written for the child.
     """
     program = dataclasses.replace(program, signature=program.signature.flat())
-    return _build(functools.partial(save_program, program), settings, flavour_name, name)
+    own = own or OwnOperators()
+    save = functools.partial(save_program, program, namespaces=own.namespaces)
+    return _build(save, settings, flavour_name, name, own)
 
 
 def build_model_in_child(
@@ -127,10 +156,12 @@ def build_model_in_child(
         except OSError as error:
             raise _unwritten(folder, error) from error
 
-    return _build(save, settings, flavour_name, name)
+    return _build(save, settings, flavour_name, name, OwnOperators())
 
 
-def _build(save: Callable[[Path], object], settings: Settings, flavour_name: str, name: str) -> bytes:
+def _build(
+    save: Callable[[Path], object], settings: Settings, flavour_name: str, name: str, own: OwnOperators
+) -> bytes:
     show = resolve(settings.progress) == "terminal"
     job = Job(
         name=name,
@@ -138,6 +169,7 @@ def _build(save: Callable[[Path], object], settings: Settings, flavour_name: str
         settings=dataclasses.replace(settings, progress="terminal" if show else "none"),
         device=torch.cuda.current_device() if torch.cuda.is_available() else None,
         log_level=min(logging.getLogger("torch2trt").getEffectiveLevel(), logging.INFO),
+        own=own,
     )
     with tempfile.TemporaryDirectory(prefix="torch2trt-", ignore_cleanup_errors=True) as path:
         folder = Path(path)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from torch2trt.converters.lower import lower
+from torch2trt.converters.own_operators import register
 from torch2trt.engine.builder import build
 from torch2trt.engine.child import (
     CALL_FILE,
@@ -21,6 +22,7 @@ from torch2trt.engine.child import (
     PLAN_FILE,
     UNWRITTEN,
     Job,
+    OwnOperators,
     error_to_json,
 )
 from torch2trt.errors import ArtifactWriteError, Torch2TRTError
@@ -58,7 +60,7 @@ def main(folder: Path) -> int:
     try:
         if job.device is not None:
             torch.cuda.set_device(job.device)
-        network, signature = _network(folder, flavours.load(job.flavour))
+        network, signature = _network(folder, flavours.load(job.flavour), job.own)
         plan = build(network, signature, job.settings, name=job.name)
         try:
             (folder / PLAN_FILE).write_bytes(plan)
@@ -75,9 +77,10 @@ def main(folder: Path) -> int:
     return 0
 
 
-def _network(folder: Path, flavour: Flavour) -> tuple[NetworkCore, Signature]:
+def _network(folder: Path, flavour: Flavour, own: OwnOperators) -> tuple[NetworkCore, Signature]:
     if not (folder / MODEL_FILE).exists():
-        program = load_program(folder)
+        register(own)
+        program = load_program(folder, namespaces=own.namespaces)
         return lower(program, flavour), program.signature
     call = json.loads((folder / CALL_FILE).read_text(encoding="utf-8"))
     path = None if call["path"] is None else Path(call["path"])
