@@ -317,6 +317,7 @@ def test_inspect_counts_the_layers_of_a_model(net: str, capsys: Capture) -> None
     found = run(capsys, "inspect", "cli_net:Net", "--input", "1x3x8x8")
     assert found["layers_by_type"]["convolution"] == 1
     assert sum(found["layers_by_type"].values()) == found["layers"]
+    assert found["flops"] == 2 * 36 * 4 * 27
 
 
 def test_explain_says_what_would_run_in_torch(net: str, capsys: Capture, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import torch2trt
@@ -25,7 +26,7 @@ from torch2trt.converters.lower import lower
 from torch2trt.errors import ExampleInputError, NoGPUError, SettingError
 from torch2trt.graph.flops import flops
 from torch2trt.graph.program import Program, provenance
-from torch2trt.runtime.layers import LayerTimes
+from torch2trt.runtime.layers import LayerTimes, _profiler_class
 from torch2trt.runtime.module import EngineModule
 from torch2trt.settings import Settings
 from torch2trt.tools import cli
@@ -198,6 +199,15 @@ def test_every_layer_of_a_network_says_which_call_it_is_of() -> None:
     assert mark("relu", "") == "[t2t relu ]"
 
 
+def test_the_profiler_adds_up_the_iterations_of_a_run() -> None:
+    profiler = _profiler_class(flavours.load().trt)()
+    for _ in range(2):
+        profiler.begin()
+        for name, ms in (("body", 1.0), ("head", 0.5), ("body", 2.0)):
+            profiler.report_layer_time(name, ms)
+        assert profiler.ms == {"body": 3.0, "head": 0.5}
+
+
 # FLOPs ----------------------------------------------------------------------------------------------------------------
 
 
@@ -228,7 +238,7 @@ NETS: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {
 def test_flops_are_those_that_torch_counts(name: str) -> None:
     module, inputs = NETS[name]
     # With gradients, without which torch has one kernel for a whole transformer layer, and counts none for it.
-    with FlopCounterMode(display=False) as counter:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         module.eval()(*inputs)
     assert sum(flops(program_of(module, *inputs), {}).values()) == counter.get_total_flops()
     assert (counter.get_total_flops() > 0) == (name != "none")

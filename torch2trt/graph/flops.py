@@ -22,8 +22,8 @@ def flops(program: Program, dims: Mapping[str, int]) -> dict[str, int]:
     """FLOPs of each call by its node's name: two for each product that is summed up in products and convolutions.
 
     Whatever else there is (sums, activations, norms, Fourier transforms) counts none, as in
-    :class:`torch.utils.flop_counter.FlopCounterMode`, which counts all operators but those that it does not know:
-    this package's own blocks, recurrent layers, products by group and deformable convolutions.
+    :class:`torch.utils.flop_counter.FlopCounterMode`, which counts all operators but those that it does not know
+    everywhere: this package's own blocks, attention, recurrent layers, products by group and deformable convolutions.
 
     Args:
         dims: sizes of the named dimensions.
@@ -132,6 +132,8 @@ _FORMULAS: dict[str, Callable[[Arguments, Results], int]] = {
     "torch2trt::linear_block": _linear,
     "torch2trt::conv_block": _convolution,
     "torch2trt::attention": _attention,
+    # Torch counts some of its kernels for attention and not others.
+    "aten::scaled_dot_product_attention": _attention,
     "torch2trt::recurrence": _recurrence,
     "aten::_grouped_mm": _linear,
     "transformers::grouped_mm_fallback": _linear,

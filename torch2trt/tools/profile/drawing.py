@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # Pixels.
 _BOX, _HEIGHT, _GAP = 640, 58, 22
 _BAR, _LANE, _MARGIN = 220, 8, 20
-_LETTERS = 100  # that a line of a box has room for
+_LETTERS = 96  # that a line of a box has room for
 
 _FILLS = {"torch": "#e4d7f5", "copy": "#fde3c4", "kernel": "#d9e8f7"}
 
