@@ -115,8 +115,8 @@ def reduce(
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     tensors += [program.state[leaf.buffer] for leaf in program.signature.state]
     recording = Recording(program, [tensor.detach().cpu() for tensor in tensors])
-    # A bar for each of many builds says nothing.
-    given = {"progress": "none"} | {key: _plain(value) for key, value in settings.items()}
+    # A bar for each of many builds says nothing, and each has to be built.
+    given = {"progress": "none", "engine_cache": False} | {key: _plain(value) for key, value in settings.items()}
     tried: dict[tuple[fx.Node, ...], Failure | None] = {}
 
     def script(calls: Sequence[fx.Node], static: bool, failure: Failure | None = None) -> Script | None:
