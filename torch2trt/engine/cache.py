@@ -35,7 +35,7 @@ _DIGEST_LENGTH = hashlib.sha256().digest_size * 2
 # What a process that died has left is removed after this time, in seconds; no build takes as long.
 _ABANDONED = 24 * 3600
 # What damaged JSON leads to.
-_DAMAGE = (ValueError, TypeError, LookupError, RecursionError)
+_DAMAGE = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)

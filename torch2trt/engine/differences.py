@@ -17,7 +17,8 @@ _SAME_NAME = 20
 _SHOWN = 12  # lines, and as many more are only counted
 _COMPARED = 4000  # lines; comparing takes the square of them
 # What a call is made of has other numbers after every call that comes or goes.
-_PLACES = re.compile(r"[%wsx]\d+")
+_PLACES = re.compile(r"(?:%|\b[wsx])\d+")
+_ARGUMENTS = re.compile(r"\((?=\w+=)|, (?=\w+=)|\) -> ")
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,12 @@ def nearest(cache: EngineCache, key: Key, name: str) -> Stored | None:
     digests = {section: found.digest for section, found in key.sections.items()}
 
     def likeness(stored: Stored) -> int:
-        shared = (section for section, digest in stored.entry.sections.items() if digests.get(section) == digest)
-        return sum(_WEIGHTS.get(section, 1) for section in shared) + _SAME_NAME * (stored.entry.name == name)
+        shared = digests.items() & stored.entry.sections.items()
+        return sum(_WEIGHTS.get(section, 1) for section, _ in shared) + _SAME_NAME * (stored.entry.name == name)
 
     def same_model(stored: Stored) -> bool:
-        sections = stored.entry.sections
-        return stored.entry.name == name or any(
-            sections.get(each) == digests.get(each) for each in ("graph", "weights")
-        )
+        shared = digests.items() & stored.entry.sections.items()
+        return stored.entry.name == name or any(section in ("graph", "weights") for section, _ in shared)
 
     # Of equals the one that was used last, which comes first.
     return max(filter(same_model, cache.entries()), key=likeness, default=None)
@@ -137,15 +136,28 @@ def _lines(old: Section, new: Section) -> Iterator[str]:
         return
     plain = [_PLACES.sub("%", line) for line in before], [_PLACES.sub("%", line) for line in after]
     if plain[0] == plain[1]:
-        for old_line, new_line in zip(before, after, strict=True):
-            if old_line != new_line:
-                yield f"- {old_line}"
-                yield f"+ {new_line}"
+        yield from _pairs(before, after)
         return
     for kind, i1, i2, j1, j2 in difflib.SequenceMatcher(None, *plain, autojunk=False).get_opcodes():
-        if kind != "equal":
+        if kind == "replace" and i2 - i1 == j2 - j1:
+            yield from _pairs(before[i1:i2], after[j1:j2])
+        elif kind != "equal":
             yield from (f"- {line}" for line in before[i1:i2])
             yield from (f"+ {line}" for line in after[j1:j2])
+
+
+def _pairs(old: Sequence[str], new: Sequence[str]) -> Iterator[str]:
+    """Lines that became others: what changed in them, where they are calls of the same operator."""
+    for before, after in zip(old, new, strict=True):
+        if before == after:
+            continue
+        (head, *arguments), (other, *others) = (_ARGUMENTS.split(line) for line in (before, after))
+        if len(arguments) == len(others) and _PLACES.sub("%", head) == _PLACES.sub("%", other):
+            changes = [f"{one} → {two}" for one, two in zip(arguments, others, strict=True) if one != two]
+            yield f"{other}: {', '.join(changes) or head}"
+        else:
+            yield f"- {before}"
+            yield f"+ {after}"
 
 
 def _common(old: Sequence[str], new: Sequence[str]) -> tuple[int, int]:

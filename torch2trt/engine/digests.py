@@ -87,7 +87,9 @@ def _starts(tensor: torch.Tensor) -> range:
 def _sha256_of_part(tensor: torch.Tensor, start: int) -> bytes:
     count = max(1, _PIECE // tensor.element_size())
     part = tensor.reshape(-1)[start : start + count] if tensor.is_contiguous() else _gathered(tensor, start, count)
-    return hashlib.sha256(part.cpu().view(torch.uint8).numpy().data).digest()
+    # One element may have any stride, and yet is seen as bytes only where that is 1.
+    plain = part.cpu().as_strided((part.numel(),), (1,))
+    return hashlib.sha256(plain.view(torch.uint8).numpy().data).digest()
 
 
 def _gathered(tensor: torch.Tensor, start: int, count: int) -> torch.Tensor:
