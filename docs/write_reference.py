@@ -49,7 +49,8 @@ A setting is a keyword of `torch2trt.compile` and `torch2trt.export`, a key of `
 suggests the nearest, and so is a value of another kind. `None` is unset: the last column says what happens then.
 
 Nothing is configured elsewhere, except the cache folder: `TORCH2TRT_CACHE_DIR` in the environment names it where
-`cache_dir` does not.
+`cache_dir` does not. [caches.md](caches.md) says what is kept in it, and why engines of `tensorrt` are where those of
+`tensorrt_rtx` are not.
 """
 
 

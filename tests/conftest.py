@@ -1,4 +1,4 @@
-"""What holds for every test: where there is no GPU, what runs only on request, one seed, one cache folder."""
+"""What holds for every test: where there is no GPU, what runs only on request, one seed, an own cache folder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from torch2trt.trt import flavour
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -54,6 +56,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH2TRT_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _builds_are_real() -> Iterator[None]:
+    # Where nothing else is set, no engine comes from another test.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(flavour._CAPABILITIES, "quick_builds", dict.fromkeys(flavour.NAMES, ((0,), None)))
         yield
 
 

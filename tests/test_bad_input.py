@@ -502,7 +502,7 @@ def test_two_processes_that_build_into_one_cache(tmp_path: Path, caplog: pytest.
         module = nn.Conv2d(3, 8, 3).eval().to(device)
         compiling(module, torch.randn(1, 3, 16, 16, device=device), cache_dir=tmp_path)()
     assert not caplog.records, "what both wrote is read without complaint"
-    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} <= {".cache", ".lock"}
+    assert {path.suffix for path in (tmp_path / "timing").rglob("*")} <= {".cache", ".lock"}
 
 
 class Sized(nn.Module):

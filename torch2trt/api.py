@@ -17,7 +17,7 @@ from torch2trt.errors import DataDependentError, ExampleInputError, NetworkError
 from torch2trt.graph.exact import Exact, widened
 from torch2trt.graph.program import Program
 from torch2trt.graph.signature import Signature
-from torch2trt.runtime.artifact import Artifact, TorchPart, gpu_here
+from torch2trt.runtime.artifact import Artifact, TorchPart
 from torch2trt.runtime.bare_plan import export_plan
 from torch2trt.runtime.files import StrPath
 from torch2trt.runtime.module import EngineModule, Tensors
@@ -27,6 +27,7 @@ from torch2trt.trt import flavour as flavours
 from torch2trt.trt.flavour import Flavour
 
 if TYPE_CHECKING:
+    from torch2trt.engine.key import Key
     from torch2trt.examples import Calls
     from torch2trt.partition.explain import Explanation
     from torch2trt.partition.partitioner import Partition
@@ -299,11 +300,13 @@ def build(
         truth: see :class:`EngineModule`.
         report: what to add to the module's report.
     """
+    from torch2trt.engine.cached import joint_state
     from torch2trt.graph.ops import FUSED_BLOCKS
+    from torch2trt.partition.engines import engine_of
     from torch2trt.partition.split import value_of_outputs
 
     parted, found = _parts(
-        program, flavour, settings, lambda each: _engine(each, flavour, settings), lambda each: TorchPart(each)
+        program, flavour, settings, lambda each: engine_of(each, flavour, settings), lambda each: TorchPart(each)
     )
     whole = next(part for part in found if isinstance(part, Artifact))
     parts: tuple[Artifact | TorchPart, ...] = ()
@@ -332,6 +335,8 @@ def build(
             "calls_in_torch": len(parted.reasons),
             "lower_s": sum(part.report["lower_s"] for part in engines),
             "build_s": sum(part.report["build_s"] for part in engines),
+            "cache": joint_state(part.report["cache"] for part in engines),
+            "cache_s": sum(part.report["cache_s"] for part in engines),
             "engine_bytes": sum(len(part.plan) for part in engines),
             "weight_bytes": program.weights.source_bytes,
             "profiles": [spell(ranges) for ranges in program.signature.ranges if ranges],
@@ -341,36 +346,20 @@ def build(
     return EngineModule(artifact, program=program, interpret=interpret, truth=truth)
 
 
-def _engine(program: Program, flavour: Flavour, settings: Settings) -> Artifact:
-    """Lower a Program and build its engine."""
-    from torch2trt.converters.lower import lower
-    from torch2trt.engine import builder
-    from torch2trt.engine.memory import give_back
+def engine_keys(program: Program, flavour: Flavour, settings: Settings) -> list[tuple[str, Key]]:
+    """The names of the engines that :func:`build` would make of a Program, and their keys in the engine cache.
 
-    start = time.perf_counter()
-    network = lower(program, flavour)
-    lowered, layers = time.perf_counter(), network.definition.num_layers
-    if settings.in_child:
-        from torch2trt.converters.own_operators import own_operators
-        from torch2trt.engine.child import build_in_child
+    What TensorRT refuses only when it is asked is not known here.
 
-        network.release()
-        plan = build_in_child(program, settings, flavour.name, name=program.name, own=own_operators(program))
-    else:
-        plan = builder.build(network, program.signature, settings, name=program.name)
-        network.release()
-    give_back()
-    return Artifact(
-        name=program.name,
-        plan=plan,
-        signature=program.signature,
-        settings=settings,
-        flavour=flavour.name,
-        flavour_version=flavour.version_text,
-        gpu=gpu_here(),
-        calls=tuple(plugin.call for plugin in network.plugins),
-        report={"layers": layers, "lower_s": lowered - start, "build_s": time.perf_counter() - lowered},
+    Raises:
+        NoKeyError: an engine that is never cached, and why.
+    """
+    from torch2trt.partition.engines import key_of
+
+    _, found = _parts(
+        program, flavour, settings, lambda each: (each.name, key_of(each, flavour, settings)), lambda each: None
     )
+    return [each for each in found if each is not None]
 
 
 def interpret(program: Program, flavour_name: str, settings: Settings) -> Callable[[Tensors], Tensors]:

@@ -9,15 +9,18 @@ from typing import Any
 
 from torch.utils import _pytree as pytree
 
-from torch2trt.engine import builder
+from torch2trt.engine import builder, digests
+from torch2trt.engine.cache import Plan
+from torch2trt.engine.cached import cached
 from torch2trt.engine.child import build_model_in_child
+from torch2trt.engine.key import Key, key_of_model
 from torch2trt.errors import ExampleInputError, SettingError
 from torch2trt.examples import Calls, Span
 from torch2trt.frontend import onnx as frontend
 from torch2trt.frontend import onnx_exact
 from torch2trt.frontend.dynamic_shapes import with_profiles
 from torch2trt.frontend.onnx import OnnxModel, Shapes
-from torch2trt.graph.signature import Signature, TensorLeaf
+from torch2trt.graph.signature import Signature, TensorLeaf, spec_from_json, spec_to_json
 from torch2trt.reference.interpreter import Interpreter
 from torch2trt.runtime.artifact import Artifact, gpu_here
 from torch2trt.runtime.module import EngineModule, Tensors
@@ -75,33 +78,43 @@ def compile(
     calls = None if examples is None else Calls.of(examples)
     source = frontend.read(model, _shapes_of(calls) if calls and shapes is None else shapes, name=name)
     chosen = _with_precision(chosen, source)
-    sanitized = time.perf_counter()
-    network = ParsedNetwork(flavour, source.data, source.path)
-    signature = _signature(source, network, flavour)
-    if calls is not None:
-        signature = calls.profiled(signature, narrow=shapes is None)
-    signature = with_profiles(signature, profiles)
-    parsed = time.perf_counter()
-    if chosen.in_child:
-        plan = build_model_in_child(source.data, source.path, signature, chosen, flavour.name, name=source.name)
-    else:
-        plan = builder.build(network, signature, chosen, name=source.name)
+
+    def profiled(signature: Signature) -> Signature:
+        if calls is not None:
+            signature = calls.profiled(signature, narrow=shapes is None)
+        return with_profiles(signature, profiles)
+
+    read = time.perf_counter()
+    gpu = gpu_here()
+    found = cached(
+        lambda: _key(source, profiled(_signature(source, [])), flavour, chosen),
+        lambda: _build(source, profiled, flavour, chosen),
+        name=source.name,
+        flavour=flavour,
+        gpu=gpu,
+        settings=chosen,
+    )
+    facts, known = found.plan.facts, found.state == "hit"
+    outputs = [TensorLeaf(each["name"], spec_from_json(each)) for each in facts["outputs"]]
+    signature = profiled(_signature(source, outputs))
     artifact = Artifact(
         name=source.name,
-        plan=plan,
+        plan=found.plan.data,
         signature=signature,
         settings=chosen,
         flavour=flavour.name,
         flavour_version=flavour.version_text,
-        gpu=gpu_here(),
+        gpu=gpu,
         report={
             "nodes": source.nodes,
-            "layers": network.definition.num_layers,
+            "layers": facts["layers"],
             "fused_blocks": 0,
-            "capture_s": sanitized - start,
-            "lower_s": parsed - sanitized,
-            "build_s": time.perf_counter() - parsed,
-            "engine_bytes": len(plan),
+            "capture_s": read - start,
+            "lower_s": 0.0 if known else facts["lower_s"],
+            "build_s": 0.0 if known else facts["build_s"],
+            "engine_bytes": len(found.plan.data),
+            "cache": found.state,
+            "cache_s": found.seconds,
             "profiles": [spell(ranges) for ranges in signature.ranges if ranges],
         },
     )
@@ -137,8 +150,38 @@ def _with_precision(settings: Settings, model: OnnxModel) -> Settings:
     return dataclasses.replace(settings, precision=settings.precision or own)
 
 
-def _signature(model: OnnxModel, network: ParsedNetwork, flavour: Flavour) -> Signature:
-    """How the engine is called: the model's inputs and outputs, with the dtypes that the network has."""
+def _key(model: OnnxModel, inputs: Signature, flavour: Flavour, settings: Settings) -> Key:
+    """The key of the model as it is parsed: all of it, names too."""
+    graph, weights, files = frontend.taken_apart(model)
+    named = {name: digests.of_bytes(data) for name, data in weights.items()}
+    named |= {str(path): digests.of_file(path) for path in files}
+    parts = {"graph": {"model": digests.of_bytes(graph)}, "weights": named}
+    return key_of_model(parts, inputs, flavour, settings)
+
+
+def _build(model: OnnxModel, profiled: Callable[[Signature], Signature], flavour: Flavour, settings: Settings) -> Plan:
+    start = time.perf_counter()
+    network = ParsedNetwork(flavour, model.data, model.path)
+    outputs = _outputs(model, network, flavour)
+    signature = profiled(_signature(model, outputs))
+    parsed = time.perf_counter()
+    if settings.in_child:
+        plan = build_model_in_child(model.data, model.path, signature, settings, flavour.name, name=model.name)
+    else:
+        plan = builder.build(network, signature, settings, name=model.name)
+    return Plan(
+        plan,
+        {
+            "layers": network.definition.num_layers,
+            "outputs": [{"name": leaf.name, **spec_to_json(leaf.spec)} for leaf in outputs],
+            "lower_s": parsed - start,
+            "build_s": time.perf_counter() - parsed,
+        },
+    )
+
+
+def _outputs(model: OnnxModel, network: ParsedNetwork, flavour: Flavour) -> list[TensorLeaf]:
+    """The model's outputs in its order, with the dtypes that the network has."""
     dtypes = torch_dtypes(flavour)
     outputs: list[TensorLeaf] = []
     for index in range(network.definition.num_outputs):
@@ -150,7 +193,11 @@ def _signature(model: OnnxModel, network: ParsedNetwork, flavour: Flavour) -> Si
             sizes.append(size if size >= 0 else symbol(f"_{index}_{axis}") if known is None else known)
         outputs.append(TensorLeaf(tensor.name, TensorSpec(tuple(sizes), dtypes[tensor.dtype])))
     order = list(model.outputs)
-    outputs.sort(key=lambda leaf: order.index(leaf.name))
+    return sorted(outputs, key=lambda leaf: order.index(leaf.name))
+
+
+def _signature(model: OnnxModel, outputs: Sequence[TensorLeaf]) -> Signature:
+    """How the engine is called."""
     return Signature(
         inputs=model.inputs,
         outputs=tuple(outputs),

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from torch2trt import api
 from torch2trt import backend as backends
+from torch2trt.engine.cached import joint_state
 from torch2trt.errors import ArtifactWriteError, DataDependentError, DynamicShapeError, NoGPUError, Torch2TRTError
 from torch2trt.examples import Calls
 from torch2trt.frontend.dynamo import Region
@@ -36,7 +37,7 @@ class PiecewiseModule(nn.Module):
     a warning says so, and from then on what is new runs in eager, and what is known in its engines.
 
     It cannot be saved: what joins the pieces is the module's own code. To compile it again in another process costs
-    less than the first time, since TensorRT's timing cache is kept (``Settings.timing_cache``).
+    less than the first time: its engines are kept (``Settings.engine_cache``), and for others TensorRT's timings are.
 
     Args:
         module: in evaluation mode.
@@ -123,12 +124,15 @@ class PiecewiseModule(nn.Module):
             "layers",
             "fused_blocks",
             "build_s",
+            "cache_s",
             "engine_bytes",
             "weight_bytes",
             "calls_in_torch",
         )
-        return {"engines": len(self.engines)} | {
-            name: sum(engine.report[name] for engine in self.engines) for name in names
+        return {
+            "engines": len(self.engines),
+            "cache": joint_state(engine.report["cache"] for engine in self.engines),
+            **{name: sum(engine.report[name] for engine in self.engines) for name in names},
         }
 
     def save(self, path: Any, program: bool = False) -> None:

@@ -16,13 +16,17 @@ Verbosity = Literal["none", "layer_names", "detailed"]
 ProgressMode = Literal["auto", "terminal", "notebook", "none"]
 
 
-def _setting(default: Any, help: str, *, engine: bool) -> Any:
-    return field(default=default, metadata={"help": help, "engine": engine})
+def _setting(default: Any, help: str, *, engine: bool, in_program: bool = False) -> Any:
+    return field(default=default, metadata={"help": help, "engine": engine, "in_program": in_program})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of one compilation. ``metadata["engine"]`` of a field says whether it changes the engine."""
+    """Settings of one compilation.
+
+    A field's ``metadata["engine"]`` says whether it changes the engine, and ``metadata["in_program"]`` whether all that
+    it changes is seen in the Program that the engine is built of, or in the flavour that builds it.
+    """
 
     precision: Precision | None = _setting(
         None,
@@ -33,14 +37,25 @@ class Settings:
         True,
         "inputs and outputs keep the caller's dtypes; off: they take the engine's precision",
         engine=True,
+        in_program=True,
     )
-    flavour: FlavourName | None = _setting(None, "tensorrt or tensorrt_rtx; unset: what fits the machine", engine=True)
+    flavour: FlavourName | None = _setting(
+        None, "tensorrt or tensorrt_rtx; unset: what fits the machine", engine=True, in_program=True
+    )
     workspace: int | None = _setting(None, "workspace limit in bytes; unset: all of the GPU's memory", engine=True)
     optimization_level: int | None = _setting(
         None, "builder optimisation level, 0 to 5; unset: TensorRT's own default", engine=True
     )
     profiling_verbosity: Verbosity = _setting("layer_names", "what the engine tells its inspector", engine=True)
     timing_cache: bool = _setting(True, "keep measured kernel timings in the cache folder", engine=False)
+    engine_cache: bool | None = _setting(
+        None,
+        "keep engines in the cache folder and find them there; unset: those of tensorrt, which take long to build",
+        engine=False,
+    )
+    engine_cache_bytes: int = _setting(
+        8 << 30, "bytes that the engine cache may grow to; what was not used for longest goes first", engine=False
+    )
     cache_dir: Path | None = _setting(None, "cache folder; unset: the user's own", engine=False)
     progress: ProgressMode = _setting("auto", "progress bar of the build", engine=False)
     build_in_subprocess: bool = _setting(
@@ -48,15 +63,22 @@ class Settings:
     )
     build_timeout: float | None = _setting(None, "seconds a build may take; implies build_in_subprocess", engine=False)
     fallback: bool = _setting(
-        True, "what TensorRT cannot do runs in torch; off: it is an error that lists all of it", engine=True
+        True,
+        "what TensorRT cannot do runs in torch; off: it is an error that lists all of it",
+        engine=True,
+        in_program=True,
     )
     run_in_torch: tuple[str, ...] = _setting(
-        (), "operators, as aten.nonzero, and modules, as model.head, that run in torch all the same", engine=True
+        (),
+        "operators, as aten.nonzero, and modules, as model.head, that run in torch all the same",
+        engine=True,
+        in_program=True,
     )
     min_segment: int = _setting(
         6,
         "least worth of an engine beside what runs in torch: 3 for each layer with much to compute, 1 for others",
         engine=True,
+        in_program=True,
     )
     cuda_graphs: bool = _setting(True, "replay one captured CUDA graph per input shape", engine=False)
 
@@ -70,6 +92,8 @@ class Settings:
             raise SettingError(f"must be positive, got {self.workspace}", subject="workspace")
         if self.build_timeout is not None and self.build_timeout <= 0:
             raise SettingError(f"must be positive, got {self.build_timeout}", subject="build_timeout")
+        if self.engine_cache_bytes < 0:
+            raise SettingError(f"must not be negative, got {self.engine_cache_bytes}", subject="engine_cache_bytes")
         if self.min_segment < 1:
             raise SettingError(f"must be positive, got {self.min_segment}", subject="min_segment")
 
@@ -97,9 +121,12 @@ class Settings:
             values["run_in_torch"] = tuple(values["run_in_torch"])
         return cls(**values)
 
-    def engine_settings(self) -> dict[str, Any]:
-        """The fields that change the engine, as JSON values."""
-        return {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.metadata["engine"]}
+    def builder_settings(self) -> dict[str, Any]:
+        """The fields that change the engine of a given Program and flavour, as JSON values."""
+        chosen = [
+            item for item in dataclasses.fields(self) if item.metadata["engine"] and not item.metadata["in_program"]
+        ]
+        return {item.name: getattr(self, item.name) for item in chosen}
 
 
 def _check(name: str, value: Any, hint: Any) -> None:

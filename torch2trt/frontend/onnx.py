@@ -115,6 +115,17 @@ def load(model: Any) -> tuple[Any, Path | None]:
     return proto, path
 
 
+def taken_apart(model: OnnxModel) -> tuple[bytes, dict[str, bytes], list[Path]]:
+    """A model without its weights, its weights by name, and the files in which it keeps weights; serialized all."""
+    import onnx
+
+    proto = onnx.load_model_from_string(model.data)
+    files = sorted(_external_files(proto, model.path))
+    weights = {weight.name: weight.SerializeToString() for weight in proto.graph.initializer}
+    del proto.graph.initializer[:]
+    return proto.SerializeToString(), weights, files
+
+
 def _require_packages() -> None:
     missing = [package for package in _PACKAGES if importlib.util.find_spec(package) is None]
     if missing:
@@ -260,14 +271,26 @@ def _fold(proto: Any, path: Path | None) -> Any:
         return fold_constants(proto, allow_onnxruntime_shape_inference=False)
 
 
-def _external_files(proto: Any, path: Path | None) -> Iterator[Path]:
+def _external_files(proto: Any, path: Path | None) -> set[Path]:
     import onnx
 
     names = {
         entry.value
-        for weight in proto.graph.initializer
-        if weight.data_location == onnx.TensorProto.EXTERNAL
-        for entry in weight.external_data
+        for tensor in _tensors(proto.graph)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
         if entry.key == "location"
     }
-    return ((path.parent if path else Path()) / name for name in names)
+    return {(path.parent if path else Path()) / name for name in names}
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    """The weights of a graph and of those inside it."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from _tensors(inner)

@@ -39,7 +39,9 @@ def table(artifact: Artifact) -> dict[str, str]:
     if artifact.parts:
         kinds = ["engine" if isinstance(part, Artifact) else "torch" for part in artifact.parts]
         rows["segments"] = " → ".join(kinds)
-    if "build_s" in report:
+    if report.get("cache") == "hit":
+        rows["build time"] = f"none: found in the engine cache in {report['cache_s']:.2f} s"
+    elif "build_s" in report:
         rows["build time"] = f"{report['build_s']:.1f} s"
     return {**rows, "engine size": f"{artifact.engine_bytes / 1e6:.1f} MB"}
 

@@ -8,25 +8,21 @@ any other.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import sys
-import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from torch2trt import __version__
-from torch2trt.errors import ArtifactWriteError, SettingError, Torch2TRTError
+from torch2trt.errors import ArtifactWriteError, SettingError
 from torch2trt.settings import Settings
+from torch2trt.tools.outcome import Outcome, report
 
 # What needs torch is imported by the commands, so that --help answers at once.
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from torch2trt.pieces import PiecewiseModule
     from torch2trt.runtime.module import EngineModule
     from torch2trt.tools.inputs import Example, InputSpec, Span
@@ -41,15 +37,6 @@ Without --input a model takes what its library says, or what it was exported wit
 """
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a command found: JSON values, the same to read, and the exit code."""
-
-    data: dict[str, Any]
-    shown: RenderableType
-    code: int = 0
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
     argv = sys.argv[1:] if argv is None else argv
@@ -59,34 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return options.command(options)  # type: ignore[no-any-return]
 
     return report(command, as_json="--json" in argv)
-
-
-def report(command: Callable[[], Outcome], *, as_json: bool) -> int:
-    """Run a command, print what it found or why it failed, and return the exit code."""
-    try:
-        # What models and libraries print is no part of the result.
-        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-            outcome = command()
-    except Torch2TRTError as error:
-        print(error, file=sys.stderr)
-        message = f"{error.subject}: {error.reason}" if error.subject else error.reason
-        failure = {"code": error.code, "message": message, "source": error.source, "hint": error.hint}
-        outcome = Outcome({"error": failure}, "", code=2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        traceback.print_exc()
-        failure = {"code": "", "message": f"{type(error).__name__}: {error}", "source": "", "hint": ""}
-        outcome = Outcome({"error": failure}, "", code=3)
-    if as_json:
-        print(json.dumps(outcome.data))
-    elif outcome.shown:
-        from rich.console import Console
-
-        # Brackets are shapes and extras here, not markup.
-        Console(markup=False, emoji=False, highlight=False).print(outcome.shown)
-    return outcome.code
 
 
 # The commands ---------------------------------------------------------------------------------------------------------
@@ -234,6 +193,28 @@ def _coverage(options: argparse.Namespace) -> Outcome:
     return Outcome(found.counts, table)
 
 
+def _list(options: argparse.Namespace) -> Outcome:
+    from torch2trt.tools import cache
+
+    return cache.listing(Settings.make(**_settings(options)))
+
+
+def _why(options: argparse.Namespace) -> Outcome:
+    from torch2trt.tools import cache
+
+    model, example = _model(options)
+    return cache.why(
+        model, example, _keywords(options, model, example)["profiles"], Settings.make(**_settings(options))
+    )
+
+
+def _prune(options: argparse.Namespace) -> Outcome:
+    from torch2trt.tools import cache
+
+    settings = Settings.make(**_settings(options))
+    return cache.prune(settings, max_bytes=0 if options.all else options.max_bytes, days=options.older_than)
+
+
 def _doctor(options: argparse.Namespace) -> Outcome:
     from torch2trt.tools import doctor
 
@@ -335,8 +316,10 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"torch2trt {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(run: Callable[[argparse.Namespace], Outcome], help: str, *, epilog: str = "") -> _Parser:
-        added = commands.add_parser(
+    def command(
+        run: Callable[[argparse.Namespace], Outcome], help: str, *, epilog: str = "", among: Any = commands
+    ) -> _Parser:
+        added: _Parser = among.add_parser(
             run.__name__.removeprefix("_"),
             help=help,
             description=f"{help[0].upper()}{help[1:]}.",
@@ -428,6 +411,21 @@ def _parser() -> _Parser:
         help="take in what the sweep of PyTorch's samples, or python -m tests.rows, wrote; may come several times",
     )
     covering.add_argument("--folder", type=Path, help="the documents (default: this checkout's)")
+    what = "show, question and prune the engine cache"
+    caching = commands.add_parser("cache", help=what, description=f"{what.capitalize()}.", allow_abbrev=False)
+    of_cache = caching.add_subparsers(metavar="COMMAND", required=True)
+    listing = command(_list, "list the engines, the most recently used first", among=of_cache)
+    asking = command(_why, "say what differs from the engine that comes nearest", epilog=_INPUT_HELP, among=of_cache)
+    _add_model(asking, "")
+    _add_settings(asking)
+    _add_profile(asking)
+    pruning = command(_prune, "remove engines", among=of_cache)
+    chosen = pruning.add_mutually_exclusive_group(required=True)
+    chosen.add_argument("--max-bytes", type=int, metavar="N", help="the least recently used, until N bytes are left")
+    chosen.add_argument("--older-than", type=float, metavar="DAYS", help="what was not used for so long")
+    chosen.add_argument("--all", action="store_true", help="everything")
+    for looking in (listing, pruning):
+        looking.add_argument("--cache-dir", type=Path, default=argparse.SUPPRESS, metavar="FOLDER", help="the folder")
     command(_doctor, "say what is installed, what is used and why, and what to install")
     return parser
 

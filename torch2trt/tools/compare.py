@@ -329,8 +329,8 @@ def _run(
     if runs == "reference":
         names = [leaf.name for leaf in program.signature.tensor_inputs]
         return api.interpret(program, flavour.name, settings)(dict(zip(names, inputs, strict=True)))
-    # It runs once: there is nothing to replay.
-    compiled = api.build(program, flavour, dataclasses.replace(settings, cuda_graphs=False))
+    # It runs once: there is nothing to replay, and nobody else wants it.
+    compiled = api.build(program, flavour, dataclasses.replace(settings, cuda_graphs=False, engine_cache=False))
     with torch.no_grad():
         outputs = compiled(*(value.cuda() for value in inputs))
     return {name: value.cpu() for name, value in zip(program.output_names, outputs, strict=True)}

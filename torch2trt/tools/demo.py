@@ -29,7 +29,7 @@ from torch2trt.runtime.module import EngineModule
 from torch2trt.runtime.verification import Row, compare
 from torch2trt.tolerance import tolerance
 from torch2trt.tools import digits
-from torch2trt.tools.cli import Outcome, report
+from torch2trt.tools.outcome import Outcome, report
 from torch2trt.tools.pretrained import Pretrained
 from torch2trt.tools.weights import randomize
 

@@ -126,8 +126,8 @@ def reduce(
     inputs = [tensor.detach().cpu() for tensor in tensors]
     checks.check(program.signature, inputs)
     recording = Recording(program, inputs)
-    # A bar for each of many builds says nothing.
-    given = {"progress": "none"} | {key: _plain(value) for key, value in settings.items()}
+    # A bar for each of many builds says nothing, and each has to be built.
+    given = {"progress": "none", "engine_cache": False} | {key: _plain(value) for key, value in settings.items()}
     tried: dict[tuple[fx.Node, ...], Failure | None] = {}
 
     def script(calls: Sequence[fx.Node], static: bool, failure: Failure | None = None) -> Script | None:

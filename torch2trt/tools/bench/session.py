@@ -95,7 +95,8 @@ class Session:
         self._flavour = flavours.load(options.settings.get("flavour"))
         self._timings = Timings(options.timings, options.work.resolve() / "cache", self._flavour)
         # Where nothing else is asked for, every build starts as the first one on a machine does.
-        self._settings = {"progress": "none", "timing_cache": False, **options.settings, **self._timings.settings}
+        own = {"progress": "none", "timing_cache": False, "engine_cache": False}
+        self._settings = {**own, **options.settings, **self._timings.settings}
         self._torch = str(torch.__version__)
         self._end = time.monotonic() + (options.deadline or float("inf"))
         self._case_s = _CASE_S
