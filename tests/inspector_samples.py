@@ -1,9 +1,16 @@
-"""What TensorRT's inspector writes, short: an engine of convolutions, one of its compiler's, one of TensorRT 11."""
+"""A net, and what TensorRT's inspector writes of its engine, of its compiler's kernels, and in TensorRT 11."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch2trt import api
+from torch2trt.graph.program import Program
+from torch2trt.settings import Settings
 
 LINEAR = "Row major linear FP16 format"
 HWC8 = "Channel major FP16 format where channel % 8 == 0"
@@ -108,3 +115,31 @@ ELEVEN = json.dumps(
         "I/O Tensors": ["x", "y"],
     }
 )
+
+
+class Block(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.conv(x)) + x)
+
+
+class Net(nn.Module):
+    """Its calls are those of the sample of convolutions, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.blocks, self.head = nn.Conv2d(3, 8, 3), nn.Sequential(Block(8)), nn.Linear(8, 5)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(torch.relu(self.stem(x))).mean((2, 3)))
+
+
+X = torch.randn(2, 3, 10, 10)
+
+
+def program_of(module: nn.Module, *inputs: Tensor, shapes: Any = None, **settings: Any) -> Program:
+    return api.optimize(api.capture(module.eval(), inputs, dynamic_shapes=shapes), Settings.make(**settings))

@@ -1,4 +1,4 @@
-"""Profiles: what is read of an engine, how times and FLOPs are shared out, and the pages; on a GPU, real engines."""
+"""Profiles: how times and FLOPs are shared out, and the pages; engines are interpreted, or come from samples."""
 
 from __future__ import annotations
 
@@ -13,258 +13,29 @@ from xml.etree import ElementTree as ET
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import torch2trt
 from tests import inspector_samples as samples
+from tests.inspector_samples import Net, X, program_of
 from torch2trt import api
-from torch2trt.converters.lower import lower
 from torch2trt.errors import ExampleInputError, NoGPUError, SettingError
-from torch2trt.graph.flops import flops
 from torch2trt.graph.program import Program, provenance
-from torch2trt.runtime.layers import LayerTimes, _profiler_class
+from torch2trt.runtime.layers import LayerTimes
 from torch2trt.runtime.module import EngineModule
-from torch2trt.settings import Settings
 from torch2trt.tools import cli
 from torch2trt.tools.inputs import InputSpec, draw_for
 from torch2trt.tools.profile import command, profiling
 from torch2trt.tools.profile.attribution import Call, calls_of, claimed, flops_of_kernels, shares
 from torch2trt.tools.profile.report import OWN, Kernel, Limits, Memory, Profile
 from torch2trt.trt import flavour as flavours
-from torch2trt.trt.inspector import Layer, LayerTensor, layers, mark, names_in, range_in
+from torch2trt.trt.inspector import Layer, LayerTensor, layers, mark
 
 SVG = "{http://www.w3.org/2000/svg}"
 LIMITS = Limits(gb_per_s=1000.0, tflops=100.0)
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-
-
-class Block(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.norm(self.conv(x)) + x)
-
-
-class Net(nn.Module):
-    """Its calls are those of the sample of convolutions, and a linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.blocks, self.head = nn.Conv2d(3, 8, 3), nn.Sequential(Block(8)), nn.Linear(8, 5)
-        self.eval()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(torch.relu(self.stem(x))).mean((2, 3)))
-
-
-X = torch.randn(2, 3, 10, 10)
-
-
-def program_of(module: nn.Module, *inputs: Tensor, shapes: Any = None, **settings: Any) -> Program:
-    return api.optimize(api.capture(module.eval(), inputs, dynamic_shapes=shapes), Settings.make(**settings))
-
-
-# What the inspector says ----------------------------------------------------------------------------------------------
-
-
-def test_layers_of_convolutions() -> None:
-    copy, stem, block, mean, last = layers(samples.CONVOLUTIONS)
-    assert (stem.kind, stem.tactic[:9]) == ("CaskConvolution", "sm90_xmma")
-    assert stem.origins == {"conv_block_default": "stem"}
-    assert block.origins == {"conv_block_default_1": "blocks.0.conv"}
-    assert mean.origins == {"mean": ""}
-    assert [each.is_reformat for each in (copy, stem, block, mean, last)] == [True, False, False, False, True]
-    assert (copy.inputs[0].dtype, copy.inputs[0].format, copy.outputs[0].format) == ("fp16", "linear", "HWC8")
-    # Three channels lie in memory as eight.
-    assert copy.bytes == 2 * (2 * 3 * 100 + 2 * 8 * 100)
-    assert stem.bytes == 2 * (2 * 8 * 100 + 2 * 8 * 64 + 216 + 8)
-
-
-def test_layers_of_the_compiler() -> None:
-    first, product, move = layers(samples.COMPILED)
-    assert first.origins == {"layer_norm": "norm", "add_1": ""}
-    assert product.origins == {"linear_block_default": "mlp.0"}
-    assert move.origins == {}
-    assert [(each.dtype, each.format) for each in first.inputs] == [("fp32", ""), ("fp16", "")]
-    assert first.bytes == 4 * 160 + 2 * 16 + 2 * 160
-    # Shapes in host memory are no traffic of the GPU.
-    assert move.bytes == 2 * 320 + 2 * 320
-
-
-def test_layers_of_tensorrt_11() -> None:
-    (only,) = layers(samples.ELEVEN)
-    assert [(each.dtype, each.format) for each in (*only.inputs, *only.outputs)] == [
-        ("bf16", "linear"),
-        ("fp32", "linear"),
-    ]
-    assert only.bytes == 10 * 2 + 10 * 4
-
-
-@pytest.mark.parametrize(
-    ("format", "dtype", "short", "size"),
-    [
-        ("Thirty-two wide channel vectorized row major Int8 format", "int8", "CHW32", 2 * 32 * 4),
-        ("Two wide channel vectorized row major FP16 format", "fp16", "CHW2", 2 * 4 * 4 * 2),
-        ("Channel major FP32 format where channel % 4 == 0", "fp32", "HWC4", 2 * 4 * 4 * 4),
-        ("Row major linear INT32", "int32", "linear", 2 * 3 * 4 * 4),
-        ("BFloat16", "bf16", "", 2 * 3 * 4 * 2),
-        ("Bool", "bool", "", 2 * 3 * 4),
-        ("N/A due to dynamic shapes", "", "", None),
-        ("Something new in FP8", "fp8", "Something new in FP8", 2 * 3 * 4),
-        ("Something new", "", "Something new", None),
-    ],
-)
-def test_formats_are_read(format: str, dtype: str, short: str, size: int | None) -> None:
-    item = samples.layer("a", "b", [samples.tensor("x", [2, 3, 2, 2], format)], [])
-    (only,) = layers(samples.information(item))
-    assert (only.inputs[0].dtype, only.inputs[0].format, only.bytes) == (dtype, short, size)
-
-
-def test_sizes_that_are_not_known_are_not_guessed() -> None:
-    item = samples.layer("a", "b", [samples.tensor("x", [-1, 3], samples.LINEAR)], [])
-    assert layers(samples.information(item))[0].bytes is None
-    assert layers(samples.information("conv + relu")) == [Layer("conv + relu")]
-    assert Layer("conv").bytes is None
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "{",
-        "null",
-        "3",
-        "[]",
-        "{}",
-        '{"Layers": null}',
-        '{"Layers": [null, 3, [], {}]}',
-        '{"Layers": [{"Name": 3, "LayerType": null, "Inputs": {"a": 1}, "Outputs": [3, {"Dimensions": "?"}]}]}',
-        '{"Layers": [{"Name": "a", "Weights": 5, "Bias": {"Type": 3, "Count": "?"}, "Metadata": ["x"]}]}',
-        '{"Layers": [{"Name": "a", "Inputs": [{"Name": "x", "Dimensions": [], "Format/Datatype": 5}]}]}',
-    ],
-)
-def test_what_is_not_understood_raises_nothing(text: str) -> None:
-    for each in layers(text):
-        assert each.bytes in (None, 0)
-        assert claimed([each], {}) == [[]]
-
-
-@pytest.mark.parametrize(
-    ("name", "found"),
-    [
-        ("conv2d", ["conv2d"]),
-        ("conv2d + relu_1", ["conv2d", "relu_1"]),
-        ("conv2d.2 + relu_1.1", ["conv2d", "relu_1"]),
-        ("PWN(PWN(relu_1), add)", ["relu_1", "add"]),
-        ("conv2d + PWN(PWN(relu_1, add.3))", ["conv2d", "relu_1", "add"]),
-        ("[HostToDeviceCopy 0]", []),
-        (samples.TO_STEM.replace("conv_block_default", "conv2d"), ["conv2d"]),
-        ("Reformatting CopyNode for Network Input to", []),
-        ("Reformatting CopyNode for Input Tensor 1 to to_3", []),
-        ("conv2d_myl0_12", ["conv2d"]),
-        ("conv2d.1_myl2", ["conv2d"]),
-        ("__myl_MulAdd_myl0_3", []),
-        ("{ForeignNode[conv2d...add]}", ["conv2d", "add"]),
-        ("(Unnamed Layer* 3) [Shuffle]", []),
-        ("", []),
-    ],
-)
-def test_names_of_calls_are_found_in_those_of_layers(name: str, found: list[str]) -> None:
-    assert names_in(name, {"conv2d", "relu_1", "add", "to"}) == found
-
-
-def test_names_alone_are_taken_for_calls() -> None:
-    assert names_in("conv2d + PWN(relu_1.1)") == ["conv2d", "relu_1"]
-    assert names_in("__myl_MulAdd_myl0_3") == []
-    assert range_in("{ForeignNode[a...b_1.2]}") == ("a", "b_1.2")
-    assert range_in("a...b") is None
-
-
-def test_every_layer_of_a_network_says_which_call_it_is_of() -> None:
-    program = program_of(Net(), X)
-    network = lower(program, flavours.load())
-    wanted = {node.name: provenance(node)[0] for node in program.calls}
-    weights = {str(node.target) for node in program.weight_placeholders}
-    for index in range(network.definition.num_layers):
-        one = network.definition.get_layer(index)
-        (found,) = layers(samples.information({"Name": one.name, "Metadata": one.metadata}))
-        node = one.name.partition(".")[0]
-        assert found.origins == ({} if node in weights else {node: wanted[node]})
-    assert mark("relu", "") == "[t2t relu ]"
-
-
-def test_the_profiler_adds_up_the_iterations_of_a_run() -> None:
-    profiler = _profiler_class(flavours.load().trt)()
-    for _ in range(2):
-        profiler.begin()
-        for name, ms in (("body", 1.0), ("head", 0.5), ("body", 2.0)):
-            profiler.report_layer_time(name, ms)
-        assert profiler.ms == {"body": 3.0, "head": 0.5}
-
-
-# FLOPs ----------------------------------------------------------------------------------------------------------------
-
-
-class Function(nn.Module):
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.function(*inputs)
-
-
-NETS: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {
-    "convolutions": (Net(), (X,)),
-    "groups": (nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.SiLU()), (torch.randn(2, 4, 9, 9),)),
-    "1d": (nn.Conv1d(3, 5, 3), (torch.randn(2, 3, 9),)),
-    "transposed": (nn.ConvTranspose2d(3, 5, 3, stride=2), (torch.randn(2, 3, 9, 9),)),
-    "mlp": (nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4)), (torch.randn(2, 3, 8),)),
-    "transformer": (nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), (torch.randn(2, 5, 16),)),
-    "attention": (Function(F.scaled_dot_product_attention), tuple(torch.randn(2, 4, n, 8) for n in (7, 9, 9))),
-    "einsum": (Function(lambda x, y: torch.einsum("bij,bkj->bik", x, y)), (torch.randn(2, 3, 4), torch.randn(2, 5, 4))),
-    "products": (Function(lambda x, y: torch.baddbmm(x @ y, x, y)), (torch.randn(2, 3, 3), torch.randn(2, 3, 3))),
-    "none": (Function(lambda x: x.exp().sum(-1)), (torch.randn(2, 3),)),
-}
-
-
-@pytest.mark.parametrize("name", NETS)
-def test_flops_are_those_that_torch_counts(name: str) -> None:
-    module, inputs = NETS[name]
-    # With gradients, without which torch has one kernel for a whole transformer layer, and counts none for it.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        module.eval()(*inputs)
-    assert sum(flops(program_of(module, *inputs), {}).values()) == counter.get_total_flops()
-    assert (counter.get_total_flops() > 0) == (name != "none")
-
-
-def test_flops_of_dynamic_sizes_are_those_of_the_call() -> None:
-    program = program_of(Net(), X, shapes={"x": {0: Dim("batch", min=1, max=8)}})
-    assert flops(program, {"batch": 6}) == {name: 3 * count for name, count in flops(program, {"batch": 2}).items()}
-
-
-def test_flops_of_grouped_attention_count_every_head_of_the_query() -> None:
-    query, keys = torch.randn(2, 4, 7, 8), torch.randn(2, 2, 9, 8)
-    module = Function(lambda q, k: F.scaled_dot_product_attention(q, k, k, enable_gqa=True))
-    assert sum(flops(program_of(module, query, keys), {}).values()) == 2 * 2 * (2 * 4 * 7 * 8 * 9)
-
-
-def test_flops_of_a_recurrent_layer_are_those_of_all_its_steps() -> None:
-    module = nn.LSTM(6, 8, batch_first=True)
-    inputs, hidden = 2 * (2 * 5) * 6 * 32, 2 * (2 * 5) * 8 * 32
-    assert sum(flops(program_of(module, torch.randn(2, 5, 6)), {}).values()) == inputs + hidden
-
-
-def test_flops_of_sizes_that_depend_on_data_are_unknown() -> None:
-    program = program_of(Function(lambda x: x.nonzero() * 2), torch.randn(3, 4).relu())
-    assert not any(program.is_size(node) for node in program.calls if node.name in flops(program, {}))
-    assert {node.name for node in program.calls if "mul" in node.name}.isdisjoint(flops(program, {}))
 
 
 # Sharing out ----------------------------------------------------------------------------------------------------------
@@ -297,7 +68,7 @@ def test_kernels_find_their_calls() -> None:
     plain = [Layer(layer.name) for layer in layers(samples.CONVOLUTIONS)]
     assert [[call.node for call in each] for each in claimed(plain, calls)] == names
     assert [call.module for each in by_mark[:3] for call in each] == ["stem", "stem", "blocks.0.conv"]
-    assert "test_profile.py" in by_mark[1][0].source
+    assert "inspector_samples.py" in by_mark[1][0].source
     assert by_mark[1][0].flops == 2 * 2 * 64 * 8 * 27
 
 
@@ -366,7 +137,7 @@ def test_times_are_rolled_up_by_line(convolutions: Profile) -> None:
     lines = convolutions.lines
     assert [round(part.ms, 6) for part in lines] == sorted((round(part.ms, 6) for part in lines), reverse=True)
     assert sum(part.ms for part in lines) == pytest.approx(0.124)
-    assert all(re.fullmatch(r".*test_profile\.py:\d+ in forward", part.name) for part in lines)
+    assert all(re.fullmatch(r".*inspector_samples\.py:\d+ in forward", part.name) for part in lines)
     assert dataclasses.replace(convolutions, has_program=False).lines == []
 
 
@@ -650,7 +421,7 @@ def test_a_compiled_module_is_profiled_with_what_it_knows() -> None:
 @pytest.mark.usefixtures("interpreted")
 def test_the_command_writes_what_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page, picture = tmp_path / "page.html", tmp_path / "engine.svg"
-    argv = ["profile", f"{__file__}:Net", "--input", "2x3x10x10", "--html", str(page), "--svg", str(picture)]
+    argv = ["profile", f"{samples.__file__}:Net", "--input", "2x3x10x10", "--html", str(page), "--svg", str(picture)]
     assert cli.main([*argv, "--runs", "2", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert (data["name"], data["runs"]) == ("Net", 2)
@@ -659,112 +430,3 @@ def test_the_command_writes_what_is_asked_for(tmp_path: Path, capsys: pytest.Cap
     assert cli.main(argv[:4]) == 0
     assert "module, with its children" in capsys.readouterr().out
     assert cli.main([*argv[:5], str(tmp_path / "missing" / "page.html")]) == 2
-
-
-# On a GPU -------------------------------------------------------------------------------------------------------------
-
-
-def check_real(found: Profile) -> None:
-    """What holds for every profile."""
-    assert 0.5 * found.run_ms < found.kernels_ms < 20 * found.run_ms
-    assert found.own_ms <= 0.2 * found.kernels_ms
-    assert found.limits.gb_per_s > 50
-    assert found.limits.tflops > 1
-    assert found.memory.plan > 0
-    assert found.memory.io > 0
-    assert all(kernel.ms >= 0 for kernel in found.kernels)
-    json.dumps(found.to_json(), allow_nan=False)
-    ET.fromstring(found.to_html())
-    assert found.name in str(found)
-
-
-def within_modules(found: Profile) -> float:
-    """The part of the time that is in some module below the outermost."""
-    return sum(part.ms for part in found.modules if part.name and "." not in part.name) / found.kernels_ms
-
-
-@pytest.mark.gpu
-def test_gpu_resnet18(tmp_path: Path) -> None:
-    torchvision = pytest.importorskip("torchvision")
-    module = torchvision.models.resnet18(weights=None).eval().cuda()
-    x = torch.randn(8, 3, 224, 224, device="cuda")
-    found = torch2trt.profile(module, (x,), precision="fp16", progress="none")
-    check_real(found)
-    assert found.in_cuda_graph
-    assert within_modules(found) >= 0.8
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(x)
-    assert found.flops == pytest.approx(counter.get_total_flops(), rel=0.02)
-    slowest = max(found.kernels, key=lambda kernel: kernel.ms)
-    assert slowest.tactic
-    assert slowest.inputs
-    assert slowest.inputs[0].dtype in ("fp16", "fp32")
-    assert slowest.bytes
-    # Winograd's way, and caches, do better than what is counted; not by much.
-    assert all((found.of_limit(kernel) or 0) < 3 for kernel in found.kernels if kernel.ms > 0.01)
-    assert any("layer1" in part.name for part in found.modules)
-    assert any("resnet.py" in part.name for part in found.lines)
-
-
-@pytest.mark.gpu
-def test_gpu_bert() -> None:
-    transformers = pytest.importorskip("transformers")
-    config = transformers.BertConfig(num_hidden_layers=2)
-    module = transformers.BertModel(config).eval().cuda()
-    ids = torch.randint(0, 1000, (8, 128), device="cuda")
-    found = torch2trt.profile(module, (ids, torch.ones_like(ids)), precision="fp16", progress="none")
-    check_real(found)
-    assert within_modules(found) >= 0.8
-    assert {"encoder.layer.0", "encoder.layer.1"} <= {part.name for part in found.modules}
-    times = {part.name: part.ms for part in found.modules}
-    assert times["encoder"] >= 0.5 * found.kernels_ms
-    assert times["encoder.layer.0"] == pytest.approx(times["encoder.layer.1"], rel=0.5)
-    assert found.flops > 2 * 2 * 8 * 128 * 768 * 768 * 12
-
-
-@pytest.mark.gpu
-def test_gpu_dynamic_hybrid() -> None:
-    module, x = Net().cuda(), torch.randn(6, 3, 64, 64, device="cuda")
-    shapes = {"x": {0: Dim("batch", min=1, max=8)}}
-    keywords = {"dynamic_shapes": shapes, "run_in_torch": ["blocks"], "min_segment": 1, "progress": "none"}
-    found = torch2trt.profile(module, (x,), **keywords)
-    assert {kernel.segment for kernel in found.kernels} == {0, 1, 2}
-    assert [kernel.module for kernel in found.kernels if kernel.kind == "torch"] == ["blocks.0"]
-    assert not found.in_cuda_graph
-    assert found.shapes == {"x": (6, 3, 64, 64)}
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(x)
-    assert found.flops == pytest.approx(counter.get_total_flops(), rel=0.02)
-    assert found.kernels_ms > 0
-    ET.fromstring(found.to_html())
-
-
-@pytest.mark.gpu
-def test_gpu_saved_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shapes = {"x": {0: Dim("batch", min=1, max=8)}}
-    compiled = torch2trt.compile(Net().cuda(), (X.cuda(),), dynamic_shapes=shapes, fallback=False, progress="none")
-    compiled.save(tmp_path / "net.t2t")
-    assert cli.main(["profile", str(tmp_path / "net.t2t"), "--input", "4x3x10x10", "--json"]) == 0
-    data = json.loads(capsys.readouterr().out)
-    assert data["inputs"] == {"x": [4, 3, 10, 10]}
-    assert data["kernels_ms"] > 0
-    assert data["calls"]
-    assert data["lines"] == []
-
-
-@pytest.mark.gpu
-def test_gpu_state_stays_as_it_is() -> None:
-    class Counter(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("seen", torch.zeros(4))
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.seen += x.sum(0)
-            return x * self.seen
-
-    x = torch.ones(3, 4, device="cuda")
-    compiled = torch2trt.compile(Counter().eval().cuda(), (x,), progress="none", fallback=False)
-    found = torch2trt.profile(compiled, (x,))
-    assert found.kernels_ms > 0
-    assert compiled.state.get_buffer("seen").abs().sum() == 0
