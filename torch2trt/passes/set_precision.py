@@ -39,7 +39,7 @@ SENSITIVE = _overloads(
     *(aten.linalg_vector_norm, aten.norm),
     *(aten.scatter_add, aten.scatter_reduce, aten.index_add, aten.index_reduce, aten.segment_reduce),
     *(aten.histc, aten.bincount, aten.bucketize, aten.searchsorted, aten.quantile, aten.nanquantile),
-    *(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d),
+    *(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d, aten.affine_grid_generator),
     *(aten.cdist, aten._cdist_forward, aten._pdist_forward, aten.dist, aten.logcumsumexp),
     *(
         aten.linalg_inv,
