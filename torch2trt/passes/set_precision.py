@@ -50,7 +50,7 @@ SENSITIVE = _overloads(
         aten.linalg_solve_ex,
     ),
     *(aten._linalg_det, aten._linalg_slogdet, aten.linalg_cholesky, aten.linalg_cholesky_ex, aten.linalg_matrix_exp),
-    *(aten.linalg_solve_triangular, aten.triangular_solve, aten.cholesky_solve, aten.cholesky_inverse),
+    *(aten.linalg_qr, aten.linalg_solve_triangular, aten.triangular_solve, aten.cholesky_solve, aten.cholesky_inverse),
 ) | {DFT, REAL_INVERSE_DFT}
 # Coordinates in images of more than 2048 pixels are not even whole numbers in float16.
 _LOCATING = frozenset(
