@@ -33,6 +33,16 @@ def moved(x: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
     return F.grid_sample(x, F.affine_grid(theta, [2, 3, 4, 4], False), align_corners=False)
 
 
+def grids(*sizes: int) -> Callable[..., Any]:
+    """Without the warning of ``F.affine_grid`` where a size is 1."""
+    return together(
+        *(
+            lambda theta, aligned=aligned: torch.affine_grid_generator(theta, [theta.shape[0], 3, *sizes], aligned)
+            for aligned in (False, True)
+        )
+    )
+
+
 CASES = [
     *(OpCase(f"grid_sample-{mode}", samples(mode), (IMAGE, GRID)) for mode in ("bilinear", "nearest", "bicubic")),
     *(OpCase(f"grid_sample-volume-{mode}", samples(mode), (VOLUME, GRID3)) for mode in ("bilinear", "nearest")),
@@ -62,4 +72,11 @@ CASES = [
     OpCase("grid_sample-extremes", F.grid_sample, (IMAGE[:1], EXTREMES[None, None], "bilinear", "zeros", False)),
     OpCase("grid_sample-one-element", samples("bilinear"), (IMAGE[:, :, :1, :1], GRID)),
     OpCase("grid_sample-affine", moved, (IMAGE, normal(2, 2, 3))),
+    *(
+        OpCase(f"affine_grid-{'-'.join(map(str, sizes))}", grids(*sizes), (normal(2, len(sizes), len(sizes) + 1),))
+        for sizes in ((4, 5), (1, 1), (1, 7), (3, 1), (2, 3, 4), (1, 3, 1), (1, 1, 1))
+    ),
+    OpCase("affine_grid-float16", grids(4, 5), (normal(2, 2, 3).half(),)),
+    OpCase("affine_grid-constant", moved, (IMAGE, normal(2, 2, 3)), weights=(1,)),
+    OpCase("affine_grid-dynamic", grids(1, 5), (normal(2, 2, 3),), dynamic={0: {0: (1, 4)}}),
 ]

@@ -14,6 +14,7 @@ B, VECTOR = normal(2, 4, 3, seed=1), normal(2, 4, seed=2)
 ZERO_FIRST = torch.tensor([[0.0, 2, 1], [1, 0, 0], [3, 0, 1]])
 SINGULAR = torch.tensor([[1.0, 2, 3], [0, 0, 0], [4, 5, 6]])
 POSITIVE = A @ A.mT + torch.eye(4)
+ORTHOGONAL = together(linalg.qr, *(lambda a, m=m: linalg.qr(a, mode=m)[m == "r" :] for m in ("complete", "r")))
 BATCH = {0: {0: (1, 5)}}
 
 SYSTEMS = together(linalg.inv, torch.inverse, lambda a: linalg.inv_ex(a).inverse, linalg.det)
@@ -63,7 +64,20 @@ CASES = [
     OpCase("triangle-broadcast", lambda a, b: linalg.solve_triangular(a, b, upper=False), (TRIANGLE, B[0])),
     OpCase("systems-large", linalg.inv, (normal(17, 17),), unsupported="17 equations"),
     OpCase("inv-info", lambda a: linalg.inv_ex(a), (A,), unsupported="error codes"),
-    OpCase("nuclear", lambda a: linalg.matrix_norm(a, "nuc"), (A,), unsupported="no converter"),
+    OpCase("nuclear", lambda a: linalg.matrix_norm(a, "nuc"), (A,), unsupported="no singular vectors"),
+    OpCase("eigenvectors", linalg.eigh, (POSITIVE,), unsupported="no singular vectors or eigenvectors"),
+    OpCase("orthogonal", ORTHOGONAL, (A,)),
+    *(
+        OpCase(f"orthogonal-{m}-{n}", ORTHOGONAL, (normal(2, m, n),), tolerance=3)
+        for m, n in ((1, 1), (1, 4), (5, 1), (3, 7), (16, 16), (40, 3), (3, 40))
+    ),
+    OpCase("orthogonal-triangle", ORTHOGONAL, (TRIANGLE.triu(),)),
+    OpCase("orthogonal-identity", ORTHOGONAL, (torch.eye(4)[:, [0, 2, 1, 3]] * torch.tensor([1.0, -1, 2, -0.0]),)),
+    OpCase("orthogonal-zero-first", ORTHOGONAL, (ZERO_FIRST,)),
+    OpCase("orthogonal-zero", ORTHOGONAL, (torch.zeros(4, 3),)),
+    OpCase("orthogonal-extreme", ORTHOGONAL, (A * torch.tensor([1e-30, 1e30, 1e-25, 1e25]),)),
+    OpCase("orthogonal-dynamic", ORTHOGONAL, (A,), dynamic=BATCH),
+    OpCase("orthogonal-large", linalg.qr, (normal(17, 20),), unsupported="16 at most of either"),
     OpCase(
         "matrix-norms", together(*(lambda a, p=p: linalg.matrix_norm(a, p) for p in ("fro", 1, -1, float("inf")))), (A,)
     ),

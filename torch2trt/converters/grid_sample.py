@@ -11,7 +11,7 @@ import torch
 from torch2trt.converters.reasons import only_floats
 from torch2trt.converters.registry import converter
 from torch2trt.converters.sampling import CUBIC, LINEAR, NEAREST, clamp, items, joined, rows, sampled, taps, vector
-from torch2trt.sizes import Size, simplify, volume
+from torch2trt.sizes import Size, TensorSpec, simplify, volume
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
 
@@ -90,3 +90,29 @@ def _reflected(net: Network, sizes: Sequence[Size], align_corners: bool, places:
     along = net.elementwise("SUB", away, net.elementwise("PROD", periods, period))
     nearer = net.elementwise("MIN", along, net.elementwise("SUB", period, along))
     return _clamped(net, sizes, net.binary("SUM", nearer, edge))
+
+
+def _grid_unsupported(theta: TensorSpec, results: Sequence[TensorSpec], **_: object) -> str | None:
+    if not all(isinstance(size, int) for size in results[0].shape[1:]):
+        return "a grid of dynamic sizes, beside the batch"
+    return only_floats(theta=theta)
+
+
+@converter(aten.affine_grid_generator.default, unsupported=_grid_unsupported)
+def affine_grid_generator(net: Network, theta: Tensor, align_corners: bool, **_: object) -> Tensor:
+    """affine_grid_generator(Tensor theta, SymInt[] size, bool align_corners) -> Tensor"""
+    batch, *sizes, dims = net.result.shape
+    matrix = net.cast(theta, torch.float32)
+
+    def column(number: Size) -> Tensor:
+        return net.reshape(net.narrow(matrix, 2, number, 1), (batch, *(1 for _ in sizes), dims))
+
+    grid = column(dims)
+    for axis, size in enumerate(sizes):
+        assert isinstance(size, int)
+        # From -1 to 1, or of a single element 0.
+        places = torch.arange(1.0 - size, size, 2) / (max(size - 1, 1) if align_corners else size)
+        along = net.constant(places.reshape([size if other == axis else 1 for other in range(len(sizes))] + [1]))
+        # The innermost coordinate comes first.
+        grid = net.elementwise("SUM", grid, net.elementwise("PROD", column(dims - 1 - axis), along))
+    return net.cast(grid, theta.dtype)

@@ -1,7 +1,7 @@
 """Linear systems of a few unknowns, unrolled: TensorRT has no solver.
 
-Gauss and Jordan's elimination with partial pivoting, and Cholesky's decomposition, take some fifteen layers a column.
-A singular matrix, for which torch raises an error, yields infinities or NaN.
+Gauss and Jordan's elimination with partial pivoting, Cholesky's decomposition, and Householder's reflections take some
+fifteen layers a column. A singular matrix, for which torch raises an error, yields infinities or NaN.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from torch2trt.converters.ranking import places_along
-from torch2trt.converters.registry import converter
+from torch2trt.converters.registry import converter, refuse
 from torch2trt.sizes import TensorSpec
 from torch2trt.trt.dims import broadcast
 from torch2trt.trt.network import Network
@@ -23,6 +23,12 @@ from torch2trt.trt.tensor import Tensor
 aten = torch.ops.aten
 
 _MOST = 16
+
+refuse(
+    *("aten._linalg_svd.default", "aten._linalg_eigh.default", "aten._linalg_eigvals.default"),
+    *("aten.linalg_eig.default", "aten.linalg_pinv.atol_rtol_tensor"),
+    reason="TensorRT has no singular vectors or eigenvectors, and those found step by step have not torch's signs",
+)
 
 
 def _size_unsupported(matrix: TensorSpec) -> str | None:
@@ -274,3 +280,72 @@ def cholesky_solve(net: Network, input: Tensor, input2: Tensor, upper: bool) -> 
 def cholesky_inverse(net: Network, input: Tensor, upper: bool) -> Tensor:
     """cholesky_inverse(Tensor self, bool upper=False) -> Tensor"""
     return _cholesky_solve(net, input, _identity(net, input), upper)
+
+
+# -- reflections -------------------------------------------------------------------------------------------------------
+
+
+def _qr_unsupported(A: TensorSpec, mode: str, used: Collection[int]) -> str | None:
+    rows, columns = A.shape[-2:]
+    if not isinstance(rows, int) or not isinstance(columns, int):
+        return "the factors of a matrix of a dynamic number of rows or columns"
+    if 0 in A.shape or (mode == "r" and 0 in used):
+        return "a factor that has no elements"
+    if min(rows, columns) > _MOST:
+        return f"the factors of a matrix of {rows} rows and {columns} columns: {_MOST} at most of either are unrolled"
+    return None
+
+
+@converter(aten.linalg_qr.default, unsupported=_qr_unsupported)
+def linalg_qr(net: Network, A: Tensor, mode: str) -> tuple[Tensor | None, Tensor]:
+    """linalg_qr(Tensor A, str mode='reduced') -> (Tensor Q, Tensor R)
+
+    With the signs of LAPACK, which torch's are. Of columns that depend on each other any directions that are left are
+    right, and these may be others than torch's.
+    """
+    rows, columns = (int(size) for size in A.shape[-2:])
+    rest = net.cast(A, torch.float32)
+    reflections: list[tuple[Tensor, Tensor]] = []
+    for index in range(min(rows, columns)):
+        reflections.append(_reflection(net, _column(net, rest, index), index))
+        rest = _reflected(net, rest, *reflections[-1])
+    kept = rows if mode == "complete" else min(rows, columns)
+    zero = net.tensor(0.0, torch.float32)
+    upper = net.select(net.triangle(kept, columns, 0, upper=True), net.narrow(rest, -2, 0, kept), zero)
+    if mode == "r":
+        return None, upper
+    factor = net.constant(torch.eye(rows, kept).reshape((*(1,) * (A.rank - 2), rows, kept)))
+    for reflection in reversed(reflections):
+        factor = _reflected(net, factor, *reflection)
+    return factor, upper
+
+
+def _reflection(net: Network, column: Tensor, index: int) -> tuple[Tensor, Tensor]:
+    """The reflection that leaves nothing of a column [..., n, 1] below an element.
+
+    Returns:
+        Its normal [..., n, 1], 1 there and 0 above it, and its scale [..., 1, 1], 0 where there was nothing below.
+    """
+    zero, one = (net.tensor(value, torch.float32) for value in (0.0, 1.0))
+    places = net.constant(torch.arange(int(column.shape[-2])).reshape(-1, 1))
+    below = net.select(net.binary("GREATER", places, index), column, zero)
+    largest = net.reduce("MAX", net.unary("ABS", below), [-2], True)
+    none = net.binary("EQUAL", largest, 0.0)
+    # Squares of numbers that are neither large nor small.
+    head = _row(net, column, index)
+    unit = net.elementwise("MAX", largest, net.unary("ABS", head))
+    unit = net.select(none, one, unit)
+    head, below = (net.elementwise("DIV", each, unit) for each in (head, below))
+    squares = net.reduce("SUM", net.elementwise("PROD", below, below), [-2], True)
+    length = net.unary("SQRT", net.elementwise("SUM", squares, net.elementwise("PROD", head, head)))
+    end = net.select(net.binary("LESS", head, 0.0), length, net.unary("NEG", length))
+    difference = net.select(none, one, net.elementwise("SUB", head, end))
+    scale = net.select(none, zero, net.elementwise("DIV", net.unary("NEG", difference), end))
+    normal = net.elementwise("DIV", below, difference)
+    return net.select(net.binary("EQUAL", places, index), one, normal), scale
+
+
+def _reflected(net: Network, matrix: Tensor, normal: Tensor, scale: Tensor) -> Tensor:
+    parts = net.reduce("SUM", net.elementwise("PROD", normal, matrix), [-2], True)
+    moved = net.elementwise("PROD", net.elementwise("PROD", normal, scale), parts)
+    return net.elementwise("SUB", matrix, moved)

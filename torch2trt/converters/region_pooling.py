@@ -85,10 +85,15 @@ def _rounded(net: Network, places: Tensor) -> Tensor:
 
 def _divided(net: Network, lengths: Tensor, count: int) -> Tensor:
     """Whole float32 lengths divided as float32 divides: rounded in any other way, a bin has an element more or less."""
-    quotients = net.constant(torch.arange(_MOST_LOOKED_UP, dtype=torch.float32) / count)
-    known = net.binary("LESS", lengths, float(_MOST_LOOKED_UP))
-    places = net.cast(net.binary("MIN", lengths, float(_MOST_LOOKED_UP - 1)), torch.int32)
-    return net.select(known, net.gather(quotients, places, 0), net.binary("DIV", lengths, float(count)))
+    whole = net.cast(lengths, torch.int32)
+    short = net.constant(torch.arange(_MOST_LOOKED_UP, dtype=torch.float32) / count)
+    places = net.binary("MIN", whole, _MOST_LOOKED_UP - 1)
+    # Of long ones the fraction rounds away what it was rounded by.
+    quotients = net.binary("FLOOR_DIV", whole, count)
+    rest = net.elementwise("SUB", whole, net.binary("PROD", quotients, count))
+    fractions = net.gather(net.constant(torch.arange(count, dtype=torch.float32) / count), rest, 0)
+    long = net.elementwise("SUM", net.cast(quotients, torch.float32), fractions)
+    return net.select(net.binary("LESS", whole, _MOST_LOOKED_UP), net.gather(short, places, 0), long)
 
 
 def _bins(

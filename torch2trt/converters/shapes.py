@@ -10,11 +10,13 @@ import torch
 from torch.utils._sympy.functions import Max, Min, PythonMod
 
 from torch2trt.converters.registry import converter
-from torch2trt.sizes import Size, TensorSpec, simplify
+from torch2trt.sizes import Size, TensorSpec, simplify, volume
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
 
 aten = torch.ops.aten
+
+_MOST_DIMENSIONS = 7  # TensorRT 10.6 gathers no more
 
 # -- views -------------------------------------------------------------------------------------------------------------
 
@@ -145,19 +147,34 @@ def stack(net: Network, tensors: Sequence[Tensor], dim: int) -> Tensor:
 def repeat(net: Network, input: Tensor, repeats: Sequence[Size]) -> Tensor:
     """repeat(Tensor self, SymInt[] repeats) -> Tensor"""
     rank = max(len(repeats), input.rank)
-    input = net.to_rank(input, rank)
-    # Where something is repeated, [a] → [1, a] → [n, a] → [n * a].
+    counts = [*[1] * (rank - len(repeats)), *repeats]
+    return net.reshape(_repeated(net, input, counts, [*[1] * (rank - input.rank), *input.shape]), net.result.shape)
+
+
+def _repeated(net: Network, input: Tensor, counts: Sequence[Size], sizes: Sequence[Size]) -> Tensor:
+    """The elements of a tensor of some sizes so often in each dimension, in a shape of fewer dimensions."""
+    # Where something is repeated, [a] → [1, a] → [n, a]; what is not goes with the dimension before it.
     apart: list[Size] = []
     grown: list[Size] = []
-    for count, size in zip([1] * (rank - len(repeats)) + list(repeats), input.shape, strict=True):
-        if count == size == 1:
-            continue  # the fewer dimensions the better: TensorRT has few
-        if count != 1 and size != 1:
+    for count, size in zip(counts, sizes, strict=True):
+        if count != 1:
             apart.append(1)
             grown.append(count)
-        apart.append(size)
-        grown.append(count if size == 1 else size)
-    return net.reshape(net.expand(net.reshape(input, apart), grown), net.result.shape)
+        if size == 1:
+            continue
+        if count == 1 and grown and apart[-1] == grown[-1]:
+            apart[-1] = grown[-1] = apart[-1] * size
+        else:
+            apart.append(size)
+            grown.append(size)
+    if len(grown) <= _MOST_DIMENSIONS:
+        return net.expand(net.reshape(input, apart), grown)
+    # In half of the dimensions first.
+    axes = [axis for axis, count in enumerate(counts) if count != 1]
+    cut = axes[len(axes) // 2]
+    input = _repeated(net, input, [*[1] * cut, *counts[cut:]], sizes)
+    inner = [count * size for count, size in zip(counts[cut:], sizes[cut:], strict=True)]
+    return _repeated(net, input, [*counts[:cut], *[1] * len(inner)], [*sizes[:cut], *inner])
 
 
 @converter(aten.tile.default)
@@ -172,8 +189,10 @@ def repeat_interleave(net: Network, input: Tensor, repeats: Size, dim: int | Non
     if dim is None or input.rank == 0:
         input, dim = net.flatten(input), 0
     dim %= input.rank
-    apart = net.unsqueeze(input, dim + 1)
-    grown = net.expand(apart, (*input.shape[: dim + 1], repeats, *input.shape[dim + 1 :]))
+    before, after = input.shape[: dim + 1], input.shape[dim + 1 :]
+    if input.rank == _MOST_DIMENSIONS:
+        before, after = (volume(before),), (volume(after),)
+    grown = net.expand(net.reshape(input, (*before, 1, *after)), (*before, repeats, *after))
     return net.reshape(grown, net.result.shape)
 
 

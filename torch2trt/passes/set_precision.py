@@ -39,7 +39,7 @@ SENSITIVE = _overloads(
     *(aten.linalg_vector_norm, aten.norm),
     *(aten.scatter_add, aten.scatter_reduce, aten.index_add, aten.index_reduce, aten.segment_reduce),
     *(aten.histc, aten.bincount, aten.bucketize, aten.searchsorted, aten.quantile, aten.nanquantile),
-    *(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d),
+    *(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d, aten.affine_grid_generator),
     *(aten.cdist, aten._cdist_forward, aten._pdist_forward, aten.dist, aten.logcumsumexp),
     *(
         aten.linalg_inv,
@@ -50,7 +50,7 @@ SENSITIVE = _overloads(
         aten.linalg_solve_ex,
     ),
     *(aten._linalg_det, aten._linalg_slogdet, aten.linalg_cholesky, aten.linalg_cholesky_ex, aten.linalg_matrix_exp),
-    *(aten.linalg_solve_triangular, aten.triangular_solve, aten.cholesky_solve, aten.cholesky_inverse),
+    *(aten.linalg_qr, aten.linalg_solve_triangular, aten.triangular_solve, aten.cholesky_solve, aten.cholesky_inverse),
 ) | {DFT, REAL_INVERSE_DFT}
 # Coordinates in images of more than 2048 pixels are not even whole numbers in float16.
 _LOCATING = frozenset(
