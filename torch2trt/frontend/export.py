@@ -8,7 +8,7 @@ import dataclasses
 import operator
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from torch.utils import _pytree as pytree
 from torch2trt.errors import CaptureError, DataDependentError, DynamicShapeError
 from torch2trt.frontend.assumptions import check_shapes_at_one, compare_at_one, drop_checks
 from torch2trt.frontend.checks import check_inputs, check_module, refuse_effects, refuse_random, refuse_subgraphs
+from torch2trt.frontend.decompositions import Keep, decompose, replaced
 from torch2trt.frontend.dynamic_shapes import (
     Axes,
     at_one,
@@ -54,8 +55,6 @@ from torch2trt.graph.signature import (
 )
 from torch2trt.graph.weights import WeightsGraph
 from torch2trt.sizes import Size
-
-Keep = Callable[[Any], bool]
 
 # In torch's errors; the last is of a size taken from a tensor, when the graph is traced once more.
 _SIGNS_OF_DATA = ("data-dependent", "could not guard", "unbacked symbol", "should have been constant")
@@ -150,18 +149,9 @@ def _export_mode() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
-@contextlib.contextmanager
-def _divisions_without_remainders() -> Iterator[None]:
+def _divisions_without_remainders() -> contextlib.AbstractContextManager[None]:
     """Up to torch 2.11 the sizes of pooling depend on whether a division has a remainder, and so does the trace."""
-    own = getattr(_meta_registrations, "div_rtn", None)
-    if own is None:
-        yield
-        return
-    _meta_registrations.div_rtn = operator.floordiv
-    try:
-        yield
-    finally:
-        _meta_registrations.div_rtn = own
+    return replaced(_meta_registrations, "div_rtn", operator.floordiv)
 
 
 def _capture_error(name: str, error: Exception) -> CaptureError | DynamicShapeError:
@@ -218,7 +208,8 @@ def _to_program(
     """
     captured = sum(node.op == "call_function" for node in exported.graph.nodes)
     try:
-        exported = _decompose(exported, keep)
+        with _export_mode():
+            exported = decompose(exported, keep)
     except Exception as error:
         raise _capture_error(name, error) from error
     graph = exported.graph_module
@@ -283,37 +274,6 @@ def _to_program(
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return program, differs_at_one
-
-
-def _decompose(exported: ExportedProgram, keep: Keep) -> ExportedProgram:
-    tried: set[Any] = set()
-    with _export_mode():
-        exported = exported.run_decompositions({})
-        while True:
-            present = {node.target for node in exported.graph.nodes if node.op == "call_function"}
-            refused = {target for target in present if isinstance(target, torch._ops.OpOverload) and not keep(target)}
-            if refused <= tried:
-                return exported
-            table = torch.export.default_decompositions()
-            wanted = {target: table[target] for target in refused - tried if target in table}
-            tried |= refused
-            if wanted:
-                exported = _decompose_without_effects(exported, wanted)
-
-
-def _decompose_without_effects(exported: ExportedProgram, wanted: dict[Any, Callable[..., Any]]) -> ExportedProgram:
-    """Decompose, except operators that would then check their operands at run time: torch runs those as they are."""
-    decomposed: ExportedProgram = exported.run_decompositions(wanted)
-    if not _has_effects(decomposed):
-        return decomposed
-    for target, function in wanted.items():
-        decomposed = exported.run_decompositions({target: function})
-        exported = exported if _has_effects(decomposed) else decomposed
-    return exported
-
-
-def _has_effects(exported: ExportedProgram) -> bool:
-    return any(spec.kind is InputKind.TOKEN for spec in exported.graph_signature.input_specs)
 
 
 def _order_placeholders(program: Program, state: dict[str, fx.Node], weights: dict[str, fx.Node]) -> None:

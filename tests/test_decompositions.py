@@ -1,0 +1,85 @@
+"""Decomposition: what stays whole, what does not, and that torch is afterwards as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._export import utils as export_utils
+from torch.export import exported_program
+
+from torch2trt.errors import CaptureError
+from torch2trt.frontend.decompositions import Keep
+from torch2trt.frontend.export import capture
+from torch2trt.graph.contract import check
+from torch2trt.graph.schema import name_of
+
+aten = torch.ops.aten
+
+
+class Mixed(nn.Module):
+    """Writes in place, and calls operators of both kinds: composite ones and those with kernels."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        moved = x + 1
+        moved[0, 0] = 5
+        return torch.linalg.inv(moved) + F.hardswish(F.linear(x, x))
+
+
+def operators(keep: Keep) -> set[str]:
+    program = capture(Mixed().eval(), (torch.rand(3, 3),), keep=keep)
+    check(program, "capture")
+    found = {name_of(node.target) for node in program.calls}
+    assert "aten._linalg_check_errors.default" not in found
+    return found
+
+
+def test_only_what_is_refused_is_taken_apart() -> None:
+    assert {"aten.linalg_inv.default", "aten.linear.default", "aten.hardswish.default"} <= operators(
+        lambda target: True
+    )
+    parted = operators(lambda target: target not in (aten.linear.default, aten.hardswish.default))
+    assert "aten.linalg_inv.default" in parted
+    assert not {"aten.linear.default", "aten.hardswish.default"} & parted
+
+
+def test_nothing_checks_its_operands() -> None:
+    # As torch 2.15 decomposes it, the inverse would; it stays whole. That of 2.11 goes without.
+    operators(lambda target: target is not aten.linalg_inv.default)
+    both = operators(lambda target: target not in (aten.linalg_inv.default, aten.linear.default))
+    assert "aten.linear.default" not in both
+
+
+def test_torch_is_afterwards_as_it_was() -> None:
+    def state() -> list[object]:
+        names = "_BACKEND_KEYS_TO_OVERRIDE", "_AUTOGRAD_ALIAS_BACKEND_KEYS_TO_OVERRIDE"
+        kernels = dict(aten.linear.default.py_kernels)
+        return [getattr(export_utils, "_materialize_cpp_cia_ops", None), kernels] + [
+            list(getattr(exported_program, name, ())) for name in names
+        ]
+
+    def fails(target: object) -> bool:
+        raise ValueError("of the user's")
+
+    before = state()
+    capture(Mixed().eval(), (torch.rand(3, 3),))
+    assert state() == before
+    with pytest.raises(CaptureError, match="of the user's"):
+        capture(Mixed().eval(), (torch.rand(3, 3),), keep=fails)
+    assert state() == before
+
+
+def test_an_operator_registered_after_a_capture_stays_whole_in_the_next() -> None:
+    operators(lambda target: True)
+    with torch.library._scoped_library("t2t_late", "DEF") as library:
+        library.define("twice(Tensor x) -> Tensor")
+        library.impl("twice", lambda x: x * 2, "CompositeImplicitAutograd")
+
+        class Late(nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                twice: torch.Tensor = torch.ops.t2t_late.twice(x)
+                return twice
+
+        program = capture(Late().eval(), (torch.rand(3),))
+        assert [name_of(node.target) for node in program.calls] == ["t2t_late.twice.default"]
