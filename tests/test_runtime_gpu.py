@@ -555,10 +555,11 @@ def test_what_cannot_be_captured_runs_without(
 ) -> None:
     enqueue = Context.enqueue
 
-    def refuse(self: Context, inputs: Any, outputs: Any, stream: int) -> None:
-        enqueue(self, inputs, outputs, stream)
+    def refuse(self: Context, inputs: Any, outputs: Any, stream: int) -> list[torch.Tensor]:
+        made = enqueue(self, inputs, outputs, stream)
         if torch.cuda.is_current_stream_capturing():
             raise EngineError("not while capturing")
+        return made
 
     monkeypatch.setattr(Context, "enqueue", refuse)
     with caplog.at_level(logging.WARNING, logger="torch2trt"):

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 if TYPE_CHECKING:
     from tests.harness import OpCase
@@ -22,6 +24,12 @@ def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> to
 def together(*functions: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
     """Several functions of the same arguments as one row: its time goes into the capture."""
     return lambda *args, **kwargs: tuple(function(*args, **kwargs) for function in functions)
+
+
+def traces_counts() -> bool:
+    """Whether this torch traces counts as integers; torch 2.11 gives them the dtype of what is counted."""
+    with FakeTensorMode(shape_env=ShapeEnv()):
+        return torch.bincount(torch.zeros(2, dtype=torch.int32), minlength=3).dtype == torch.int64
 
 
 def all_rows() -> list[OpCase]:

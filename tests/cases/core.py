@@ -79,8 +79,8 @@ CASES = [
     OpCase("core-numbers", NUMBERS, (X,)),
     OpCase("core-copies", COPIES, (X,)),
     OpCase("core-factories", FACTORIES, (X,)),
-    OpCase("core-bits", BITS, (ROWS, ROWS.flip(0))),
-    OpCase("core-bits-of-one", BITS_OF_ONE, (ROWS,)),
+    OpCase("core-bits", BITS, (ROWS, ROWS.flip(0)), tensorrt="more than 8 bits"),
+    OpCase("core-bits-of-one", BITS_OF_ONE, (ROWS,), tensorrt="more than 8 bits"),
     OpCase("core-pools", POOLS, (IMAGE,)),
     OpCase("core-volumes", VOLUMES, (VOLUME,)),
     OpCase(

@@ -13,6 +13,7 @@ from torch2trt.sizes import DimRange, TensorSpec, largest, volume
 from torch2trt.trt.arithmetic import Operand
 from torch2trt.trt.core import FLOAT_DTYPES
 from torch2trt.trt.dims import broadcast
+from torch2trt.trt.flavour import Flavour
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
 
@@ -159,12 +160,14 @@ def _is_flag(operand: Any) -> bool:
     return isinstance(operand, bool) or (isinstance(operand, TensorSpec) and operand.dtype == torch.bool)
 
 
-def _bits_unsupported(input: Any, other: Any, ranges: Mapping[str, DimRange]) -> str | None:
+def _bits_unsupported(input: Any, other: Any, flavour: Flavour, ranges: Mapping[str, DimRange]) -> str | None:
     if _is_flag(input) and _is_flag(other):
         return None
     specs = [operand for operand in (input, other) if isinstance(operand, TensorSpec)]
     shape = broadcast(*(spec.shape for spec in specs))
     bits = max(_PLANES.get(spec.dtype, 63) for spec in specs)
+    if bits > 8 and not flavour.has("exact_integers"):
+        return "TensorRT rounds integers of more than 8 bits where it takes their bits"
     if len(shape) > 7:
         return "TensorRT tensors have at most 8 dimensions, and bits take one"
     if largest(volume(shape), ranges) * bits > _MOST_BITS:
@@ -172,8 +175,8 @@ def _bits_unsupported(input: Any, other: Any, ranges: Mapping[str, DimRange]) ->
     return None
 
 
-def _and_unsupported(input: Any, other: Any, ranges: Mapping[str, DimRange]) -> str | None:
-    return None if _are_low_bits(other) else _bits_unsupported(input, other, ranges)
+def _and_unsupported(input: Any, other: Any, flavour: Flavour, ranges: Mapping[str, DimRange]) -> str | None:
+    return None if _are_low_bits(other) else _bits_unsupported(input, other, flavour, ranges)
 
 
 def _common_bits(net: Network, a: Tensor, b: Tensor, planes: int) -> Tensor:

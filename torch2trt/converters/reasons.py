@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+
+import torch
 
 from torch2trt.sizes import Shape, TensorSpec
 from torch2trt.trt.core import FLOAT_DTYPES
@@ -21,3 +24,9 @@ def shape_of_negative(said: Shape, shape: Shape, argument: str) -> str | None:
     if said == shape:
         return None
     return f"torch.export takes its shape for {list(said)}: pass {argument} counted from the front"
+
+
+def wrong_dtype(results: Iterable[TensorSpec], dtype: torch.dtype) -> str | None:
+    """Results must have the dtype that eager gives them; some versions of torch trace them with that of an input."""
+    said = next((result.dtype for result in results if result.dtype != dtype), None)
+    return None if said is None else f"torch {torch.__version__} traces a result as {said}, and it is {dtype}"

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from torch2trt.converters.reasons import wrong_dtype
 from torch2trt.converters.registry import converter
 from torch2trt.converters.segments import group, grouping_unsupported
 from torch2trt.sizes import DimRange, Size, TensorSpec, largest, volume
@@ -122,8 +123,15 @@ def histc(net: Network, input: Tensor, bins: int, min: float, max: float) -> Ten
 
 
 def _bincount_unsupported(
-    input: TensorSpec, ranges: Mapping[str, DimRange], results: Sequence[TensorSpec], **_: Any
+    input: TensorSpec,
+    weights: TensorSpec | None,
+    ranges: Mapping[str, DimRange],
+    results: Sequence[TensorSpec],
+    **_: Any,
 ) -> str | None:
+    dtype = torch.int64 if weights is None else torch.float32 if weights.dtype == torch.float32 else torch.float64
+    if reason := wrong_dtype(results, dtype):
+        return reason
     (counts,) = results[0].shape
     if not isinstance(counts, int):
         return "how many counts there are depends on the values: torch._check(counts.shape[0] == n) says that it is n"

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
-from torch2trt.converters.reasons import shape_of_negative
+from torch2trt.converters.reasons import shape_of_negative, wrong_dtype
 from torch2trt.converters.registry import converter
 from torch2trt.converters.selection import no_selection, selected_places
 from torch2trt.converters.sorting import MOST_SORTED, filled, lexicographic
@@ -100,7 +100,11 @@ def _consecutive_unsupported(
         found[dim] = results[0].shape[dim % input.rank]
         if reason := shape_of_negative(results[0].shape, tuple(found), "dim"):
             return reason
-    return no_selection(input.shape, flavour) or _result_unsupported(used, return_inverse, return_counts)
+    return (
+        no_selection(input.shape, flavour)
+        or _result_unsupported(used, return_inverse, return_counts)
+        or wrong_dtype((results[place] for place in used if place), torch.int64)
+    )
 
 
 def _at_most(input: TensorSpec, dim: int | None = None, **_: object) -> Size:
@@ -129,6 +133,7 @@ def _unique_unsupported(
     flavour: Flavour,
     used: Collection[int],
     ranges: Mapping[str, DimRange],
+    results: Sequence[TensorSpec],
     dim: int | None = None,
     **_: object,
 ) -> str | None:
@@ -136,6 +141,7 @@ def _unique_unsupported(
         no_selection(input.shape, flavour)
         or _result_unsupported(used, return_inverse, return_counts)
         or _order_unsupported(input.shape, dim, ranges)
+        or wrong_dtype((results[place] for place in used if place), torch.int64)
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -109,8 +110,13 @@ class Graph:
                 graph.capture_begin(capture_error_mode="thread_local")
                 try:
                     self.context.enqueue(inputs, self.outputs, side.cuda_stream)
-                finally:
-                    graph.capture_end()
+                except BaseException:
+                    with warnings.catch_warnings():
+                        # Of a capture that TensorRT refused at once torch says that it is empty.
+                        warnings.filterwarnings("ignore", "The CUDA Graph is empty", UserWarning)
+                        graph.capture_end()
+                    raise
+                graph.capture_end()
             except RuntimeError as error:
                 raise _NotCapturable(str(error)) from error
         return graph

@@ -40,6 +40,8 @@ _CAPABILITIES: dict[str, dict[str, tuple[Version, Version | None]]] = {
     "cumulative": {TENSORRT: ((10, 8), None), TENSORRT_RTX: ((1, 2), None)},
     "squeeze": {TENSORRT: ((10, 8), None), TENSORRT_RTX: ((1, 2), None)},
     "odd_groups_of_halves": {TENSORRT_RTX: ((1, 2), None)},
+    # 10.6 rounds int32 and int64 in sums of products that are more than a few digits.
+    "exact_integers": {TENSORRT_RTX: ((1, 2), None)},
     "int8_numbers": {TENSORRT_RTX: ((1, 2), None)},
     "resize_of_bfloat16": {TENSORRT_RTX: ((1, 2), None)},
     "build_without_gpu": {TENSORRT_RTX: ((1, 0), None)},
