@@ -129,7 +129,11 @@ def _bincount_unsupported(
     results: Sequence[TensorSpec],
     **_: Any,
 ) -> str | None:
-    dtype = torch.int64 if weights is None else torch.float32 if weights.dtype == torch.float32 else torch.float64
+    # Of nothing, eager counts in integers whatever the weights.
+    if weights is None or input.shape[0] == 0:
+        dtype = torch.int64
+    else:
+        dtype = torch.float32 if weights.dtype == torch.float32 else torch.float64
     if reason := wrong_dtype(results, dtype):
         return reason
     (counts,) = results[0].shape
