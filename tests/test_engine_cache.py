@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import torch2trt
+import torch2trt.backend
 from tests.caching import DEVICE, Compile, X, cache, compiling, key, net, put
 from tests.plugin_operators import plugged
 from torch2trt.engine import builder, cached, differences
@@ -169,7 +170,6 @@ def test_an_engine_without_key_is_built(
         raise cached.NoKeyError("a converter nobody knows")
 
     monkeypatch.setattr("torch2trt.partition.engines.key_of_program", unknown)
-    caplog.set_level(logging.INFO, "torch2trt.engine")
     assert compiling(net()).report["cache"] == "off"
     assert "a converter nobody knows" in caplog.text
     assert not cache.entries()
@@ -303,6 +303,7 @@ def test_the_nearest_entry_is_of_the_same_model(tmp_path: Path) -> None:
 
 def test_onnx_models(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnx_graphsurgeon")
     from onnx import TensorProto, helper, numpy_helper
 
     def model(weight: Tensor) -> Any:

@@ -278,11 +278,10 @@ class EngineCache:
         """Remove entries as one step each; the lock is held."""
         for folder in folders:
             gone = self.folder / f".gone-{secrets.token_hex(8)}"
-            try:
+            # One that is gone is no matter, and one that is being read cannot be moved on Windows.
+            with contextlib.suppress(OSError):
                 folder.rename(gone)
-            except FileNotFoundError:
-                continue
-            shutil.rmtree(gone, ignore_errors=True)
+                shutil.rmtree(gone, ignore_errors=True)
 
     def _locked(self) -> filelock.BaseFileLock:
         return filelock.FileLock(self.folder / ".lock", timeout=_LOCK_SECONDS)

@@ -60,7 +60,9 @@ def cached(
     try:
         key = key_of()
     except NoKeyError as error:
-        log.info("%s: is built without the engine cache: %s", name, error)
+        # Whoever asked for the cache is to know.
+        level = logging.WARNING if settings.engine_cache else logging.INFO
+        log.log(level, "%s: is built without the engine cache: %s", name, error)
         return Result(build(), "off", time.perf_counter() - start)
     cache = EngineCache.of(settings)
     if found := cache.find(key.digest):
