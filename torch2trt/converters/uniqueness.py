@@ -21,10 +21,12 @@ aten = torch.ops.aten
 _MOST_COLUMNS = 16  # each is sorted by, one after the other
 
 
-def _result_unsupported(used: Collection[int], return_inverse: bool, return_counts: bool) -> str | None:
+def _result_unsupported(
+    used: Collection[int], return_inverse: bool, return_counts: bool, results: Sequence[TensorSpec]
+) -> str | None:
     if (1 in used and not return_inverse) or (2 in used and not return_counts):
         return "a result that was not asked for, which is empty"
-    return None
+    return wrong_dtype((results[place] for place in used if place), torch.int64)
 
 
 def _order_unsupported(shape: Shape, dim: int | None, ranges: Mapping[str, DimRange]) -> str | None:
@@ -100,11 +102,7 @@ def _consecutive_unsupported(
         found[dim] = results[0].shape[dim % input.rank]
         if reason := shape_of_negative(results[0].shape, tuple(found), "dim"):
             return reason
-    return (
-        no_selection(input.shape, flavour)
-        or _result_unsupported(used, return_inverse, return_counts)
-        or wrong_dtype((results[place] for place in used if place), torch.int64)
-    )
+    return no_selection(input.shape, flavour) or _result_unsupported(used, return_inverse, return_counts, results)
 
 
 def _at_most(input: TensorSpec, dim: int | None = None, **_: object) -> Size:
@@ -139,9 +137,8 @@ def _unique_unsupported(
 ) -> str | None:
     return (
         no_selection(input.shape, flavour)
-        or _result_unsupported(used, return_inverse, return_counts)
+        or _result_unsupported(used, return_inverse, return_counts, results)
         or _order_unsupported(input.shape, dim, ranges)
-        or wrong_dtype((results[place] for place in used if place), torch.int64)
     )
 
 
