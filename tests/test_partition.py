@@ -71,7 +71,7 @@ X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 def check(module: nn.Module, *inputs: Tensor, others: tuple[Tensor, ...] = (), **keywords: Any) -> EngineModule:
     """Compile, compare with float64 eager here and after saving and loading, and on the GPU where there is one."""
     compiled = torch2trt.compile(module, inputs, **{**QUICK, **keywords})
-    loaded = torch2trt.load(to_bytes(compiled.artifact, program=compiled._restored_program()))
+    loaded = torch2trt.load(to_bytes(compiled.artifact, program=compiled.program()))
     for each in (compiled, loaded):
         for arguments in (inputs, *((other,) for other in others)):
             expected = truth(module, arguments)
@@ -108,7 +108,7 @@ def test_an_operator_without_converter_runs_in_torch(caplog: pytest.LogCaptureFi
     assert "engine → torch → engine" in compiled._repr_html_()
     found = compiled.verify(X)
     assert found.passed
-    data = to_bytes(compiled.artifact, program=compiled._restored_program())
+    data = to_bytes(compiled.artifact, program=compiled.program())
     with pytest.raises(ArtifactError, match=r"(?s)not allowed in a file.*t2t_tests"):
         torch2trt.load(data)
     loaded = torch2trt.load(data, namespaces=["t2t_tests"])

@@ -23,6 +23,7 @@ from tests.inspector_samples import Net, X, program_of
 from torch2trt import api
 from torch2trt.errors import ExampleInputError, NoGPUError, SettingError
 from torch2trt.graph.program import Program, provenance
+from torch2trt.partition import engines
 from torch2trt.runtime.layers import LayerTimes
 from torch2trt.runtime.module import EngineModule
 from torch2trt.tools import cli
@@ -335,7 +336,7 @@ class FakeEngine:
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines that are interpreted on the CPU; each call of theirs is a kernel that takes a millisecond."""
     programs: dict[int, Program] = {}
-    build = api._engine
+    build = engines.engine_of
 
     def remembered(program: Program, *args: Any) -> Any:
         artifact = build(program, *args)
@@ -359,7 +360,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def run(self, inputs: Any, shapes: Any) -> None: ...
 
-    monkeypatch.setattr(api, "_engine", remembered)
+    monkeypatch.setattr(engines, "engine_of", remembered)
     for each in (profiling, command):
         monkeypatch.setattr(each, "check_gpu", lambda: None)
     monkeypatch.setattr(profiling, "CudaMachine", FakeMachine)
