@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -21,8 +22,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=Path("build/opinfo.jsonl"),
         help="where the sweep of PyTorch's operator samples keeps its results; what is there is not run again",
     )
-    parser.addoption("--fuzz-seed", type=int, default=0, help="from which the random graphs follow")
-    parser.addoption("--fuzz-examples", type=int, help="how many random graphs; unset: few, and thousands in the sweep")
+    parser.addoption("--fuzz-seed", type=int, default=0, help="of the first random graph; the next has the next")
+    parser.addoption("--fuzz-examples", type=int, help="how many random graphs; unset: 2,000, and 10,000 in the sweep")
     parser.addoption(
         "--model-results",
         type=Path,
@@ -32,6 +33,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # pytest listens to each logger that passes nothing on, and torch describes every trace to whoever listens to this.
+    logging.getLogger("torch.__trace").propagate = True
     # Each worker would otherwise start as many threads as the machine has cores, and all would use the first GPU.
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")

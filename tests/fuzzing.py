@@ -13,6 +13,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import CodeType, SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -162,25 +163,27 @@ def sensitivity(runs: Runs) -> float:
 
 @dataclass
 class Pool:
-    """A graph while it is drawn: the values so far, at each size."""
+    """A graph while it is drawn: the values so far, at each of the sizes that the dynamic dimension has."""
 
     draw: Draw
-    sizes: tuple[int, int, int]
+    sizes: tuple[int, ...]
     half: bool
     values: dict[str, list[Runs]] = field(default_factory=dict)
     inputs: dict[str, Spec] = field(default_factory=dict)
     weights: dict[str, Spec] = field(default_factory=dict)
+    held: tuple[SimpleNamespace, ...] = field(default_factory=lambda: tuple(SimpleNamespace() for _ in Runs._fields))
+    """What ``self`` is in each of a value's runs: it has the weights."""
     lines: list[str] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
 
     def pick(self, wanted: Callable[[torch.Tensor], bool] = lambda value: True) -> str | None:
         """A value that an operator takes; later ones more often, so that graphs become deep."""
-        names = [name for name, runs in self.values.items() if wanted(runs[1].eager)]
+        names = [name for name in self.values if wanted(self.eager(name))]
         return self.draw(st.sampled_from(names[::-1])) if names else None
 
     def eager(self, name: str) -> torch.Tensor:
         """A value at the size in the middle."""
-        return self.values[name][1].eager
+        return self.values[name][len(self.sizes) // 2].eager
 
     def fixed(self, name: str, axis: int) -> bool:
         """Whether an axis has one size."""
@@ -195,6 +198,8 @@ class Pool:
         """A weight."""
         name = f"w{len(self.weights)}"
         self.weights[name] = spec
+        for own, value in zip(self.held, self._kinds(spec.make(0, _seed_of(name))), strict=True):
+            setattr(own, name, value)
         return f"self.{name}"
 
     def give(self, spec: Spec) -> None:
@@ -202,16 +207,19 @@ class Pool:
         name = f"x{len(self.inputs)}"
         self.values[name] = []
         for size in self.sizes:
-            value = spec.make(size, 10 * len(self.inputs) + size)
-            self.values[name].append(Runs(value, widened(value), moved(value, self.half)))
+            self.values[name].append(self._kinds(spec.make(size, 10 * len(self.inputs) + size)))
         self.inputs[name] = spec
+
+    def _kinds(self, value: torch.Tensor) -> Runs:
+        return Runs(value, widened(value), moved(value, self.half))
 
     def step(self, names: tuple[str, ...], expression: str) -> bool:
         """Add a line where it makes tensors that rounding does not decide; says whether it does."""
+        code = compile(expression, "<step>", "eval")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found = [self._run(expression, position) for position in range(3)]
+                found = [self._run(code, position) for position in range(len(self.sizes))]
         except Exception:  # what eager does not take is no graph
             return False
         count = len(found[0])
@@ -228,17 +236,12 @@ class Pool:
         self.used |= {name for name in names if name is not None}
         return True
 
-    def _run(self, expression: str, position: int) -> list[Runs]:
+    def _run(self, code: CodeType, position: int) -> list[Runs]:
         columns = []
-        for kind in range(3):
-            own = nn.Module()
-            for name, spec in self.weights.items():
-                value = spec.make(0, _seed_of(name))
-                value = (value, widened(value), moved(value, self.half))[kind]
-                own.register_buffer(name, value)
+        for kind, own in enumerate(self.held):
             names = {name: runs[position][kind] for name, runs in self.values.items()}
             with torch.no_grad(), Exact() if kind else contextlib.nullcontext():
-                made = eval(expression, {"torch": torch, "F": torch.nn.functional, "self": own}, names)
+                made = eval(code, {"torch": torch, "F": torch.nn.functional, "self": own}, names)
             columns.append(pytree.tree_leaves(made))
         return [Runs(*values) for values in zip(*columns, strict=True)]
 
@@ -267,7 +270,7 @@ def graphs(draw: Draw) -> Graph:
 
     dynamic, half = draw(st.booleans()), draw(st.sampled_from([False, False, True]))
     sizes = draw(st.sampled_from([(1, 3, 5), (2, 4, 6)])) if dynamic else (3, 3, 3)
-    pool = Pool(draw, sizes, half)
+    pool = Pool(draw, tuple(dict.fromkeys(sizes)), half)
     floats = ["float32", "float16"] if half else ["float32"]
     for number in range(draw(st.integers(1, 3))):
         dtypes = floats if number == 0 else [*floats, "float32", "int64", "int32", "bool"]
@@ -356,10 +359,11 @@ def _problem(graph: Graph, module: nn.Module, arguments: tuple[torch.Tensor, ...
 
 
 class Worker:
-    """A process that checks graphs; where TensorRT takes it down or never returns, that costs one graph."""
+    """A process that checks graphs, each once; where TensorRT takes it down or never returns, that costs one graph."""
 
     def __init__(self, patience: float = 120.0, check: Callable[[Graph], Outcome] = check) -> None:
         self._process = processes.Worker(functools.partial(_work, check), patience)
+        self._known: dict[str, Outcome] = {}
 
     def close(self) -> None:
         """End the process."""
@@ -367,6 +371,12 @@ class Worker:
 
     def check(self, graph: Graph) -> Outcome:
         """Check one graph."""
+        source = repr(graph)
+        if source not in self._known:
+            self._known[source] = self._check(graph)
+        return self._known[source]
+
+    def _check(self, graph: Graph) -> Outcome:
         try:
             (outcome,) = self._process.results(graph)
         except processes.LostError as lost:
@@ -376,5 +386,4 @@ class Worker:
 
 
 def _work(check: Callable[[Graph], Outcome], graph: Graph) -> Iterator[Outcome]:
-    processes.search_operators_once()
     yield check(graph)

@@ -193,7 +193,6 @@ class Worker:
 
 
 def _work(check: Check, name: str, dtype: str, limit: int | None, first: int) -> Iterator[Outcome]:
-    processes.search_operators_once()
     for index, sample in enumerate(samples(name, dtype, limit)):
         if index >= first:
             yield check(name, dtype, index, sample)

@@ -1,4 +1,4 @@
-"""Random graphs: a fixed few here, thousands with ``--sweep``; a failure shows the smallest graph and the seed."""
+"""Random graphs: 2,000 here, more with ``--sweep``; a failure shows the smallest graph and the seed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,18 @@ hypothesis = pytest.importorskip("hypothesis")
 
 from tests.fuzzing import Graph, Outcome, Spec, Worker, check, graphs  # noqa: E402  # they need hypothesis
 
-EXAMPLES, SWEPT = 60, 3000
-"""How many graphs there are without and with ``--sweep``, where ``--fuzz-examples`` does not say."""
+EXAMPLES, SWEPT, TOGETHER = 2000, 10_000, 50
+"""How many graphs there are without and with ``--sweep``, if ``--fuzz-examples`` does not say; how many a test has."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "seeds" not in metafunc.fixturenames:
+        return
+    option = metafunc.config.getoption
+    first, examples = option("fuzz_seed"), option("fuzz_examples") or (SWEPT if option("sweep") else EXAMPLES)
+    seeds = range(first, first + examples)
+    parts = [seeds[start : start + TOGETHER] for start in range(0, examples, TOGETHER)]
+    metafunc.parametrize("seeds", parts, ids=[f"{part[0]}-{part[-1]}" for part in parts])
 
 
 @pytest.fixture(scope="module")
@@ -27,18 +37,16 @@ def worker() -> Iterator[Worker]:
     worker.close()
 
 
-def fuzz(run: Callable[[Graph], Outcome], seed: int, examples: int) -> Counter[str]:
-    """Check one graph for each seed from this one on, and count what became of them."""
-    known: dict[str, Outcome] = {}
-    for each in range(seed, seed + examples):
-        fuzz_one(run, each, known)
-    counts = Counter(outcome.status for outcome in known.values())
-    print(f"seeds {seed} to {seed + examples - 1}: {dict(counts)}")
+def fuzz(run: Callable[[Graph], Outcome], seeds: range) -> Counter[str]:
+    """Check one graph for each seed, and count what became of them."""
+    counts = Counter(fuzz_one(run, seed) for seed in seeds)
+    print(f"seeds {seeds[0]} to {seeds[-1]}: {dict(counts)}")
     return counts
 
 
-def fuzz_one(run: Callable[[Graph], Outcome], seed: int, known: dict[str, Outcome]) -> None:
+def fuzz_one(run: Callable[[Graph], Outcome], seed: int) -> str:
     """Check the graph of one seed, and where it fails find the smallest like it."""
+    outcomes = []
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
@@ -51,27 +59,19 @@ def fuzz_one(run: Callable[[Graph], Outcome], seed: int, known: dict[str, Outcom
     )
     @hypothesis.given(graphs())
     def check_one(graph: Graph) -> None:
-        source = repr(graph)
-        if source not in known:
-            known[source] = run(graph)
-        outcome = known[source]
+        outcome = run(graph)
+        outcomes.append(outcome)
         hypothesis.note(f"again with: --fuzz-seed={seed} --fuzz-examples=1")
         assert outcome.status in ("right", "refused"), f"{outcome.status}: {outcome.detail}"
 
     check_one()
+    return outcomes[-1].status
 
 
-def test_random_graphs(worker: Worker, pytestconfig: pytest.Config) -> None:
-    seed, examples = pytestconfig.getoption("fuzz_seed"), pytestconfig.getoption("fuzz_examples")
-    counts = fuzz(worker.check, seed, examples or EXAMPLES)
-    assert counts["right"] > 3 * counts["refused"]
-
-
-@pytest.mark.sweep
-@pytest.mark.timeout(0)
-def test_thousands_of_random_graphs(worker: Worker, pytestconfig: pytest.Config) -> None:
-    seed, examples = pytestconfig.getoption("fuzz_seed"), pytestconfig.getoption("fuzz_examples")
-    fuzz(worker.check, seed, examples or SWEPT)
+@pytest.mark.timeout(0)  # the worker sees to graphs that hang, and finding the smallest takes its time
+def test_random_graphs(worker: Worker, seeds: range) -> None:
+    counts = fuzz(worker.check, seeds)
+    assert len(seeds) < TOGETHER or counts["right"] > 3 * counts["refused"]
 
 
 # The fuzzer itself ----------------------------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ def test_a_failure_shows_the_smallest_graph_and_the_seed() -> None:
         return Outcome("wrong", "why") if "softmax" in graph.source else Outcome("right")
 
     with pytest.raises(AssertionError, match="wrong: why") as caught:
-        fuzz(wrong, 3, 200)
+        fuzz(wrong, range(3, 203))
     notes = "\n".join(caught.value.__notes__)
     assert "--fuzz-examples=1" in notes
     assert "def forward(self, x0):" in notes

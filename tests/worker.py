@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
 import warnings
 from collections.abc import Callable, Iterator
@@ -10,7 +9,6 @@ from multiprocessing.connection import Connection
 from typing import Any, Literal
 
 import torch
-from torch._export import utils as export_utils
 
 Work = Callable[..., Iterator[Any]]
 
@@ -86,9 +84,3 @@ def _serve(connection: Connection, work: Work) -> None:
         for result in work(*task):
             connection.send(result)
         connection.send(None)
-
-
-def search_operators_once() -> None:
-    """For work that registers no operators: captures search the dispatcher for them, a third of their time."""
-    if not hasattr(export_utils._materialize_cpp_cia_ops, "cache_info"):
-        export_utils._materialize_cpp_cia_ops = functools.cache(export_utils._materialize_cpp_cia_ops)
