@@ -37,6 +37,16 @@ def group_norms(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> An
     return *(F.group_norm(x, groups, weight, bias) for groups in (1, 2, 6)), F.group_norm(x, 3)
 
 
+def response_norm(x: torch.Tensor) -> torch.Tensor:
+    """ConvNeXt V2's, over the positions of ``[batch, height, width, channels]``."""
+    strength = torch.linalg.vector_norm(x, 2, (1, 2), keepdim=True)
+    return x * (strength / (strength.mean(-1, keepdim=True) + 1e-6))
+
+
+def expanded_response_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return response_norm(F.gelu(F.linear(x, weight, bias)))
+
+
 def instance_norms(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> Any:
     pairs = ((weight, bias), (None, None), (weight, None), (None, bias))
     return tuple(F.instance_norm(x, weight=each, bias=other) for each, other in pairs)
@@ -114,6 +124,21 @@ LOCAL_RESPONSE = [
     OpCase("local_response_norm-sequence", F.local_response_norm, (normal(2, 6, 7), 3, 0.5)),
 ]
 
+GLOBAL_RESPONSE = [
+    OpCase("response_norm", response_norm, (normal(2, 4, 5, 6),)),
+    OpCase("response_norm-dynamic", response_norm, (normal(2, 4, 5, 6),), dynamic={0: {0: (1, 4), 1: (2, 9)}}),
+    OpCase("response_norm-narrow", response_norm, (normal(1, 2, 2, 672),)),
+    *(
+        OpCase(
+            f"response_norm-of-linear-{width}",
+            expanded_response_norm,
+            (normal(1, 2, 2, 168), normal(width, 168, seed=1) / 13, normal(width, seed=2)),
+            weights=(1, 2),
+        )
+        for width in (640, 672, 1280)
+    ),
+]
+
 layer_statistics, group_statistics = torch.native_layer_norm, torch.native_group_norm
 NATIVE = [
     OpCase("native_layer_norm", lambda *args: torch.native_layer_norm(*args)[0], (TOKENS, [8], SCALE, SHIFT, 1e-5)),
@@ -179,4 +204,4 @@ OF_BATCH = [
     OpCase("batch_norm-of-batch-half", lambda x: F.batch_norm(x, None, None, training=True), (IMAGE.half(),)),
 ]
 
-CASES = [*OF_BATCH, *RUNNING, *NATIVE, *LAYER, *GROUP, *INSTANCE, *ROOT_MEAN_SQUARE, *LOCAL_RESPONSE]
+CASES = [*OF_BATCH, *RUNNING, *NATIVE, *LAYER, *GROUP, *INSTANCE, *ROOT_MEAN_SQUARE, *LOCAL_RESPONSE, *GLOBAL_RESPONSE]

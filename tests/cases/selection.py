@@ -27,17 +27,42 @@ def masked(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
     )
 
 
+def selected(use: Callable[..., Any]) -> Callable[[torch.Tensor], Any]:
+    """What is selected, in a layer that models use it in."""
+
+    def select(x: torch.Tensor) -> Any:
+        rows = x[:, 0] > 0
+        return use(x, x[rows], torch.nonzero(rows).squeeze(1))
+
+    return select
+
+
+USES: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "softmax": lambda x, picked, places: picked.softmax(-1),
+    "sum": lambda x, picked, places: picked.sum(0),
+    "linear": lambda x, picked, places: picked @ x.T,
+    "gram": lambda x, picked, places: picked.T @ picked,
+    "counted": lambda x, picked, places: picked * picked.shape[0],
+    "reshaped": lambda x, picked, places: picked.reshape(-1, 5, 1).transpose(0, 1),
+    "expanded": lambda x, picked, places: picked[:, None].expand(-1, 2, -1),
+    "arange": lambda x, picked, places: torch.arange(picked.shape[0]) + places,
+    "zeros": lambda x, picked, places: picked.new_zeros(2 * picked.shape[0] + 1),
+    "cumsum": lambda x, picked, places: picked.cumsum(0),
+    "copied": lambda x, picked, places: torch.zeros_like(x).index_copy(0, places, picked),
+    "added": lambda x, picked, places: torch.zeros_like(x).index_add(0, places, picked),
+}
+REFUSED_USES: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "argmax": lambda x, picked, places: picked.argmax(1),
+    "largest": lambda x, picked, places: picked.max(1).values,
+    "joined": lambda x, picked, places: torch.cat([picked, x, x[x[:, 1] > 0]]),
+}
+
+
 def used(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """What is selected, in the layers that models use it in."""
+    """What is selected, in many layers of one engine."""
     rows = x[:, 0] > 0
     picked, places = x[rows], torch.nonzero(rows).squeeze(1)
-    count = picked.shape[0]
-    return (
-        *(picked.softmax(-1), picked.sum(0), picked @ x.T, picked.T @ picked, picked.argmax(1), picked * count),
-        *(picked.reshape(-1, 5, 1).transpose(0, 1), torch.cat([picked, x, x[x[:, 1] > 0]])[:, None].expand(-1, 2, -1)),
-        *(torch.arange(count) + places, picked.new_zeros(2 * count + 1), picked.cumsum(0)),
-        *(torch.zeros_like(x).index_copy(0, places, picked), torch.zeros_like(x).index_add(0, places, picked)),
-    )
+    return tuple(use(x, picked, places) for use in USES.values())
 
 
 def written(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -80,6 +105,13 @@ CASES = [
     selecting("selected", used, X),
     selecting("selected-none", used, NONE),
     selecting("selected-dynamic", used, X, dynamic={0: {0: (1, 9)}}),
+    *(selecting(f"selected-{name}", selected(use), X) for name, use in USES.items()),
+    *(
+        OpCase(
+            f"selected-{name}", selected(use), (X,), unsupported="wrong values for it with a size that depends on data"
+        )
+        for name, use in REFUSED_USES.items()
+    ),
     selecting("written-by-mask", written, X, X.abs()),
     selecting("written-by-mask-none", written, NONE, NONE),
     selecting("experts-routed", experts, normal(12, 5), normal(5, 3)),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from torch2trt.converters.reasons import not_of_selections
 from torch2trt.converters.registry import converter
 from torch2trt.sizes import Size
 from torch2trt.trt.network import Network
@@ -54,8 +55,8 @@ def _argument(*, largest: bool) -> Callable[..., Tensor]:
     return argument
 
 
-converter(aten.argmax.default)(_argument(largest=True))
-converter(aten.argmin.default)(_argument(largest=False))
+converter(aten.argmax.default, unsupported=not_of_selections)(_argument(largest=True))
+converter(aten.argmin.default, unsupported=not_of_selections)(_argument(largest=False))
 
 
 def _extreme(*, largest: bool) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -70,8 +71,8 @@ def _extreme(*, largest: bool) -> Callable[..., tuple[Tensor, Tensor]]:
     return extreme
 
 
-converter(aten.max.dim)(_extreme(largest=True))
-converter(aten.min.dim)(_extreme(largest=False))
+converter(aten.max.dim, unsupported=not_of_selections)(_extreme(largest=True))
+converter(aten.min.dim, unsupported=not_of_selections)(_extreme(largest=False))
 
 
 def _topk_unsupported(k: Size, **_: object) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from torch2trt.sizes import Shape, TensorSpec
+from torch2trt.sizes import Shape, TensorSpec, depends_on_data, symbols
 from torch2trt.trt.core import FLOAT_DTYPES
 
 
@@ -30,3 +30,16 @@ def wrong_dtype(results: Iterable[TensorSpec], dtype: torch.dtype) -> str | None
     """Results must have the dtype that eager gives them; some versions of torch trace them with that of an input."""
     said = next((result.dtype for result in results if result.dtype != dtype), None)
     return None if said is None else f"torch {torch.__version__} traces a result as {said}, and it is {dtype}"
+
+
+def not_of_selections(**arguments: Any) -> str | None:
+    """No tensor may have a size that depends on data.
+
+    In an engine with many uses of one selection TensorRT 10.6 gives a float's bits for argmax, and a concatenation is
+    wrong.
+    """
+    for value in arguments.values():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, TensorSpec) and any(map(depends_on_data, symbols(item.shape))):
+                return "TensorRT has given wrong values for it with a size that depends on data"
+    return None

@@ -9,6 +9,7 @@ import sympy
 import torch
 from torch.utils._sympy.functions import Max, Min, PythonMod
 
+from torch2trt.converters.reasons import not_of_selections
 from torch2trt.converters.registry import converter
 from torch2trt.sizes import Size, TensorSpec, simplify, volume
 from torch2trt.trt.network import Network
@@ -127,7 +128,7 @@ def unbind(net: Network, input: Tensor, dim: int) -> tuple[Tensor, ...]:
 # -- joins, repetitions, order -----------------------------------------------------------------------------------------
 
 
-@converter(aten.cat.default)
+@converter(aten.cat.default, unsupported=not_of_selections)
 def cat(net: Network, tensors: Sequence[Tensor], dim: int) -> Tensor:
     """cat(Tensor[] tensors, int dim=0) -> Tensor"""
     promoted = net.promote(*tensors)
