@@ -119,6 +119,7 @@ def test_defaults_that_are_spelled_out() -> None:
 OTHER_SETTINGS: dict[str, tuple[Any, set[str]]] = {
     "precision": ("fp32", {"settings"}),
     "keep_io_dtypes": (False, set()),
+    "keep_io_layouts": (False, set()),
     "flavour": (FLAVOUR.name, set()),
     "workspace": (1 << 30, {"settings"}),
     "optimization_level": (2, {"settings"}),

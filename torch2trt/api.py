@@ -418,13 +418,14 @@ def _interpreted(program: Program, flavour: Flavour) -> Callable[[Sequence[torch
 
     network = lower(program, flavour)
     interpreter = Interpreter(flavour, network.definition, network.constants)
-    names = [leaf.name for leaf in program.signature.tensor_inputs]
+    reads = program.signature.tensor_inputs
+    writes = {leaf.name: leaf for leaf in program.signature.tensor_outputs}
 
     def run(inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         # The network, whose builder and weights the interpreter reads, lives as long as this function.
         assert network.definition is not None
-        outputs = interpreter.run(dict(zip(names, inputs, strict=True)))
-        return [outputs[name] for name in program.output_names]
+        outputs = interpreter.run({leaf.name: leaf.store(value) for leaf, value in zip(reads, inputs, strict=True)})
+        return [writes[name].show(outputs[name].contiguous()) for name in program.output_names]
 
     return run
 

@@ -86,7 +86,8 @@ def torch2trt(
         settings.setdefault("precision", "fp16")
     if max_workspace_size is not None:
         settings.setdefault("workspace", max_workspace_size)
-    chosen = Settings.make(**settings)
+    # Who binds the engine's tensors expects them as NVIDIA's project has them.
+    chosen = Settings.make(**{"keep_io_layouts": False, **settings})
     flavour = flavours.load(chosen.flavour)
     samples = _samples(inputs)
     spans = _spans(samples, min_shapes, opt_shapes, max_shapes, max_batch_size)

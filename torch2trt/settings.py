@@ -39,6 +39,12 @@ class Settings:
         engine=True,
         in_program=True,
     )
+    keep_io_layouts: bool = _setting(
+        True,
+        "inputs that are channels-last in the example, and results that are in eager, are so in the engine; off: none",
+        engine=True,
+        in_program=True,
+    )
     flavour: FlavourName | None = _setting(
         None, "tensorrt or tensorrt_rtx; unset: what fits the machine", engine=True, in_program=True
     )

@@ -150,7 +150,9 @@ def lower(program: Program, flavour: Flavour) -> Network:
     values: dict[fx.Node, Any] = {}
     with net.scope("inputs"):
         for node, leaf in zip(program.input_placeholders, program.signature.tensor_inputs, strict=True):
-            values[node] = net.input(leaf.name, leaf.spec.shape, leaf.spec.dtype)
+            stored = net.input(leaf.name, leaf.stored.shape, leaf.spec.dtype)
+            axes = [leaf.order.index(axis) for axis in range(len(leaf.order))]
+            values[node] = net.permute(stored, axes) if axes else stored
     weights = program.weights.evaluate()
     for node in program.weight_placeholders:
         name = str(node.target)
@@ -160,8 +162,10 @@ def lower(program: Program, flavour: Flavour) -> Network:
             ranges |= sizes_from_data(program, node, ranges)
             values[node] = _lower_node(net, program, node, values)
     with net.scope("outputs"):
+        orders = {leaf.name: leaf.order for leaf in program.signature.tensor_outputs}
         for name, node in zip(program.output_names, program.output_node.args[0], strict=True):  # type: ignore[arg-type]
-            net.mark_output(name, values[node])
+            order = orders[name]
+            net.mark_output(name, net.permute(values[node], order) if order else values[node])
     return net
 
 

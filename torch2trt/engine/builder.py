@@ -104,7 +104,7 @@ def _add_profile(network: Buildable, config: Any, inputs: list[TensorLeaf], rang
     """Give TensorRT the smallest, usual and largest shape of each input; says whether it took them."""
     profile = network.builder.create_optimization_profile()
     for leaf in inputs:
-        profile.set_shape(leaf.name, *leaf.spec.span(ranges))
+        profile.set_shape(leaf.name, *leaf.stored.span(ranges))
     return bool(profile) and config.add_optimization_profile(profile) >= 0
 
 

@@ -24,7 +24,7 @@ from torch import fx
 from torch2trt.engine import digests, sources
 from torch2trt.graph.program import Program
 from torch2trt.graph.schema import bind, name_of
-from torch2trt.graph.signature import Signature, dtype_to_json
+from torch2trt.graph.signature import Signature, TensorLeaf, dtype_to_json
 from torch2trt.graph.weights import WeightsGraph
 from torch2trt.settings import Settings
 from torch2trt.sizes import TensorSpec, spell
@@ -136,7 +136,7 @@ def _surroundings(
     ranges += [spell(profile) for profile in signature.profiles]
     code = {"torch2trt": sources.own_code(), "torch": str(torch.__version__), **other_code}
     return {
-        "inputs": Section(tuple(f"{leaf.name}: {_spec(leaf.spec)}" for leaf in signature.tensor_inputs)),
+        "inputs": Section(tuple(f"{leaf.name}: {_stored(leaf)}" for leaf in signature.tensor_inputs)),
         "profiles": Section(tuple(ranges)),
         "settings": _table(settings.builder_settings()),
         "flavour": Section((f"{flavour.name} {flavour.version_text}",)),
@@ -188,8 +188,9 @@ def _graph(program: Program) -> Section:
             known[node] = f"%{len(known)}"
             found.append((node.name, f"{known[node]} = {_call(node, argument)} -> {_result(program.result(node))}"))
     returned: Sequence[fx.Node] = program.output_node.args[0]  # type: ignore[assignment]
+    leaves = {leaf.name: leaf for leaf in program.signature.tensor_outputs}
     for name, node in zip(program.output_names, returned, strict=True):
-        found.append(("", f"{name} = {known[node]}"))
+        found.append(("", f"{name} = {known[node]} as {_stored(leaves[name])}"))
     return Section.of(found)
 
 
@@ -255,6 +256,11 @@ def _result(result: TensorSpec | list[Any]) -> str:
     if isinstance(result, TensorSpec):
         return _spec(result)
     return f"[{', '.join('None' if item is None else _spec(item) for item in result)}]"
+
+
+def _stored(leaf: TensorLeaf) -> str:
+    """An input or output as the engine has it."""
+    return f"{_spec(leaf.stored)}{f' of axes {leaf.order}' if leaf.order else ''}"
 
 
 def _spec(spec: TensorSpec) -> str:

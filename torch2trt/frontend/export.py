@@ -52,6 +52,7 @@ from torch2trt.graph.signature import (
     StateLeaf,
     TensorLeaf,
     Update,
+    channels_last,
 )
 from torch2trt.graph.weights import WeightsGraph
 from torch2trt.sizes import Size
@@ -234,7 +235,8 @@ def _to_program(
         if spec.kind is InputKind.USER_INPUT:
             if isinstance(spec.arg, TensorArgument):
                 leaf_of[node.name] = len(inputs)
-                inputs.append(TensorLeaf(str(node.target), program.spec(node)))
+                order = channels_last(leaves[len(inputs)])
+                inputs.append(TensorLeaf(str(node.target), program.spec(node), order))
             elif isinstance(spec.arg, ConstantArgument):
                 inputs.append(ConstantLeaf(leaves[len(inputs)]))
                 graph.graph.erase_node(node)
@@ -316,7 +318,7 @@ def _outputs(
             case TensorArgument():
                 assert isinstance(node, fx.Node)
                 name = engine.setdefault(node, f"output{len(engine)}")
-                leaves.append(TensorLeaf(name, program.spec(node)))
+                leaves.append(TensorLeaf(name, program.spec(node), channels_last(node.meta["val"])))
             case SymIntArgument() if _is_made_of_sizes(size := program.size(node), program.signature):
                 leaves.append(SizeLeaf(size))
             case ConstantArgument(value=value):
@@ -334,7 +336,15 @@ def _outputs(
         name = engine.setdefault(node, f"output{len(engine)}")
         written.append(Update(name, program.spec(node), position))
     output.args = (tuple(engine),)
-    return tuple(leaves), tuple(written)
+    # What is written somewhere is copied there.
+    plain = {update.name for update in written}
+    return (
+        tuple(
+            dataclasses.replace(leaf, order=()) if isinstance(leaf, TensorLeaf) and leaf.name in plain else leaf
+            for leaf in leaves
+        ),
+        tuple(written),
+    )
 
 
 def _is_computed(returned: Any, leaf_of: Mapping[str, int]) -> bool:

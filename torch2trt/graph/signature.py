@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils import _pytree as pytree
 
 from torch2trt.errors import ArtifactError, InputStructureError
-from torch2trt.sizes import DimRange, Size, TensorSpec, size_from_json, size_to_json
+from torch2trt.sizes import DimRange, Shape, Size, TensorSpec, size_from_json, size_to_json, to_shape
+
+_Item = TypeVar("_Item")
 
 Scalar = None | bool | int | float | str
 """A leaf that is no tensor: its value is part of the compiled module."""
@@ -25,6 +27,21 @@ class TensorLeaf:
 
     name: str
     spec: TensorSpec
+    order: tuple[int, ...] = ()
+    """Its axes as they lie in the engine's memory, the outermost first; empty where that is their own order."""
+
+    @property
+    def stored(self) -> TensorSpec:
+        """The shape as the engine has it."""
+        return replace(self.spec, shape=ordered(self.spec.shape, self.order)) if self.order else self.spec
+
+    def store(self, value: torch.Tensor) -> torch.Tensor:
+        """A view of the caller's tensor with its axes as the engine has them."""
+        return value.permute(self.order) if self.order else value
+
+    def show(self, value: torch.Tensor) -> torch.Tensor:
+        """A view of the engine's tensor with its axes as the caller has them."""
+        return value.permute([self.order.index(axis) for axis in range(len(self.order))]) if self.order else value
 
 
 @dataclass(frozen=True)
@@ -229,6 +246,34 @@ class Signature:
         )
 
 
+def ordered(items: Sequence[_Item], order: Sequence[int]) -> tuple[_Item, ...]:
+    """What belongs to the axes of a tensor, in the order of its memory; empty: its own."""
+    return tuple(items[axis] for axis in order or range(len(items)))
+
+
+def channels_last(value: torch.Tensor) -> tuple[int, ...]:
+    """The order of a tensor's axes in memory where they lie densely with the channels last, else empty.
+
+    Images ``[n, c, h, w]`` and volumes ``[n, c, d, h, w]`` have channels.
+    """
+    own = tuple(range(value.dim()))
+    order = (0, *own[2:], 1)
+    if value.dim() not in (4, 5) or value.layout is not torch.strided:
+        return ()
+    shape, strides = to_shape(value.shape), to_shape(value.stride())
+    return order if _is_dense(shape, strides, order) and not _is_dense(shape, strides, own) else ()
+
+
+def _is_dense(shape: Shape, strides: Shape, order: Sequence[int]) -> bool:
+    expected: Size = 1
+    for axis in reversed(order):
+        # How far apart the elements of a single one are says nothing.
+        if shape[axis] != 1 and strides[axis] != expected:
+            return False
+        expected = expected * shape[axis]
+    return True
+
+
 def dtype_to_json(dtype: torch.dtype) -> str:
     """``torch.float16`` as ``"float16"``."""
     return str(dtype).removeprefix("torch.")
@@ -286,8 +331,9 @@ def _tree_from_json(text: str) -> pytree.TreeSpec:
 
 def _leaf_to_json(leaf: Leaf) -> dict[str, Any]:
     match leaf:
-        case TensorLeaf(name=name, spec=spec):
-            return {"kind": "tensor", "name": name, **spec_to_json(spec)}
+        case TensorLeaf(name=name, spec=spec, order=order):
+            stored = {"order": list(order)} if order else {}
+            return {"kind": "tensor", "name": name, **spec_to_json(spec), **stored}
         case ConstantLeaf(value=value):
             return {"kind": "constant", "value": value}
         case InputLeaf(index=index):
@@ -299,7 +345,7 @@ def _leaf_to_json(leaf: Leaf) -> dict[str, Any]:
 def _leaf_from_json(data: Mapping[str, Any]) -> Leaf:
     match data["kind"]:
         case "tensor":
-            return TensorLeaf(data["name"], spec_from_json(data))
+            return TensorLeaf(data["name"], spec_from_json(data), tuple(data.get("order", ())))
         case "constant":
             return ConstantLeaf(data["value"])
         case "input":

@@ -101,7 +101,13 @@ class _Draft:
         returned = [node for node in self.calls if node in wanted]
         graph.output(tuple(values[node] for node in returned))
         whole = self.whole
-        inputs = tuple(TensorLeaf(str(values[node].target), whole.spec(node)) for node in self.inputs)
+        # What the caller gives lies as it does for the whole; between segments all is in its own order.
+        orders = {leaf.name: leaf.order for leaf in whole.signature.tensor_inputs}
+        names = [str(values[node].target) for node in self.inputs]
+        inputs = tuple(
+            TensorLeaf(name, whole.spec(node), orders.get(name, ()))
+            for name, node in zip(names, self.inputs, strict=True)
+        )
         outputs = tuple(TensorLeaf(node.name, whole.spec(node)) for node in returned)
         own = whole.signature.over(_symbols(leaf.spec for leaf in inputs))
         made = Program(

@@ -19,6 +19,7 @@ from torch2trt.passes.merge_common_subexpressions import merge_common_subexpress
 from torch2trt.passes.merge_views import merge_views
 from torch2trt.passes.remove_dead_code import remove_dead_code
 from torch2trt.passes.remove_noops import IDENTITIES, remove_noops
+from torch2trt.passes.set_layouts import set_layouts
 from torch2trt.passes.set_precision import set_precision
 from torch2trt.passes.split_complex import ONLY_COMPLEX, split_complex
 from torch2trt.passes.unify_convolutions import CONVOLUTIONS, unify_convolutions
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 Pass = Callable[[Program, Settings], None]
 
 PASSES: tuple[Pass, ...] = (
+    set_layouts,
     unify_strides,
     split_complex,
     unify_views,

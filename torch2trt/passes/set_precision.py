@@ -210,7 +210,7 @@ class _Caster:
             if isinstance(leaf, TensorLeaf) and leaf.spec.dtype in _FLOATS:
                 node = by_name[leaf.name]
                 node.meta["val"] = node.meta["val"].to(self.dtype)
-                leaf = TensorLeaf(leaf.name, TensorSpec(leaf.spec.shape, self.dtype))
+                leaf = dataclasses.replace(leaf, spec=TensorSpec(leaf.spec.shape, self.dtype))
             leaves.append(leaf)
         self.program.signature = dataclasses.replace(self.program.signature, inputs=tuple(leaves))
 
@@ -230,7 +230,7 @@ class _Caster:
         if not self.keep_io:
             dtypes = {name: program.spec(node).dtype for name, node in zip(program.output_names, returned, strict=True)}
             outputs = tuple(
-                TensorLeaf(leaf.name, TensorSpec(leaf.spec.shape, dtypes[leaf.name]))
+                dataclasses.replace(leaf, spec=TensorSpec(leaf.spec.shape, dtypes[leaf.name]))
                 if isinstance(leaf, TensorLeaf)
                 else leaf
                 for leaf in program.signature.outputs

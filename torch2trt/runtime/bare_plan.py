@@ -19,6 +19,8 @@ from torch2trt.sizes import DimRange, TensorSpec, evaluate
 def export_plan(artifact: Artifact, path: StrPath) -> None:
     """Write the bare plan for trtexec, Triton or DeepStream, and ``<path>.json`` that describes it.
 
+    Shapes there are the engine's; where its axes are in another order than the module's, ``order`` has the module's.
+
     Raises:
         ArtifactWriteError: the files could not be written whole; neither is left behind. Or the plan calls operators of
             torch, which none of these has.
@@ -42,7 +44,7 @@ def export_plan(artifact: Artifact, path: StrPath) -> None:
         "profiles": [
             {
                 "dims": {name: dataclasses.asdict(span) for name, span in ranges.items()},
-                "inputs": {leaf.name: _profile(leaf.spec, ranges) for leaf in artifact.signature.tensor_inputs},
+                "inputs": {leaf.name: _profile(leaf.stored, ranges) for leaf in artifact.signature.tensor_inputs},
             }
             for ranges in artifact.signature.ranges
         ],
@@ -55,7 +57,8 @@ def export_plan(artifact: Artifact, path: StrPath) -> None:
 
 
 def _describe(leaf: TensorLeaf, signature: Signature) -> dict[str, Any]:
-    return {"name": leaf.name, **spec_to_json(leaf.spec), "profile": _profile(leaf.spec, signature.dims)}
+    order = {"order": list(leaf.order)} if leaf.order else {}
+    return {"name": leaf.name, **spec_to_json(leaf.stored), **order, "profile": _profile(leaf.stored, signature.dims)}
 
 
 def _profile(spec: TensorSpec, ranges: Mapping[str, DimRange]) -> dict[str, list[int | None]]:

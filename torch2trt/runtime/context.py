@@ -70,6 +70,11 @@ class Engine:
         if self.has_profiles:
             self._nearest = functools.lru_cache(_CHOICES_KEPT)(functools.partial(nearest, profiles(artifact.signature)))
         self._check(artifact, flavour)
+        signature = artifact.signature
+        self._reads = tuple(signature.tensor_inputs)
+        self._writes = tuple({leaf.name: leaf for leaf in signature.tensor_outputs}.values())
+        self.reorders = any(leaf.order for leaf in (*self._reads, *self._writes))
+        """Whether an input or output has its axes in another order here than for the caller."""
         on_host = [self.handle.get_tensor_location(name) == self.trt.TensorLocation.HOST for name in self.inputs]
         self.host_inputs = frozenset(name for name, host in zip(self.inputs, on_host, strict=True) if host)
         """Inputs whose values decide shapes: TensorRT reads them from host memory when it enqueues."""
@@ -82,6 +87,14 @@ class Engine:
     def error(self, what: str, logged: Sequence[str] = ()) -> EngineError:
         """The error for this engine, with what TensorRT logged."""
         return EngineError(f"{what}: {'; '.join(dict.fromkeys(logged))}" if logged else what, subject=self.name)
+
+    def as_stored(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The inputs with their axes as the engine has them, as views."""
+        return [leaf.store(value) for leaf, value in zip(self._reads, inputs, strict=True)]
+
+    def as_returned(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The outputs with their axes as the caller has them, as views."""
+        return [leaf.show(value) for leaf, value in zip(self._writes, outputs, strict=True)]
 
     def new_scratch(self) -> torch.Tensor:
         """Device memory for the activations of one run at a time, in bytes."""

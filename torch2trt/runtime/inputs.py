@@ -8,7 +8,7 @@ import sympy
 import torch
 
 from torch2trt.errors import InputDeviceError, InputDtypeError, InputShapeError
-from torch2trt.graph.signature import Signature, TensorLeaf, dtype_to_json
+from torch2trt.graph.signature import Signature, TensorLeaf, dtype_to_json, ordered
 from torch2trt.runtime.profiles import nearest, profiles
 from torch2trt.sizes import evaluate, spell
 
@@ -88,7 +88,10 @@ def check_devices(
 
 
 def _check_profiles(signature: Signature, inputs: Sequence[torch.Tensor], dims: Mapping[str, int]) -> None:
-    if nearest(profiles(signature), tuple(tuple(value.shape) for value in inputs)) is None:
+    shapes = tuple(
+        ordered(value.shape, leaf.order) for leaf, value in zip(signature.tensor_inputs, inputs, strict=True)
+    )
+    if nearest(profiles(signature), shapes) is None:
         raise InputShapeError(
             f"no profile of the engine holds {', '.join(f'{name} {size}' for name, size in dims.items())}: "
             f"it has {'; '.join(map(spell, signature.ranges))}",

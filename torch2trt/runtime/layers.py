@@ -39,6 +39,7 @@ def time_layers(engine: Engine, inputs: Sequence[torch.Tensor], *, runs: int) ->
     Raises:
         EngineError: TensorRT refused a shape or a run.
     """
+    inputs = engine.as_stored(inputs)
     shapes = tuple(tuple(value.shape) for value in inputs)
     with torch.cuda.device(engine.device):
         context = Context(engine, engine.new_scratch(), engine.profile_of(shapes))
@@ -61,7 +62,7 @@ def time_layers(engine: Engine, inputs: Sequence[torch.Tensor], *, runs: int) ->
     timed = taken[_WARM:]
     names = dict.fromkeys(name for run in timed for name in run)
     ms = {name: statistics.median(run.get(name, 0.0) for run in timed) for name in names}
-    return LayerTimes(information, ms, placed, outputs)
+    return LayerTimes(information, ms, placed, engine.as_returned(outputs))
 
 
 @functools.cache

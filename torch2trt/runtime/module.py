@@ -140,6 +140,7 @@ class EngineModule(nn.Module):
         """Run the engine on the current CUDA stream.
 
         Tensors must have the dtypes and device of the engine, and shapes of its profile; strides are free.
+        Those of the example, where it is contiguous or channels-last, need no copy.
 
         Returns:
             The module's result structure, with fresh tensors.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch2trt.graph.signature import Signature
 
 Shapes = tuple[tuple[int, ...], ...]
-"""The shapes of the tensor inputs, in the signature's order."""
+"""The shapes of the tensor inputs, as the engine has them, in the signature's order."""
 
 Profile = tuple[Shapes, Shapes, Shapes]
 """The smallest, the usual and the largest shapes of the inputs."""
@@ -18,7 +18,7 @@ def profiles(signature: Signature) -> list[Profile]:
     """The shapes of each profile of an engine."""
     leaves = signature.tensor_inputs
     return [
-        tuple(zip(*(leaf.spec.span(ranges) for leaf in leaves), strict=True))  # type: ignore[misc]
+        tuple(zip(*(leaf.stored.span(ranges) for leaf in leaves), strict=True))  # type: ignore[misc]
         for ranges in signature.ranges
     ]
 

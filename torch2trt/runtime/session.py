@@ -107,10 +107,17 @@ class Session:
             EngineError: TensorRT refused it, or a CUDA graph is being captured and the engine is not warm.
         """
         engine = self._engine or self.open()
+        if not engine.reorders:
+            return self._run(engine, inputs, shapes)
+        stored = engine.as_stored(inputs)
+        return engine.as_returned(self._run(engine, stored, tuple([tuple(value.shape) for value in stored])))
+
+    def _run(self, engine: Engine, inputs: Sequence[torch.Tensor], shapes: Shapes) -> list[torch.Tensor]:
+        """Enqueue a run on inputs with their axes as the engine has them."""
         index = engine.device.index
         if torch.cuda.current_device() != index:
             with torch.cuda.device(index):
-                return self.run(inputs, shapes)
+                return self._run(engine, inputs, shapes)
         stream = _current_stream(index)
         with self._lock:
             if torch.cuda.is_current_stream_capturing():

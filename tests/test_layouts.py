@@ -1,0 +1,233 @@
+"""Inputs and results whose channels come last in memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+import torch2trt
+from tests.test_runtime_gpu import in_place_count
+from torch2trt.api import engine_keys
+from torch2trt.errors import InputShapeError
+from torch2trt.graph.signature import channels_last
+from torch2trt.runtime.module import EngineModule
+from torch2trt.settings import Settings
+from torch2trt.trt import flavour as flavours
+
+QUICK: dict[str, Any] = {"precision": "fp32", "progress": "none", "optimization_level": 0}
+LAST, LAST_3D = (0, 2, 3, 1), (0, 2, 3, 4, 1)
+
+
+class Net(nn.Module):
+    """Images in; images, and a row for each, out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.second = nn.Conv2d(8, 6, 3, stride=2)
+        self.eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.second(self.first(images).relu())
+        return found, found.mean((2, 3))
+
+
+def images(batch: int = 2, height: int = 9, *, last: bool = True, seed: int = 0) -> Tensor:
+    made = torch.randn(batch, 3, height, 8, generator=torch.Generator().manual_seed(seed))
+    return made.to(memory_format=torch.channels_last) if last else made
+
+
+def compiled(example: Tensor, module: nn.Module | None = None, **keywords: Any) -> EngineModule:
+    return torch2trt.compile(module or Net(), (example,), **{**QUICK, **keywords})  # type: ignore[no-any-return]
+
+
+def orders(module: EngineModule) -> list[tuple[int, ...]]:
+    signature = module.artifact.signature
+    return [leaf.order for leaf in (*signature.tensor_inputs, *signature.tensor_outputs)]
+
+
+def check(module: EngineModule, value: Tensor, *, on_gpu: bool = False) -> tuple[Tensor, Tensor]:
+    found = module(value) if on_gpu else module.reference(value)
+    expected = Net().to(value.device)(value)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    return found  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("value", "order"),
+    [
+        (torch.empty(2, 3, 4, 5), ()),
+        (torch.empty(2, 3, 4, 5).to(memory_format=torch.channels_last), LAST),
+        (torch.empty(2, 3, 4, 5, 6).to(memory_format=torch.channels_last_3d), LAST_3D),
+        (torch.empty(1, 3, 4, 5).to(memory_format=torch.channels_last), LAST),
+        # Both at once: nothing has to be said.
+        (torch.empty(2, 1, 4, 5).to(memory_format=torch.channels_last), ()),
+        (torch.empty(2, 3, 1, 1).to(memory_format=torch.channels_last), ()),
+        # Neither is dense.
+        (torch.empty(2, 6, 4, 5).to(memory_format=torch.channels_last)[:, :3], ()),
+        (torch.empty(2, 4, 5, 3).permute(0, 3, 2, 1), ()),
+        (torch.empty(2, 4, 3).transpose(1, 2), ()),
+        (torch.empty(2, 3, 4, 5).expand(2, 3, 4, 5), ()),
+    ],
+)
+def test_orders(value: Tensor, order: tuple[int, ...]) -> None:
+    assert channels_last(value) == order
+
+
+def test_the_engine_has_them_as_the_example() -> None:
+    module = compiled(images())
+    assert orders(module) == [LAST, LAST, ()]
+    for value in (images(seed=1), images(last=False)):
+        found = check(module, value)
+        assert found[0].is_contiguous(memory_format=torch.channels_last)
+    assert module.verify(images(seed=2)).passed
+    assert "images: float32[2×3×9×8]" in repr(module)
+    with pytest.raises(InputShapeError, match="axis 3 is 7"):
+        module(images()[..., :7])
+
+
+def test_a_contiguous_example_stays_contiguous() -> None:
+    module = compiled(images(last=False))
+    assert orders(module) == [(), (), ()]
+    assert check(module, images())[0].is_contiguous()
+
+
+def test_it_can_be_switched_off() -> None:
+    module = compiled(images(), keep_io_layouts=False)
+    assert orders(module) == [(), (), ()]
+    assert check(module, images())[0].is_contiguous()
+
+
+def test_dynamic_sizes_and_profiles() -> None:
+    module = compiled(
+        images(),
+        dynamic_shapes={"images": {0: Dim("batch", min=1, max=4), 2: Dim("height", min=5, max=20)}},
+        profiles=[{"batch": 1, "height": 9}, {"batch": (2, 2, 4)}],
+    )
+    assert orders(module) == [LAST, LAST, ()]
+    for value in (images(1), images(4, 20), images(3, 5, last=False)):
+        check(module, value)
+    with pytest.raises(InputShapeError, match="no profile"):
+        module(images(1, 10))
+    with pytest.raises(InputShapeError, match="height"):
+        module(images(2, 21))
+
+
+def test_halves_and_volumes() -> None:
+    half = compiled(images(), precision="fp16", keep_io_dtypes=False)
+    assert orders(half) == [LAST, LAST, ()]
+    assert half.artifact.signature.tensor_inputs[0].spec.dtype == torch.float16
+    volumes = torch.randn(1, 2, 3, 4, 5).to(memory_format=torch.channels_last_3d)
+    net = nn.Conv3d(2, 4, 2).eval()
+    module = compiled(volumes, net)
+    assert orders(module) == [LAST_3D, channels_last(net(volumes))]
+    torch.testing.assert_close(module.reference(volumes), net(volumes), atol=1e-4, rtol=1e-4)
+
+
+class Running(nn.Module):
+    """Keeps what it saw, and returns it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(2, 3, 9, 8).to(memory_format=torch.channels_last))
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.add_(images)
+        return self.seen * 2
+
+
+def test_state_has_its_own_order() -> None:
+    module = compiled(images(), Running())
+    assert orders(module) == [LAST, (), LAST, ()]
+    eager = Running()
+    for seed in range(2):
+        torch.testing.assert_close(module.reference(images(seed=seed)), eager(images(seed=seed)))
+
+
+def test_what_is_written_somewhere_is_in_its_own_order() -> None:
+    class Writing(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.mul_(2)
+
+    module = compiled(images(), Writing().eval())
+    value, other = images(), images()
+    torch.testing.assert_close(module.reference(value), other.mul_(2))
+    torch.testing.assert_close(value, other)
+
+
+def test_a_hybrid_reads_its_inputs_so() -> None:
+    module = compiled(images(), run_in_torch=["second"], min_segment=1)
+    engine = module.artifact.parts[0]
+    assert [leaf.order for leaf in engine.signature.tensor_inputs] == [LAST]  # type: ignore[union-attr]
+    check(module, images())
+
+
+def test_it_is_saved(tmp_path: Path) -> None:
+    module = compiled(images())
+    module.save(tmp_path / "net.t2t", program=True)
+    loaded = torch2trt.load(tmp_path / "net.t2t")
+    assert loaded.artifact.signature == module.artifact.signature
+    check(loaded, images())
+
+
+def test_a_bare_plan_says_so(tmp_path: Path) -> None:
+    torch2trt.export(Net(), (images(),), tmp_path / "net.engine", **QUICK)
+    description = json.loads((tmp_path / "net.engine.json").read_text())
+    (read,) = description["inputs"]
+    assert (read["shape"], read["order"], read["profile"]["opt"]) == ([2, 9, 8, 3], list(LAST), [2, 9, 8, 3])
+    assert description["profiles"][0]["inputs"]["images"]["opt"] == [2, 9, 8, 3]
+    assert "order" not in description["outputs"][1]
+
+
+def test_engines_of_other_layouts_are_others() -> None:
+    settings = Settings.make(**QUICK)
+    keys = set()
+    for example in (images(), images(last=False)):
+        program = torch2trt.api.optimize(torch2trt.api.capture(Net(), (example,)), settings)
+        ((_, key),) = engine_keys(program, flavours.load(), settings)
+        keys.add(key.digest)
+    assert len(keys) == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_they_are_read_and_written_where_they_are(cuda_graphs: bool) -> None:
+    module = compiled(
+        images().cuda(),
+        Net().cuda(),
+        cuda_graphs=cuda_graphs,
+        dynamic_shapes={"images": {0: Dim("batch", min=1, max=4)}},
+        profiles=[{"batch": 1}, {"batch": (2, 2, 4)}],
+    )
+    for batch in (1, 2, 4):
+        value = images(batch).cuda()
+        for _ in range(6):
+            value.normal_()
+            found = check(module, value, on_gpu=True)
+            assert found[0].is_contiguous(memory_format=torch.channels_last)
+        check(module, images(batch, last=False).cuda(), on_gpu=True)
+    if cuda_graphs:
+        assert in_place_count(module) == 3
+    assert module.verify(images().cuda()).passed
+
+
+@pytest.mark.gpu
+def test_a_graph_of_the_callers() -> None:
+    module = compiled(images().cuda(), Net().cuda())
+    value = images().cuda()
+    module(value)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = module(value)
+    for seed in range(3):
+        value.copy_(images(seed=seed))
+        graph.replay()
+        torch.testing.assert_close(found, Net().cuda()(value), atol=1e-4, rtol=1e-4)
