@@ -66,10 +66,7 @@ class Calls:
             raise ExampleInputError(f"takes a list of calls, got one {type(examples).__name__}", subject="examples")
         calls = examples if isinstance(examples, Calls) else cls()
         for example in () if isinstance(examples, Calls) else examples:
-            if isinstance(example, Mapping):
-                calls.add((), dict(example))
-            else:
-                calls.add(tuple(example) if isinstance(example, tuple | list) else (example,), {})
+            calls.add(*checks.as_call(example))
         if not calls.shapes:
             raise ExampleInputError("there are no calls", subject="examples")
         return calls

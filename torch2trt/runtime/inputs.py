@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import sympy
 import torch
@@ -65,6 +66,17 @@ def check(signature: Signature, inputs: Sequence[torch.Tensor]) -> dict[str, int
                 hint=f"compile again with Dim({name!r}, min={min(actual, span.min)}, max={max(actual, span.max)})",
             )
     return dims
+
+
+def as_call(item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional arguments and keywords of a call that is given as one object.
+
+    Args:
+        item: a tuple or list of arguments, a mapping of keywords, or the one argument that there is.
+    """
+    if isinstance(item, Mapping):
+        return (), dict(item)
+    return (tuple(item) if isinstance(item, tuple | list) else (item,)), {}
 
 
 def check_devices(

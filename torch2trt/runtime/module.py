@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -153,6 +153,29 @@ class EngineModule(nn.Module):
         if "torch._dynamo" in sys.modules:
             return _outside_dynamo()(self, args, kwargs)
         return self._run(args, kwargs)
+
+    def map(self, calls: Iterable[Any], *, in_flight: int = 2, to_host: bool = True) -> Iterator[Any]:
+        """The results of many calls, in order, with several of them in flight.
+
+        While one is computed, the tensors of the next are copied to the GPU and the results of the last one back.
+        What is in host memory and not pinned is copied to pinned memory first.
+
+        Args:
+            calls: each a tuple of arguments, a mapping of keywords, or one tensor; a data loader, say.
+            in_flight: calls that have begun and whose results are still to come, at most; 1 overlaps nothing.
+            to_host: bring results to pinned host memory; else they are on the engine's device, and the stream that is
+                current when they come waits for them.
+
+        Raises:
+            SettingError: ``in_flight`` is not positive.
+            FrozenModuleError: the module writes into its arguments, and these are copies.
+            NoGPUError, UnsupportedGPUError, ArtifactMismatchError: the engine cannot run on this machine.
+            As :meth:`forward`: while the results are taken.
+        """
+        from torch2trt.runtime.pipeline import Pipeline
+
+        pipeline = Pipeline(self, self.artifact, self._session, in_flight=in_flight, to_host=to_host)
+        return pipeline.results(calls)
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         order = self._orders.get((len(args), *kwargs))
