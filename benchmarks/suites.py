@@ -6,6 +6,8 @@ from torch2trt.settings import Precision
 from torch2trt.tools.bench.case import Case
 
 _IMAGES = ("1x3x224x224",)
+_LARGER = ("1x3x299x299",)
+_IN_FULL, _OWN = "benchmarks.models.transformers_in_full", "benchmarks.models"
 _TOKENS = ("input_ids:int64:1x128", "attention_mask:int64:1x128")
 
 
@@ -24,5 +26,30 @@ SUITES: dict[str, list[Case]] = {
         *_cases("vit_b_16", "torchvision:vit_b_16", _IMAGES, (1, 32)),
         *_cases("swin_t", "torchvision:swin_t", _IMAGES, (32,)),
         *_cases("bert-base", "transformers:BertModel", _TOKENS, (1, 32)),
+    ],
+    "speed": [
+        *_cases("resnet50", "torchvision:resnet50", _IMAGES, (1, 32, 256)),
+        *_cases("mobilenet_v3_large", "torchvision:mobilenet_v3_large", _IMAGES, (1,)),
+        *_cases("efficientnet_b0", "torchvision:efficientnet_b0", _IMAGES, (1, 32)),
+        *_cases("densenet121", "torchvision:densenet121", _IMAGES, (32,)),
+        *_cases("inception_v3", "torchvision:inception_v3", _LARGER, (32,)),
+        *_cases("convnext_tiny", "torchvision:convnext_tiny", _IMAGES, (32,)),
+        *_cases("vit_b_16", "torchvision:vit_b_16", _IMAGES, (1, 32)),
+        *_cases("swin_t", "torchvision:swin_t", _IMAGES, (32,)),
+        *_cases("deeplabv3_resnet50", "torchvision:deeplabv3_resnet50", ("1x3x520x520",), (1,)),
+        *_cases("yolov5s", f"{_OWN}.yolov5:YOLOv5", ("1x3x640x640",), (1,)),
+        *_cases("bert-base", "transformers:BertModel", _TOKENS, (1, 32)),
+        *_cases("gpt2", f"{_IN_FULL}:gpt2", ("input_ids:int64:1x512",), (8,)),
+        *_cases("llama-1b", f"{_IN_FULL}:llama", ("input_ids:int64:1x512",), (1,)),
+        *_cases("whisper-tiny-encoder", f"{_IN_FULL}:whisper_encoder", ("1x80x3000",), (1,)),
+        *_cases("sd-unet-block", f"{_OWN}.diffusion:DownBlock", ("1x320x64x64", "1x1280", "1x77x768"), (2,)),
+        *(
+            case
+            for precision in ("tf32", "bf16")
+            for case in (
+                *_cases("resnet50", "torchvision:resnet50", _IMAGES, (32,), precision),
+                *_cases("bert-base", "transformers:BertModel", _TOKENS, (32,), precision),
+            )
+        ),
     ],
 }

@@ -22,12 +22,12 @@ def embed_times(times: torch.Tensor, width: int) -> torch.Tensor:
 class Residual(nn.Module):
     """Two convolutions of normalised maps, between which the time is added."""
 
-    def __init__(self, before: int, after: int, time: int | None = None) -> None:
+    def __init__(self, before: int, after: int, time: int | None = None, groups: int = 8) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(8, before, eps=1e-6)
+        self.norm1 = nn.GroupNorm(groups, before, eps=1e-6)
         self.conv1 = nn.Conv2d(before, after, 3, padding=1)
         self.time = nn.Linear(time, after) if time else None
-        self.norm2 = nn.GroupNorm(8, after, eps=1e-6)
+        self.norm2 = nn.GroupNorm(groups, after, eps=1e-6)
         self.conv2 = nn.Conv2d(after, after, 3, padding=1)
         self.skip = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
 
@@ -61,13 +61,13 @@ class Attention(nn.Module):
 class Transformer(nn.Module):
     """A map's pixels as tokens: self-attention, attention to the text, and a gated feed-forward layer."""
 
-    def __init__(self, width: int, context: int) -> None:
+    def __init__(self, width: int, context: int, heads: int = 4, groups: int = 8) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(8, width, eps=1e-6)
+        self.norm = nn.GroupNorm(groups, width, eps=1e-6)
         self.before = nn.Conv2d(width, width, 1)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
-        self.to_self = Attention(width)
-        self.to_text = Attention(width, context)
+        self.to_self = Attention(width, heads=heads)
+        self.to_text = Attention(width, context, heads)
         self.wide = nn.Linear(width, 8 * width)
         self.narrow = nn.Linear(4 * width, width)
         self.after = nn.Conv2d(width, width, 1)
@@ -80,6 +80,24 @@ class Transformer(nn.Module):
         value, gate = self.wide(self.norms[2](y)).chunk(2, dim=-1)
         y = y + self.narrow(value * F.gelu(gate))
         return x + self.after(y.transpose(1, 2).unflatten(2, (height, width)))
+
+
+class DownBlock(nn.Module):
+    """The first level of Stable Diffusion 1's U-Net on the way down, in its own sizes.
+
+    Maps [N, 320, H, W], the time's states [N, 1280] and the text's [N, L, 768] to maps [N, 320, H / 2, W / 2].
+    """
+
+    def __init__(self, width: int = 320, time: int = 1280, context: int = 768) -> None:
+        super().__init__()
+        self.residuals = nn.ModuleList(Residual(width, width, time, groups=32) for _ in range(2))
+        self.looks = nn.ModuleList(Transformer(width, context, heads=8, groups=32) for _ in range(2))
+        self.down = nn.Conv2d(width, width, 3, stride=2, padding=1)
+
+    def forward(self, maps: torch.Tensor, time: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        for residual, look in zip(self.residuals, self.looks, strict=True):
+            maps = look(residual(maps, time), text)
+        return self.down(maps)
 
 
 class DiffusionUNet(nn.Module):
