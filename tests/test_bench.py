@@ -43,6 +43,7 @@ from torch2trt.tools.bench.machine import CudaMachine
 from torch2trt.tools.bench.prepare import Prepared, prepare
 from torch2trt.tools.bench.rows import Row
 from torch2trt.tools.bench.session import Options, Request, Session
+from torch2trt.tools.bench.whole import Stages, WholeCall
 from torch2trt.tools.inputs import InputSpec
 from torch2trt.trt import flavour
 
@@ -111,6 +112,12 @@ class FakeMachine:
     def host_us(self, call: Callable[[int], Any], calls: int) -> float:
         self.asked.append(("host", call, calls))
         return 7.0
+
+    def stages_ms(self, whole: WholeCall, number: int) -> Stages:
+        whole.copy_in(number)
+        whole.copy_out(whole.call(number))
+        self.asked.append(("whole", whole.call, number))
+        return Stages(latency=float(10 + number), h2d=1.0, compute=8.0, d2h=0.5)
 
     def synchronize(self) -> None: ...
 

@@ -11,9 +11,10 @@ import torch
 
 from torch2trt.errors import NoGPUError
 from torch2trt.tools.bench.measure import Call, Clock
+from torch2trt.tools.bench.whole import Stages, Watch, WholeCall
 
 
-class Machine(Clock, Protocol):
+class Machine(Clock, Watch, Protocol):
     """Where modules run and are timed."""
 
     device: torch.device
@@ -70,6 +71,24 @@ class CudaMachine:
         seconds = time.perf_counter() - start
         torch.cuda.synchronize()
         return seconds / calls * 1e6
+
+    def stages_ms(self, whole: WholeCall, number: int) -> Stages:
+        """Between events on the stream; the latency by the host's clock."""
+        begin, copied, computed, end = (torch.cuda.Event(enable_timing=True) for _ in range(4))
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        begin.record()
+        whole.copy_in(number)
+        copied.record()
+        result = whole.call(number)
+        computed.record()
+        whole.copy_out(result)
+        end.record()
+        end.synchronize()
+        seconds = time.perf_counter() - start
+        return Stages(
+            seconds * 1e3, begin.elapsed_time(copied), copied.elapsed_time(computed), computed.elapsed_time(end)
+        )
 
     def synchronize(self) -> None:
         """Wait for everything that was enqueued; raises what went wrong there."""

@@ -61,6 +61,16 @@ class Row:
     """Of the dimensions that are dynamic in our engine, as ``batch 16, seq 128``: the others have them fixed."""
     profiles: str = ""
     """The optimization profiles of our engine, as the command line spells them."""
+    latency_ms_p50: float | None = None
+    """Of one call alone, from pinned host memory until its results are in pinned host memory."""
+    latency_ms_p90: float | None = None
+    latency_ms_p99: float | None = None
+    h2d_ms_p50: float | None = None
+    """Of that the copies in."""
+    compute_ms_p50: float | None = None
+    """The run between the copies, or the host's time for it where that is longer."""
+    d2h_ms_p50: float | None = None
+    """The copies out."""
 
     @property
     def key(self) -> tuple[str, int, str, str, str, str]:

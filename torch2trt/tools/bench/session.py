@@ -23,6 +23,7 @@ from torch2trt.tools.bench.case import INPUT_SETS, Arguments, Case, Subject, err
 from torch2trt.tools.bench.machine import Machine
 from torch2trt.tools.bench.prepare import Prepared
 from torch2trt.tools.bench.rows import Row
+from torch2trt.tools.bench.whole import WholeCall, Wholes, measure_whole
 from torch2trt.trt import flavour as flavours
 
 # Seconds that a case's measurement takes before one has been seen, and more with Inductor, which loads its cache.
@@ -77,6 +78,7 @@ class _Ready:
     """A candidate that runs."""
 
     call: Call
+    sets: Sequence[Arguments]
     error: float
     gpu_bytes: int
     prepared: Prepared | None
@@ -159,7 +161,7 @@ class Session:
                 truth, sets = subject.truth(machine.device), subject.inputs(machine.device)
             except Exception as error:
                 failed = dict.fromkeys(request.candidates, self._failure(case, "the model", error))
-                return self._rows(request, case.precision or "", case.batch or 0, {}, {}, failed)
+                return self._rows(request, case.precision or "", case.batch or 0, {}, {}, {}, failed)
             for candidate in request.candidates:
                 task = request.task(candidate)
                 built = outcomes[task] if task else None
@@ -175,11 +177,16 @@ class Session:
             calls = {candidate: item.call for candidate, item in ready.items()}
             try:
                 samples = measure.measure(calls, machine, rounds=self._options.rounds)
+                wholes = measure_whole(
+                    {key: WholeCall(item.call, item.sets) for key, item in ready.items()},
+                    machine,
+                    rounds=self._options.rounds,
+                )
             except Exception as error:
                 # It says nothing of whose call it was.
                 failed |= dict.fromkeys(ready, self._failure(case, "measuring", error))
-                ready, samples = {}, {}
-        found = self._rows(request, subject.precision, subject.batch, ready, samples, failed)
+                ready, samples, wholes = {}, {}, {}
+        found = self._rows(request, subject.precision, subject.batch, ready, samples, wholes, failed)
         if any(name.startswith("inductor") for name in request.backends):
             torch._dynamo.reset()
         return found
@@ -213,7 +220,7 @@ class Session:
         for number in range(INPUT_SETS):
             call(number)
         machine.synchronize()
-        return _Ready(call, error, free - machine.free_bytes(), prepared)
+        return _Ready(call, sets, error, free - machine.free_bytes(), prepared)
 
     def _rows(
         self,
@@ -222,6 +229,7 @@ class Session:
         batch: int,
         ready: Mapping[Candidate, _Ready],
         samples: Mapping[Candidate, measure.Samples],
+        wholes: Mapping[Candidate, Wholes],
         failed: Mapping[Candidate, str],
     ) -> list[Row]:
         """One row for each backend that ran or failed: its fastest variant's among those whose result is right."""
@@ -248,7 +256,7 @@ class Session:
             errors = dict.fromkeys(error for candidate, error in failed.items() if candidate.backend == backend)
             if own:
                 best = min(own, key=lambda item: _rank(ready[item].error, samples[item], precision))
-                found.append(_measured(row, best, ready[best], samples[best]))
+                found.append(_measured(row, best, ready[best], samples[best], wholes[best]))
             elif errors:
                 found.append(dataclasses.replace(row, error="; ".join(errors)))
         return rows.with_speedups(found)
@@ -262,8 +270,8 @@ def _rank(error: float, samples: measure.Samples, precision: str) -> tuple[bool,
     return error > tolerance(precision), samples.gpu_ms_p50  # type: ignore[arg-type]
 
 
-def _measured(row: Row, candidate: Candidate, ready: _Ready, samples: measure.Samples) -> Row:
-    prepared = ready.prepared
+def _measured(row: Row, candidate: Candidate, ready: _Ready, samples: measure.Samples, wholes: Wholes) -> Row:
+    prepared, median = ready.prepared, wholes.at(50)
     return dataclasses.replace(
         row,
         variant=candidate.variant,
@@ -275,4 +283,10 @@ def _measured(row: Row, candidate: Candidate, ready: _Ready, samples: measure.Sa
         max_rel_error=ready.error,
         peak_host_bytes=prepared.peak_host_bytes if prepared else None,
         peak_gpu_bytes=ready.gpu_bytes,
+        latency_ms_p50=median.latency,
+        latency_ms_p90=wholes.at(90).latency,
+        latency_ms_p99=wholes.at(99).latency,
+        h2d_ms_p50=median.h2d,
+        compute_ms_p50=median.compute,
+        d2h_ms_p50=median.d2h,
     )

@@ -19,11 +19,25 @@ def show(rows: Sequence[Row]) -> RenderableType:
         own = list(group)
         size = f"{sizes} of {profiles or 'one profile'}" if sizes else f"batch {batch}"
         parts.append(_table(f"{model}, {size}, {precision}", own))
+        if any(row.latency_ms_p50 is not None for row in own):
+            parts.append(_whole_table(own))
         bound = [row.backend for row in own if row.host_bound]
         if bound:
             parts.append(Text(f"Bound by the host, the GPU waits: {', '.join(bound)}", style="yellow"))
         parts += [Text(f"{row.backend} failed: {row.error}", style="red") for row in own if row.error]
     return Group(*parts)
+
+
+def _whole_table(rows: Sequence[Row]) -> Table:
+    table = Table(title="one call alone, from host memory to host memory, ms")
+    table.add_column("backend")
+    for column in ("latency p50", "p90", "p99", "copies in", "run", "copies out"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        latencies = row.latency_ms_p50, row.latency_ms_p90, row.latency_ms_p99
+        stages = row.h2d_ms_p50, row.compute_ms_p50, row.d2h_ms_p50
+        table.add_row(row.backend, *("" if value is None else f"{value:.3f}" for value in (*latencies, *stages)))
+    return table
 
 
 def _table(title: str, rows: Sequence[Row]) -> Table:
