@@ -64,6 +64,8 @@ def check(found: dict[str, Any], x: Tensor) -> None:
 def test_in_flight_is_positive() -> None:
     with pytest.raises(SettingError, match="in_flight"):
         make_module().map([], in_flight=0)
+    with pytest.raises(SettingError, match="devices"):
+        make_module().map([], devices=[])
 
 
 @no_gpu
@@ -96,6 +98,19 @@ def test_results_come_in_order(net: EngineModule, in_flight: int, pinned: bool) 
         assert result["found"][0].is_pinned()
         assert result["of"] == 32
         check(result, value)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("to_host", [True, False])
+def test_devices_take_turns(net: EngineModule, to_host: bool) -> None:
+    values = batches(21)
+    devices = ["cuda:0", "cuda:1"]
+    found = list(net.map(((value, SCALE) for value in values), devices=devices, to_host=to_host))
+    for number, (result, value) in enumerate(zip(found, values, strict=True)):
+        assert result["found"][0].device == torch.device("cpu" if to_host else devices[number % 2])
+        check(result, value.to(result["x"].device))
+    assert net.on("cuda:1") is net.on("cuda:1") is not net
 
 
 @pytest.mark.gpu
@@ -183,3 +198,5 @@ def test_state_changes_call_by_call() -> None:
     values = torch.stack([torch.full((2, 64), float(number)) for number in range(10)])
     found = torch.stack(list(counting.map(values, in_flight=3)))
     torch.testing.assert_close(found, values.sum(1).cumsum(0))
+    with pytest.raises(FrozenModuleError, match="each device"):
+        counting.map(values, devices=["cuda:0", "cuda:0"])

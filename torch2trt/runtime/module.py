@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,7 +17,6 @@ from torch.utils import _pytree as pytree
 from torch2trt.errors import (
     ArtifactError,
     ArtifactMismatchError,
-    FrozenModuleError,
     ProgramMissingError,
     UnsupportedGPUError,
 )
@@ -30,6 +29,7 @@ from torch2trt.runtime import inputs as checks
 from torch2trt.runtime import placement, state, summary
 from torch2trt.runtime.artifact import Artifact, LoadedArtifact, TorchPart
 from torch2trt.runtime.files import StrPath
+from torch2trt.runtime.gradients import Inference
 from torch2trt.runtime.hybrid import HybridSession, open_session
 from torch2trt.runtime.outputs import Assemble, Results
 from torch2trt.runtime.profiles import Shapes
@@ -133,6 +133,7 @@ class EngineModule(nn.Module):
         self._state_paths = tuple(leaf.buffer for leaf in signature.state)
         self._orders: dict[tuple[Any, ...], list[int]] = {}
         self._calls: dict[tuple[Any, ...], _Call] = {}
+        self._replicas: dict[torch.device | None, EngineModule] = {}
 
     # -- calling ------------------------------------------------------------------------------------------------------
 
@@ -154,7 +155,14 @@ class EngineModule(nn.Module):
             return _outside_dynamo()(self, args, kwargs)
         return self._run(args, kwargs)
 
-    def map(self, calls: Iterable[Any], *, in_flight: int = 2, to_host: bool = True) -> Iterator[Any]:
+    def map(
+        self,
+        calls: Iterable[Any],
+        *,
+        in_flight: int = 2,
+        to_host: bool = True,
+        devices: Sequence[torch.device | str] | None = None,
+    ) -> Iterator[Any]:
         """The results of many calls, in order, with several of them in flight.
 
         While one is computed, the tensors of the next are copied to the GPU and the results of the last one back.
@@ -162,20 +170,38 @@ class EngineModule(nn.Module):
 
         Args:
             calls: each a tuple of arguments, a mapping of keywords, or one tensor; a data loader, say.
-            in_flight: calls that have begun and whose results are still to come, at most; 1 overlaps nothing.
+            in_flight: calls that have begun and whose results are still to come, at most, on each device; 1 overlaps
+                nothing.
             to_host: bring results to pinned host memory; else they are on the engine's device, and the stream that is
                 current when they come waits for them.
+            devices: GPUs of one kind that take turns, each with the engine in its memory; unset: the module's own.
 
         Raises:
-            SettingError: ``in_flight`` is not positive.
-            FrozenModuleError: the module writes into its arguments, and these are copies.
-            NoGPUError, UnsupportedGPUError, ArtifactMismatchError: the engine cannot run on this machine.
+            SettingError: ``in_flight`` is not positive, or there are no ``devices``.
+            FrozenModuleError: the module writes into its arguments, and these are copies; or it changes a state, which
+                several devices would have one each of.
+            NoGPUError, UnsupportedGPUError, ArtifactMismatchError: the engine cannot run on one of the devices.
             As :meth:`forward`: while the results are taken.
         """
-        from torch2trt.runtime.pipeline import Pipeline
+        from torch2trt.runtime.pipeline import pipelined
 
-        pipeline = Pipeline(self, self.artifact, self._session, in_flight=in_flight, to_host=to_host)
-        return pipeline.results(calls)
+        modules = [self] if devices is None else [self.on(device) for device in devices]
+        sessions = [module._session for module in modules]
+        return pipelined(modules, sessions, self.artifact, calls, in_flight=in_flight, to_host=to_host)
+
+    def on(self, device: torch.device | str) -> EngineModule:
+        """The same module on a GPU: itself where it is there, else one more, which is kept.
+
+        Buffers that the module changes are each one's own, with the values that they had when this was compiled.
+        """
+        wanted = placement.with_index(device)
+        if wanted == self._session.device:
+            return self
+        if wanted not in self._replicas:
+            self._replicas[wanted] = EngineModule(
+                self.artifact, program=self._program, interpret=self._interpret, truth=self._truth[0], device=wanted
+            )
+        return self._replicas[wanted]
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         order = self._orders.get((len(args), *kwargs))
@@ -197,7 +223,7 @@ class EngineModule(nn.Module):
                 leaves = self._leaves(args, kwargs)
                 inputs = [leaves[position] for position in self._positions]
         if torch.is_grad_enabled() and any(value.requires_grad for value in inputs):
-            outputs = _Inference.apply(self._session, call.shapes, *inputs)
+            outputs = Inference.apply(self._session, call.shapes, *inputs)
         else:
             outputs = self._session.run(inputs, call.shapes)
         return call.assemble(outputs, leaves)
@@ -454,30 +480,9 @@ def _outside_dynamo() -> Callable[[EngineModule, tuple[Any, ...], dict[str, Any]
 _RUNTIME_STATE = frozenset(
     (
         *("artifact", "_program", "_truth", "_session", "_reference"),
-        *("_results", "_positions", "_state_paths", "_orders", "_calls"),
+        *("_results", "_positions", "_state_paths", "_orders", "_calls", "_replicas"),
     )
 )
-
-
-class _Inference(torch.autograd.Function):
-    """A run whose inputs want gradients: the outputs say so too, and going backward says why there are none."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, session: Session | HybridSession, shapes: Shapes, *inputs: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        ctx.name = session.artifact.name
-        outputs = session.run(inputs, shapes)
-        ctx.mark_non_differentiable(*(value for value in outputs if not value.is_floating_point()))
-        return tuple(outputs)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        raise FrozenModuleError(
-            "an engine computes no gradients",
-            subject=ctx.name,
-            hint="train the original module, or call this one under torch.no_grad()",
-        )
 
 
 def _namespaces(part: Artifact | TorchPart) -> set[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ class Pipeline:
         to_host: bring results to pinned host memory.
 
     Raises:
-        As ``EngineModule.map``.
+        NoGPUError, UnsupportedGPUError, ArtifactMismatchError: the engine cannot run there.
     """
 
     def __init__(
@@ -40,15 +40,9 @@ class Pipeline:
         in_flight: int,
         to_host: bool,
     ) -> None:
-        if in_flight < 1:
-            raise SettingError(f"must be positive, got {in_flight}", subject="in_flight")
-        signature = artifact.signature
-        if any(update.position < len(signature.inputs) for update in signature.updates):
-            hint = "call it instead: map would have it write into copies"
-            raise FrozenModuleError("writes into its arguments", subject=artifact.name, hint=hint)
         engine = session.open()
         self._run = run
-        self._signature = signature
+        self._signature = signature = artifact.signature
         self._device = engine.device
         self._on_host = {
             position
@@ -59,25 +53,20 @@ class Pipeline:
         self._to_host = to_host
         self._in, self._compute, self._out = (torch.cuda.Stream(self._device) for _ in range(3))
 
-    def results(self, calls: Iterable[Any]) -> Iterator[Any]:
-        """The results of calls, in order."""
+    def start(self) -> list[_Slot]:
+        """Get ready for calls; returns a place for each that may be in flight."""
         # What has been enqueued before, the module's state may be waiting for.
         self._compute.wait_stream(torch.cuda.current_stream(self._device))
-        begun: deque[tuple[Any, torch.cuda.Event]] = deque()
-        slots = itertools.cycle([_Slot() for _ in range(self._in_flight)])
-        try:
-            for call in calls:
-                if len(begun) == self._in_flight:
-                    yield self._finish(*begun.popleft())
-                begun.append(self._begin(call, next(slots)))
-            while begun:
-                yield self._finish(*begun.popleft())
-        finally:
-            # The memory of the slots goes back to the stream it came from.
-            self._compute.wait_stream(self._in)
+        return [_Slot() for _ in range(self._in_flight)]
+
+    def stop(self) -> None:
+        """The places are no longer needed."""
+        # Their memory goes back to the stream it came from.
+        self._compute.wait_stream(self._in)
 
     @torch.no_grad()
-    def _begin(self, call: Any, slot: _Slot) -> tuple[Any, torch.cuda.Event]:
+    def begin(self, call: Any, slot: _Slot) -> tuple[Any, torch.cuda.Event]:
+        """Enqueue a call; returns its result, and when it is there."""
         leaves = self._signature.flatten(*as_call(call))
         there = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_cuda]
         if there:
@@ -115,7 +104,8 @@ class Pipeline:
             torch.cuda.current_stream(self._device).wait_event(computed)
         return result, slot.done
 
-    def _finish(self, result: Any, done: torch.cuda.Event) -> Any:
+    def finish(self, result: Any, done: torch.cuda.Event) -> Any:
+        """A result of :meth:`begin` that may be used."""
         if self._to_host:
             done.synchronize()
             return result
@@ -136,6 +126,60 @@ class Pipeline:
         host.copy_(value, non_blocking=True)
         value.record_stream(self._out)
         return host
+
+
+def pipelined(
+    modules: Sequence[Callable[..., Any]],
+    sessions: Sequence[Session | HybridSession],
+    artifact: Artifact,
+    calls: Iterable[Any],
+    *,
+    in_flight: int,
+    to_host: bool,
+) -> Iterator[Any]:
+    """The results of calls, in order, each on the module whose turn it is.
+
+    Args:
+        modules, sessions: on a device each, of one artifact.
+        calls, in_flight, to_host: as ``EngineModule.map`` takes them.
+
+    Raises:
+        As ``EngineModule.map``.
+    """
+    if in_flight < 1:
+        raise SettingError(f"must be positive, got {in_flight}", subject="in_flight")
+    if not modules:
+        raise SettingError("there are none", subject="devices")
+    signature = artifact.signature
+    if any(update.position < len(signature.inputs) for update in signature.updates):
+        hint = "call it instead: map would have it write into copies"
+        raise FrozenModuleError("writes into its arguments", subject=artifact.name, hint=hint)
+    if signature.state and len(modules) > 1:
+        raise FrozenModuleError("changes buffers, of which each device would have its own", subject=artifact.name)
+    pipelines = [
+        Pipeline(module, artifact, session, in_flight=in_flight, to_host=to_host)
+        for module, session in zip(modules, sessions, strict=True)
+    ]
+    return _results(pipelines, calls)
+
+
+def _results(pipelines: Sequence[Pipeline], calls: Iterable[Any]) -> Iterator[Any]:
+    places = [pipeline.start() for pipeline in pipelines]
+    # Neighbours are on different devices.
+    turns = [(pipelines[index], own[index]) for own in zip(*places, strict=True) for index in range(len(own))]
+    begun: deque[tuple[Pipeline, Any, torch.cuda.Event]] = deque()
+    try:
+        for call, (pipeline, slot) in zip(calls, itertools.cycle(turns), strict=False):
+            if len(begun) == len(turns):
+                first, result, done = begun.popleft()
+                yield first.finish(result, done)
+            begun.append((pipeline, *pipeline.begin(call, slot)))
+        while begun:
+            first, result, done = begun.popleft()
+            yield first.finish(result, done)
+    finally:
+        for pipeline in pipelines:
+            pipeline.stop()
 
 
 class _Slot:
