@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.text import Text
-
 from torch2trt.tools.inputs import Example
 from torch2trt.tools.models import Model
 from torch2trt.tools.outcome import Outcome
@@ -63,4 +61,4 @@ def main_from_cli(
         found.plot(plot)
         data["plot"] = str(plot)
     code = _INTERRUPTED if found.stopped == "interrupted" else 0 if found.chosen is not None else 1
-    return Outcome(data, Text(str(found)), code)
+    return Outcome(data, found, code)

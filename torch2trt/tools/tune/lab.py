@@ -123,19 +123,8 @@ class Lab:
         Returns:
             Those that were timed.
         """
-        calls: dict[Trial, Call] = {}
         with torch.no_grad():
-            for trial in trials:
-                if trial.gpu_bytes is not None and self._machine.free_bytes() < trial.gpu_bytes:
-                    self._report(f"{trial}: there is no memory left to time it beside the others")
-                    continue
-                try:
-                    call = self._ready(trial)
-                except Exception as error:
-                    self._fail(trial, error)
-                    continue
-                if call is not None:
-                    calls[trial] = call
+            calls = self._calls(trials)
             try:
                 samples = measure(calls, self._machine, rounds=rounds)
             except Exception as error:
@@ -149,6 +138,22 @@ class Lab:
         for trial, found in samples.items():
             trial.take(found)
         return list(samples)
+
+    def _calls(self, trials: Sequence[Trial]) -> dict[Trial, Call]:
+        """Those candidates that run and are right, on the GPU, as far as it has room."""
+        calls: dict[Trial, Call] = {}
+        for trial in trials:
+            if trial.gpu_bytes is not None and self._machine.free_bytes() < trial.gpu_bytes:
+                self._report(f"{trial}: there is no memory left to time it beside the others")
+                continue
+            try:
+                call = self._ready(trial)
+            except Exception as error:
+                self._fail(trial, error)
+                continue
+            if call is not None:
+                calls[trial] = call
+        return calls
 
     def _ready(self, trial: Trial) -> Call | None:
         """A candidate on the GPU, warm; None where its results are not right."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch2trt.errors import NoCandidateError
 from torch2trt.runtime.files import StrPath, atomic_file
 from torch2trt.settings import Settings
 from torch2trt.tools.tune.trial import Goal, Trial
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 @dataclass(frozen=True)
@@ -118,15 +121,11 @@ class Tuning:
             return text + "nothing fits"
         return text + f"{self.chosen}: {self.chosen.ms_p50:.3f} ms, {self.chosen.per_second:,.0f} items/s"
 
-    def __str__(self) -> str:
-        from rich.console import Console
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
         from rich.table import Table
+        from rich.text import Text
 
-        text = io.StringIO()
-        console = Console(file=text, width=150, color_system=None, markup=False, highlight=False)
-        console.print(self.summary)
-        if self.stopped:
-            console.print(f"Not all was tried: {self.stopped}")
         table = Table("", "step", "precision")
         for title in (
             "batch",
@@ -144,7 +143,15 @@ class Tuning:
         table.add_column("")
         for trial in self.trials:
             table.add_row(*self._cells(trial))
-        console.print(table)
+        lines = [self.summary, *([f"Not all was tried: {self.stopped}"] if self.stopped else [])]
+        failed = [f"{trial}: {trial.error}" for trial in self.trials if trial.error]
+        return Group(*map(Text, lines), table, *map(Text, failed))
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        text = io.StringIO()
+        Console(file=text, width=150, color_system=None).print(self)
         return text.getvalue().rstrip()
 
     def _cells(self, trial: Trial) -> tuple[str, ...]:
@@ -171,7 +178,7 @@ class Tuning:
 
     def _note(self, trial: Trial) -> str:
         if trial.error:
-            return trial.error
+            return "failed"
         if trial.is_dropped:
             return f"dropped: above {trial.allowed:g}"
         if not trial.is_right:

@@ -94,13 +94,15 @@ class Search:
         self._vary("batch", lambda best: ((each, best.settings) for each in plan.batches if each != best.batch))
         self._vary("level", lambda best: _each(best, "optimization_level", plan.levels[1:]))
         self._vary("streams", lambda best: _each(best, "max_aux_streams", plan.streams))
-        # What the bound allows more of at this level than at the lowest.
-        while self._goal.max_latency is not None and (before := self._best) is not None:
-            larger = [size for size in plan.batches if size > before.batch][:1]
-            self._vary("larger batch", lambda best, larger=larger: ((size, best.settings) for size in larger))
-            if self._best is before:
-                break
+        # At this level the bound may allow more than at the lowest.
+        before = None
+        while self._goal.max_latency is not None and self._best is not before:
+            before = self._best
+            self._vary("larger batch", self._larger)
         self._vary("CUDA graphs", lambda best: _each(best, "cuda_graphs", plan.graphs))
+
+    def _larger(self, best: Trial) -> list[tuple[int, Settings]]:
+        return [(size, best.settings) for size in self._plan.batches if size > best.batch][:1]
 
     def _vary(self, step: str, others: Callable[[Trial], Iterable[tuple[int, Settings]]]) -> None:
         best = self._best
