@@ -137,3 +137,13 @@ def test_the_command_line_takes_a_file(tmp_path: Path, capsys: pytest.CaptureFix
     path.write_text('{"precison": "fp16"}')
     assert cli.main(["explain", "torch.nn:Identity", "--input", "2", "--settings", str(path)]) == 2
     assert "did you mean 'precision'?" in capsys.readouterr().err
+
+
+def test_a_reduced_script_has_what_the_file_says(tmp_path: Path) -> None:
+    path = file_of(tmp_path, precision="fp16", run_in_torch=["aten.relu"])
+    script = tmp_path / "small.py"
+    module = nn.Sequential(nn.Linear(3, 2), nn.ReLU()).eval()
+    torch2trt.reduce(module, (torch.randn(1, 3),), path=script, fails=lambda *_: True, settings=path)
+    text = script.read_text()
+    assert "'precision': 'fp16'" in text
+    assert "chosen.json" not in text

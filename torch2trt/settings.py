@@ -128,7 +128,7 @@ class Settings:
         Raises:
             SettingError: as :meth:`make`.
         """
-        known, values = [item.name for item in dataclasses.fields(cls)], dict(values)
+        known, values = [item.name for item in dataclasses.fields(cls)], {**values}
         for name in values:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)

@@ -169,6 +169,7 @@ class Lab:
             trial.is_dropped = not found.passed or trial.max_rel_error > trial.allowed
             if trial.is_dropped:
                 self._report(f"{trial}: dropped, its error {trial.max_rel_error:.1e} is above {trial.allowed:g}")
+                del self._artifacts[trial]
                 return None
         call = in_turns(compiled, sets)
         for number in range(2 * INPUT_SETS):
