@@ -48,6 +48,9 @@ A setting is a keyword of `torch2trt.compile` and `torch2trt.export`, a key of `
 `--optimization-level`; a bool is `--cuda-graphs` or `--no-cuda-graphs`). An unknown name is an error (T2T101) that
 suggests the nearest, and so is a value of another kind. `None` is unset: the last column says what happens then.
 
+`settings=` and `--settings` take a JSON file of them, such as [`torch2trt.tune`](tuning.md) saves; keywords and options
+win over it. In Python it may also be a mapping or a `torch2trt.Settings`.
+
 Nothing is configured elsewhere, except the cache folder: `TORCH2TRT_CACHE_DIR` in the environment names it where
 `cache_dir` does not. [caches.md](caches.md) says what is kept in it, and why engines of `tensorrt` are where those of
 `tensorrt_rtx` are not.

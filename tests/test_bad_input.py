@@ -126,6 +126,7 @@ def test_examples_that_the_module_itself_refuses() -> None:
         ({"precision": "fp17"}, ("precision", "'fp16'")),
         ({"optimization_level": 6}, ("optimization_level", "0 to 5")),
         ({"workspace": -1}, ("workspace", "positive")),
+        ({"max_aux_streams": -1}, ("max_aux_streams", "negative")),
         ({"build_timeout": "long"}, ("build_timeout", "float")),
         ({"flavour": "onnx"}, ("flavour", "tensorrt_rtx")),
     ],

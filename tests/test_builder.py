@@ -176,6 +176,7 @@ def test_every_setting_reaches_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None
         precision="fp32",
         workspace=1 << 28,
         optimization_level=1,
+        max_aux_streams=2,
         profiling_verbosity="detailed",
         progress="none",
     )
@@ -185,13 +186,14 @@ def test_every_setting_reaches_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None
             config.get_flag(TRT.BuilderFlag.TF32),
             config.get_memory_pool_limit(TRT.MemoryPoolType.WORKSPACE) == 1 << 28,
             config.builder_optimization_level,
+            config.max_aux_streams == 2,
             config.profiling_verbosity,
         )
         for config in configs
     ]
     assert seen == [
-        (True, False, 3, TRT.ProfilingVerbosity.LAYER_NAMES_ONLY),
-        (False, True, 1, TRT.ProfilingVerbosity.DETAILED),
+        (True, False, 3, False, TRT.ProfilingVerbosity.LAYER_NAMES_ONLY),
+        (False, True, 1, True, TRT.ProfilingVerbosity.DETAILED),
     ]
 
 

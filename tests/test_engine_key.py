@@ -123,6 +123,7 @@ OTHER_SETTINGS: dict[str, tuple[Any, set[str]]] = {
     "flavour": (FLAVOUR.name, set()),
     "workspace": (1 << 30, {"settings"}),
     "optimization_level": (2, {"settings"}),
+    "max_aux_streams": (0, {"settings"}),
     "profiling_verbosity": ("detailed", {"settings"}),
     "timing_cache": (False, set()),
     "engine_cache": (True, set()),

@@ -31,6 +31,7 @@ from torch2trt.errors import (
     MissingPackageError,
     ModelNameError,
     NetworkError,
+    NoCandidateError,
     NoFailureError,
     NoGPUError,
     ProgramMissingError,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from torch2trt.tools.compare import compare
     from torch2trt.tools.profile import profile
     from torch2trt.tools.reduce import reduce
+    from torch2trt.tools.tune import tune
 
 __version__ = "0.1.0"
 
@@ -77,6 +79,7 @@ _LAZY = {
     "record": "torch2trt.examples",
     "reduce": "torch2trt.tools.reduce",
     "torch2trt": "torch2trt.compat",
+    "tune": "torch2trt.tools.tune",
 }
 
 __all__ = [
@@ -105,6 +108,7 @@ __all__ = [
     "MissingPackageError",
     "ModelNameError",
     "NetworkError",
+    "NoCandidateError",
     "NoFailureError",
     "NoGPUError",
     "Program",
@@ -133,6 +137,7 @@ __all__ = [
     "record",
     "reduce",
     "torch2trt",
+    "tune",
 ]
 
 

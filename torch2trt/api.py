@@ -64,7 +64,7 @@ def compile(
     dynamic_shapes: Any = None,
     profiles: Sequence[Mapping[str, Any]] | None = None,
     name: str | None = None,
-    fallback: bool = True,
+    fallback: bool | None = None,
     **settings: Any,
 ) -> EngineModule | PiecewiseModule: ...
 
@@ -78,7 +78,7 @@ def compile(
     dynamic_shapes: Any = None,
     profiles: Sequence[Mapping[str, Any]] | None = None,
     name: str | None = None,
-    fallback: bool = True,
+    fallback: bool | None = None,
     **settings: Any,
 ) -> EngineModule | PiecewiseModule:
     """Compile a module into an engine that is called like it.
@@ -96,8 +96,9 @@ def compile(
             dimensions by name one size, or the smallest, the usual and the largest; those left out have their whole
             range. A call runs in the profile with the nearest usual sizes, of those that hold it.
         name: what to call it; unset: the module's class.
-        fallback: let torch run what TensorRT cannot do, in place of an error that lists it.
-        settings: further fields of :class:`torch2trt.Settings`.
+        fallback: let torch run what TensorRT cannot do (unset, it does), in place of an error that lists it.
+        settings: further fields of :class:`torch2trt.Settings`; ``settings=`` itself is a file of them, such as
+            :func:`torch2trt.tune` saves, a mapping, or a ``Settings``, over which the others win.
 
     Returns:
         A module with the same signature and the same structure of results; where ``torch.export`` cannot capture it
@@ -106,7 +107,7 @@ def compile(
     Raises:
         Torch2TRTError: numbered; the class says what is wrong.
     """
-    chosen = Settings.make(fallback=fallback, **settings)
+    chosen = Settings.make(**settings if fallback is None else {**settings, "fallback": fallback})
     flavour = flavours.load(chosen.flavour)
     start, truth = time.perf_counter(), truth_of(module)
     args, kwargs, calls = first_call(module, args, kwargs, examples)
@@ -436,10 +437,15 @@ def truth_of(module: nn.Module) -> Truth:
 
 
 class Truth:
-    """A module, computed in float64 on the CPU; itself it stays as it is."""
+    """A module, computed in float64; itself it stays as it is.
 
-    def __init__(self, module: nn.Module) -> None:
+    Args:
+        device: where it is computed.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
         self._module = module
+        self._device = device
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The result."""
@@ -458,11 +464,11 @@ class Truth:
         return result, [leaves[update.position] for update in signature.updates]
 
     def _run(self, state: Tensors, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, nn.Module, Any]:
-        exact = copy.deepcopy(self._module).cpu()._apply(widened)
+        exact = copy.deepcopy(self._module).to(self._device)._apply(widened)
         for path, value in state.items():
             exact.get_buffer(path).copy_(value)
         moved = pytree.tree_map_only(
-            torch.Tensor, lambda tensor: _copied(widened(tensor.detach().cpu())), (args, kwargs)
+            torch.Tensor, lambda tensor: _copied(widened(tensor.detach().to(self._device))), (args, kwargs)
         )
         with torch.no_grad(), Exact():  # type: ignore[no-untyped-call]
             return exact(*moved[0], **moved[1]), exact, moved

@@ -34,6 +34,7 @@ __all__ = [
     "MissingPackageError",
     "ModelNameError",
     "NetworkError",
+    "NoCandidateError",
     "NoFailureError",
     "NoGPUError",
     "ProgramMissingError",
@@ -144,6 +145,12 @@ class DataDependentError(CaptureError):
     """Control flow, or a size, that depends on the values of tensors, so that no one trace holds for all inputs."""
 
     code = "T2T110"
+
+
+class NoCandidateError(Torch2TRTError):
+    """Of all settings that were tried none runs, is right, and is within the bound."""
+
+    code = "T2T111"
 
 
 # 2xx: conversion ----------------------------------------------------------------------------------------------------

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -52,6 +55,11 @@ class Settings:
     optimization_level: int | None = _setting(
         None, "builder optimisation level, 0 to 5; unset: TensorRT's own default", engine=True
     )
+    max_aux_streams: int | None = _setting(
+        None,
+        "streams that an engine may use beside the caller's, 0: none; unset: as many as TensorRT thinks pay",
+        engine=True,
+    )
     profiling_verbosity: Verbosity = _setting("layer_names", "what the engine tells its inspector", engine=True)
     timing_cache: bool = _setting(True, "keep measured kernel timings in the cache folder", engine=False)
     engine_cache: bool | None = _setting(
@@ -94,6 +102,8 @@ class Settings:
             _check(item.name, getattr(self, item.name), hints[item.name])
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             raise SettingError(f"must be 0 to 5, got {self.optimization_level}", subject="optimization_level")
+        if self.max_aux_streams is not None and self.max_aux_streams < 0:
+            raise SettingError(f"must not be negative, got {self.max_aux_streams}", subject="max_aux_streams")
         if self.workspace is not None and self.workspace <= 0:
             raise SettingError(f"must be positive, got {self.workspace}", subject="workspace")
         if self.build_timeout is not None and self.build_timeout <= 0:
@@ -110,12 +120,21 @@ class Settings:
 
     @classmethod
     def make(cls, **values: Any) -> Settings:
-        """Settings from keywords; an unknown name is an error that suggests the nearest.
+        """Settings from keywords, as :func:`merged` reads them; an unknown name is an error that suggests the nearest.
 
         Raises:
             SettingError: an unknown name or a value of the wrong type.
         """
-        known = [item.name for item in dataclasses.fields(cls)]
+        return cls.from_json(merged(values))
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Settings:
+        """Settings from fields by name alone, whose values may be JSON's.
+
+        Raises:
+            SettingError: as :meth:`make`.
+        """
+        known, values = [item.name for item in dataclasses.fields(cls)], {**values}
         for name in values:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
@@ -127,12 +146,63 @@ class Settings:
             values["run_in_torch"] = tuple(values["run_in_torch"])
         return cls(**values)
 
+    def to_json(self) -> dict[str, Any]:
+        """The fields that are not as they are by default, but those that only say how a build goes, as JSON values."""
+        return {
+            item.name: list(value) if isinstance(value, tuple) else value
+            for item in dataclasses.fields(self)
+            if (value := getattr(self, item.name)) != item.default
+            and (item.metadata["engine"] or item.name == "cuda_graphs")
+        }
+
     def builder_settings(self) -> dict[str, Any]:
         """The fields that change the engine of a given Program and flavour, as JSON values."""
         chosen = [
             item for item in dataclasses.fields(self) if item.metadata["engine"] and not item.metadata["in_program"]
         ]
         return {item.name: getattr(self, item.name) for item in chosen}
+
+
+def merged(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields by name, ``settings`` among them replaced by the fields that it stands for; other keywords win over those.
+
+    Args:
+        values: ``settings`` is the path of a JSON file with one object of fields, such a mapping, or a
+            :class:`Settings`; unset or None: there are no others.
+
+    Raises:
+        SettingError: a file that cannot be read, or holds something else, an unknown field or a wrong value.
+    """
+    own = dict(values)
+    given = own.pop("settings", None)
+    if given is None:
+        return own
+    if isinstance(given, Settings):
+        return {
+            item.name: value
+            for item in dataclasses.fields(given)
+            if (value := getattr(given, item.name)) != item.default
+        } | own
+    if isinstance(given, Mapping):
+        return {**given, **own}
+    if isinstance(given, str | os.PathLike):
+        return {**_read(Path(given)), **own}
+    raise SettingError(f"takes a file, a mapping or Settings, got {given!r}", subject="settings")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    hint = 'pass a JSON file such as torch2trt tune writes, {"precision": "fp16"}'
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingError(f"cannot be read: {error}", subject=str(path), hint=hint) from error
+    if not isinstance(found, dict):
+        raise SettingError("holds no object of settings", subject=str(path), hint=hint)
+    try:
+        Settings.from_json(found)
+    except SettingError as error:
+        raise SettingError(error.reason, subject=f"{path}: {error.subject}", hint=error.hint) from error
+    return found
 
 
 def _check(name: str, value: Any, hint: Any) -> None:

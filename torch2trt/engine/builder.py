@@ -92,6 +92,8 @@ def _configure(network: Buildable, settings: Settings) -> Any:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace)
     if settings.optimization_level is not None:
         config.builder_optimization_level = settings.optimization_level
+    if settings.max_aux_streams is not None:
+        config.max_aux_streams = settings.max_aux_streams
     config.profiling_verbosity = getattr(trt.ProfilingVerbosity, _VERBOSITY[settings.profiling_verbosity])
     if settings.precision == "fp32":
         config.clear_flag(trt.BuilderFlag.TF32)

@@ -99,7 +99,7 @@ class Job:
     def read(cls, folder: Path) -> Job:
         """The job in a folder."""
         data = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
-        return cls(**data | {"settings": Settings.make(**data["settings"]), "own": OwnOperators(**data["own"])})
+        return cls(**data | {"settings": Settings.from_json(data["settings"]), "own": OwnOperators(**data["own"])})
 
 
 def _unwritten(folder: Path, error: OSError) -> ArtifactWriteError:

@@ -16,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
-from torch2trt.errors import DynamicShapeError
+from torch2trt.errors import DynamicShapeError, ExampleInputError
 from torch2trt.graph.signature import Signature
 from torch2trt.sizes import DimRange, depends_on_data, symbol, to_shape
 
@@ -130,6 +130,53 @@ def away_from_one(
 def at_one(args: tuple[Any, ...], kwargs: dict[str, Any], axes_of: Axes) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Example inputs whose dynamic dimensions are 1 where they may be."""
     return _resized(args, kwargs, axes_of, lambda size, low, high: 1 if low <= 1 else size)
+
+
+def batch_axes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> Axes:
+    """The axes of each flattened leaf that grow with the batch, each with its ``Dim``.
+
+    The batch is the dynamic dimension that is some tensor's first. Where none is, it is the first dimension of the
+    first tensor that has one, and of all whose first dimension is as large.
+
+    Raises:
+        DynamicShapeError: as :func:`dynamic_axes`.
+        ExampleInputError: no tensor has a dimension.
+    """
+    axes_of = dynamic_axes(module, args, kwargs, dynamic_shapes)
+    first = next((axes[0] for axes in axes_of if 0 in axes), None)
+    # Hints such as Dim.AUTO have no name, and do not say which are the same.
+    name = getattr(_root(first), "__name__", None)
+    if name is not None:
+        own = [
+            {axis for axis, dim in axes.items() if getattr(_root(dim), "__name__", None) == name} for axes in axes_of
+        ]
+        return [{axis: axes[axis] for axis in mine} for axes, mine in zip(axes_of, own, strict=True)]
+    leaves = pytree.tree_leaves((args, kwargs))
+    batched = [leaf.shape[0] if isinstance(leaf, torch.Tensor) and leaf.dim() else None for leaf in leaves]
+    size = next((size for size in batched if size is not None), None)
+    if size is None:
+        raise ExampleInputError("no tensor has a dimension that could be the batch", subject="example")
+    return [{0: Dim("batch")} if own == size else {} for own in batched]
+
+
+def at_batch(
+    args: tuple[Any, ...], kwargs: dict[str, Any], axes_of: Axes, size: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments in another batch size, from :func:`batch_axes`; items repeat, or are left out."""
+    return _resized(args, kwargs, axes_of, lambda *_: size)
+
+
+def batch_of(args: tuple[Any, ...], kwargs: dict[str, Any], axes_of: Axes) -> int:
+    """The batch size of the arguments."""
+    leaves = pytree.tree_leaves((args, kwargs))
+    sizes = (_root_size(dim, leaves[i].shape[axis]) for i, axes in enumerate(axes_of) for axis, dim in axes.items())
+    return int(next(sizes))
+
+
+def batch_bounds(axes_of: Axes) -> tuple[int, float]:
+    """The smallest and the largest batch that the dimension allows; 1 and infinity where it does not say."""
+    low, high = _bounds(next(dim for axes in axes_of for dim in axes.values()))
+    return max(low, 1), high
 
 
 def _resized(

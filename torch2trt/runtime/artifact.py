@@ -356,7 +356,7 @@ def _from_manifest(
         results=results,
         state=state,
         signature=signature,
-        settings=Settings.make(**manifest["settings"]),
+        settings=Settings.from_json(manifest["settings"]),
         gpu=gpu,
         calls=_calls(manifest.get("calls", []), namespaces),
         report=report,

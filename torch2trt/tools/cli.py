@@ -1,4 +1,4 @@
-"""The command line: ``torch2trt compile | export | verify | explain | compare | profile | reduce | …``.
+"""The command line: ``torch2trt compile | export | verify | explain | compare | profile | tune | …``.
 
 Results go to stdout, as tables or with ``--json`` as one JSON object; everything else goes to stderr. The exit code is
 0 where all is well, 1 where a verification fails or nothing usable is installed, 2 for an error with a number and 3 for
@@ -13,12 +13,12 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import NoneType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch2trt import __version__
 from torch2trt.errors import ArtifactWriteError, SettingError
-from torch2trt.settings import Settings
+from torch2trt.settings import Settings, merged
+from torch2trt.tools.options import add_settings, add_tuning
 from torch2trt.tools.outcome import Outcome, report
 
 # What needs torch is imported by the commands, so that --help answers at once.
@@ -158,6 +158,17 @@ def _profile(options: argparse.Namespace) -> Outcome:
     return Outcome(*main_from_cli(options.model, lambda: _model(options), settings=_settings(options), **own))
 
 
+def _tune(options: argparse.Namespace) -> Outcome:
+    from torch2trt.tools.tune.command import main_from_cli
+
+    for path in filter(None, (options.output, options.plot)):
+        _check_folder(path)
+    own = ("objective", "max_latency", "batches", "precisions", "levels", "streams", "max_error", "budget")
+    given = {name: getattr(options, name) for name in own if name in options}
+    files = {"output": options.output, "plot": options.plot}
+    return main_from_cli(lambda: _model(options), settings=_settings(options), **given, **files)
+
+
 def _reduce(options: argparse.Namespace) -> Outcome:
     from rich.text import Text
 
@@ -251,8 +262,9 @@ def _keywords(options: argparse.Namespace, model: Model, example: Example) -> di
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    """The settings that were given."""
-    return {item.name: getattr(options, item.name) for item in dataclasses.fields(Settings) if item.name in options}
+    """The settings that were given, and those of the file that was."""
+    names = (*(item.name for item in dataclasses.fields(Settings)), "settings")
+    return merged({name: getattr(options, name) for name in names if name in options})
 
 
 def _argument(text: str) -> tuple[str, Any]:
@@ -368,13 +380,16 @@ def _parser() -> _Parser:
         tolerant.add_argument(
             "--tolerance", type=float, metavar="X", help="largest relative error allowed; unset: as verify has it"
         )
+    tuning = command(_tune, "find good settings for a model on this GPU; needs one", epilog=_INPUT_HELP)
+    add_tuning(tuning)
     inspecting = command(_inspect, "show an artifact, or the network that a model becomes", epilog=_INPUT_HELP)
     for parser_of_one, what in (
         *((compiling, ""), (exporting, ""), (verifying, ""), (explaining, ""), (comparing, ""), (reducing, "")),
+        (tuning, ""),
         *((inspecting, "an artifact, or "), (profiling, "an artifact, or ")),
     ):
         _add_model(parser_of_one, what)
-        _add_settings(parser_of_one)
+        add_settings(parser_of_one)
 
     for building in (compiling, exporting, verifying, comparing, reducing):
         _add_profile(building)
@@ -389,7 +404,7 @@ def _parser() -> _Parser:
     measuring.add_argument("--batch", action="append", type=int, metavar="N", help="batch size; may come several times")
     measuring.add_argument("--repeats", type=int, metavar="N", help="measurements a row")
     measuring.add_argument("--results", type=Path, metavar="FOLDER", help="where the CSV goes")
-    _add_settings(measuring)
+    add_settings(measuring)
 
     covering = command(
         _coverage, "count what converts, from committed results, and write docs/operators.md and models.md"
@@ -417,7 +432,7 @@ def _parser() -> _Parser:
     listing = command(_list, "list the engines, the most recently used first", among=of_cache)
     asking = command(_why, "say what differs from the engine that comes nearest", epilog=_INPUT_HELP, among=of_cache)
     _add_model(asking, "")
-    _add_settings(asking)
+    add_settings(asking)
     _add_profile(asking)
     pruning = command(_prune, "remove engines", among=of_cache)
     chosen = pruning.add_mutually_exclusive_group(required=True)
@@ -468,28 +483,6 @@ def _add_profile(parser: _Parser) -> None:
         metavar="NAME=SIZES,…",
         help="an optimization profile for dimensions by name, such as batch=2..16..64; may come several times",
     )
-
-
-def _add_settings(parser: _Parser) -> None:
-    """One option for each field of Settings; those not given stay out of the namespace."""
-    group = parser.add_argument_group("settings")
-    hints = get_type_hints(Settings)
-    for item in dataclasses.fields(Settings):
-        kinds = [kind for kind in get_args(hints[item.name]) or (hints[item.name],) if kind is not NoneType]
-        if get_origin(hints[item.name]) in (Literal, tuple):
-            kinds = [hints[item.name]]
-        (kind,) = kinds
-        form: dict[str, Any]
-        if kind is bool:
-            form = {"action": argparse.BooleanOptionalAction}
-        elif get_origin(kind) is Literal:
-            form = {"choices": get_args(kind)}
-        elif get_origin(kind) is tuple:
-            form = {"type": lambda text: tuple(text.split(",")), "metavar": "NAME,…"}
-        else:
-            form = {"type": kind, "metavar": {Path: "FOLDER", int: "N", float: "SECONDS"}[kind]}
-        text = item.metadata["help"].replace("%", "%%")
-        group.add_argument(f"--{item.name.replace('_', '-')}", default=argparse.SUPPRESS, help=text, **form)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from torch2trt.errors import NoFailureError, Torch2TRTError
 from torch2trt.examples import Calls
 from torch2trt.runtime import inputs as checks
 from torch2trt.runtime.files import StrPath
-from torch2trt.settings import Settings
+from torch2trt.settings import Settings, merged
 from torch2trt.tools.script import Recording, Script
 
 Fails = Callable[[nn.Module, tuple[torch.Tensor, ...]], bool]
@@ -115,6 +115,7 @@ def reduce(
         InputShapeError: no profile holds the example.
         ArtifactWriteError: the files could not be written.
     """
+    settings = merged(settings)
     Settings.make(**settings)
     args, kwargs, calls = api.first_call(module, args, kwargs, examples)
     program = api.capture(

@@ -76,22 +76,24 @@ def open_call(
     """
     if candidate.backend == "eager":
         layout = torch.channels_last if candidate.variant == "nhwc" else torch.contiguous_format
-        return _plain(subject.module(device).to(memory_format=layout), sets)
+        return in_turns(subject.module(device).to(memory_format=layout), sets)
     if candidate.backend.startswith("inductor"):
         # The child has filled Inductor's cache.
-        return _stepping(_plain(inductor(subject.module(device), candidate.backend), sets))
+        return _stepping(in_turns(inductor(subject.module(device), candidate.backend), sets))
     assert prepared is not None
     plan = prepared.folder / PLAN_FILE
     if candidate.backend == "onnx-tensorrt":
         engine = StaticEngine(plan.read_bytes(), flavour, name=str(subject.case))
         return _replayed([engine.bind(tensors(arguments)) for arguments in sets])
-    run = _plain(EngineModule.load(plan), sets)
+    run = in_turns(EngineModule.load(plan), sets)
     if candidate.backend == "torch2trt":
         return run
     return _replayed([functools.partial(run, number) for number in range(len(sets))])
 
 
-def _plain(module: Callable[..., Any], sets: Sequence[Arguments]) -> Call:
+def in_turns(module: Callable[..., Any], sets: Sequence[Arguments]) -> Call:
+    """A module, called with each of the input sets in turn."""
+
     def call(number: int) -> Any:
         args, kwargs = sets[number % len(sets)]
         return module(*args, **kwargs)

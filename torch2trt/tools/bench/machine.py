@@ -35,15 +35,18 @@ class Machine(Clock, Watch, Protocol):
 class CudaMachine:
     """The current CUDA device.
 
+    Args:
+        subject: what wants one, for the error.
+
     Raises:
         NoGPUError: there is none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, subject: str = "bench") -> None:
         if not torch.cuda.is_available():
             raise NoGPUError(
                 "engines are measured on NVIDIA GPUs, and torch finds none on this machine",
-                subject="bench",
+                subject=subject,
                 hint="torch2trt verify builds and checks a model without a GPU",
             )
         self.device = torch.device("cuda", torch.cuda.current_device())

@@ -53,6 +53,11 @@ class Samples:
         return percentile(self.host_us, 50)
 
 
+def throughput(batch: int, gpu_ms: float, host_us: float) -> float:
+    """Items of a batch in a second, when calls come back to back."""
+    return batch / max(gpu_ms / 1e3, host_us / 1e6)
+
+
 def percentile(values: list[float], percent: float) -> float:
     """The percentile, interpolated between the values beside it."""
     return float(np.percentile(values, percent))

@@ -14,6 +14,7 @@ from typing import Any, get_args, get_type_hints
 
 from torch2trt.runtime.files import atomic_file
 from torch2trt.tools.bench.candidate import BACKENDS
+from torch2trt.tools.bench.measure import throughput
 
 _HOST_BOUND = 0.9  # of the GPU's time
 
@@ -82,7 +83,7 @@ class Row:
         """Throughput in items of the batch, when calls come back to back."""
         if self.gpu_ms_p50 is None or self.host_us is None:
             return None
-        return self.batch / max(self.gpu_ms_p50 / 1e3, self.host_us / 1e6)
+        return throughput(self.batch, self.gpu_ms_p50, self.host_us)
 
     @property
     def host_bound(self) -> bool:

@@ -168,7 +168,7 @@ class Session:
                 if isinstance(built, Skipped) or (candidate.variant == "nhwc" and not subject.has_layouts):
                     continue
                 if isinstance(built, Exception):
-                    failed[candidate] = _one_line(built)
+                    failed[candidate] = one_line(built)
                     continue
                 try:
                     ready[candidate] = self._open(candidate, subject, sets, built, truth)
@@ -192,7 +192,7 @@ class Session:
         return found
 
     def _failure(self, case: Case, what: object, error: Exception) -> str:
-        text = _one_line(error)
+        text = one_line(error)
         self._options.say(f"{case}: {what}: {text}")
         # After some errors nothing runs on the GPU any more: then this raises, and ends the run.
         self._machine.synchronize()
@@ -262,7 +262,8 @@ class Session:
         return rows.with_speedups(found)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """An error as a row has it."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:_ERROR_LENGTH]
 
 
