@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch2trt.errors import MissingPackageError, SettingError
 from torch2trt.runtime.files import StrPath, atomic_file
@@ -45,7 +45,7 @@ def draw(tuning: Tuning, path: StrPath) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
+    axes: Any = figure.subplots()
     right = [trial for trial in tuning.trials if trial.is_right]
     for precision in dict.fromkeys(trial.precision for trial in right):
         own = [trial for trial in right if trial.precision == precision]
