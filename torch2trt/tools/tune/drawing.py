@@ -64,6 +64,7 @@ def draw(tuning: Tuning, path: StrPath) -> None:
     axes.set_title(f"{tuning.name} on {tuning.gpu}, {tuning.flavour}", fontsize=10)
     axes.set_xlabel("latency of a call, ms (median)")
     axes.set_ylabel("throughput, items/s")
+    axes.margins(0.15)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     if axes.get_legend_handles_labels()[0]:
