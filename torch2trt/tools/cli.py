@@ -376,7 +376,7 @@ def _parser() -> _Parser:
         _add_model(parser_of_one, what)
         _add_settings(parser_of_one)
 
-    for building in (compiling, exporting, verifying, comparing, reducing):
+    for building in (compiling, exporting, verifying, explaining, comparing, reducing):
         _add_profile(building)
 
     measuring = command(_bench, "measure against the other roads; needs a GPU", epilog=_INPUT_HELP)
