@@ -261,9 +261,7 @@ def test_dynamic_shapes_of_pieces_are_a_warning(takes: Takes, caplog: pytest.Log
 # The command line -----------------------------------------------------------------------------------------------------
 
 
-def test_profiles_of_the_tools_on_the_command_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_profiles_of_the_tools_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "net.py").write_text("from tests.test_profiles import Linear\n")
     model = f"{tmp_path / 'net.py'}:Linear"
     shared = ["--input", "batch=1..1..64x8", "--profile", "batch=1", "--profile", "batch=2..16..64", "--json"]
