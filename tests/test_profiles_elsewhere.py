@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +13,9 @@ import torch
 from torch import Tensor
 
 import torch2trt
-from tests.taken_profiles import Taken, taken
+from tests.profiled import BATCH, MANY, ONE, PARTS, PARTS_PROFILES, QUICK, TWO, Linear, Parts, Taken, taken
+from tests.scripts import importable, run_script
 from tests.test_pieces import Forked
-from tests.test_profiles import BATCH, PARTS, PARTS_PROFILES, QUICK, TWO, Linear, Parts
 from torch2trt import api
 from torch2trt.errors import (
     DataDependentError,
@@ -33,8 +30,6 @@ from torch2trt.tools import cli
 from torch2trt.tools.script import Recording
 
 __all__ = ["taken"]  # a fixture, which tests name
-
-ONE, MANY = DimRange(1, 1, 1), DimRange(2, 16, 32)
 
 
 # Explaining -----------------------------------------------------------------------------------------------------------
@@ -113,11 +108,7 @@ def convert(net, x):
 
 @pytest.fixture(scope="module")
 def defect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = tmp_path_factory.mktemp("sized")
-    (folder / "t2t_sized.py").write_text(DEFECT)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
-        importlib.import_module("t2t_sized")
+    with importable(tmp_path_factory.mktemp("sized"), "t2t_sized", DEFECT):
         yield
 
 
@@ -141,8 +132,7 @@ def test_a_reduced_script_carries_the_profiles(tmp_path: Path, taken: Taken) -> 
     _, passed = found.script.load()["check"](tuple(found.script.inputs.values()), found.script.weights)
     assert not passed
     assert taken == [{"batch": DimRange(*each)} for each in wanted]
-    code = f"import runpy, sys; sys.path[:] = {sys.path!r}; runpy.run_path({str(path)!r}, run_name='__main__')"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    shown = run_script(path)
     assert shown.returncode == 1
     assert "Reduced: failed" in shown.stdout
 
@@ -262,7 +252,7 @@ def test_dynamic_shapes_of_pieces_are_a_warning(takes: Takes, caplog: pytest.Log
 
 
 def test_profiles_of_the_tools_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "net.py").write_text("from tests.test_profiles import Linear\n")
+    (tmp_path / "net.py").write_text("from tests.profiled import Linear\n")
     model = f"{tmp_path / 'net.py'}:Linear"
     shared = ["--input", "batch=1..1..64x8", "--profile", "batch=1", "--profile", "batch=2..16..64", "--json"]
     assert cli.main(["compare", model, "--runs", "reference", *shared]) == 0

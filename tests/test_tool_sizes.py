@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import torch2trt
+from tests.scripts import importable, run_script
 from torch2trt import api
 from torch2trt.errors import DynamicShapeError, ExampleInputError, InputShapeError, NoFailureError
 from torch2trt.graph.signature import Signature
@@ -66,11 +64,8 @@ COMPARED: dict[str, Any] = {"dynamic_shapes": BATCH, "precision": "fp32", "runs"
 
 @pytest.fixture(scope="module")
 def beyond(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    folder = tmp_path_factory.mktemp("beyond")
-    (folder / "t2t_beyond.py").write_text(DEFECT)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
-        yield importlib.import_module("t2t_beyond").Beyond()
+    with importable(tmp_path_factory.mktemp("beyond"), "t2t_beyond", DEFECT) as module:
+        yield module.Beyond()
 
 
 # Inputs ---------------------------------------------------------------------------------------------------------------
@@ -246,8 +241,7 @@ def test_a_failure_at_another_size_is_reduced(beyond: nn.Module, tmp_path: Path)
     assert [value.shape for value in found.script.inputs.values()] == [(10, 8)]
     assert [value.shape for value in found.script.example.values()] == [(4, 8)]
     assert path.read_text().startswith('"""1 of 4 calls of Beyond at batch 10: wrong')
-    code = f"import runpy, sys; sys.path[:] = {sys.path!r}; runpy.run_path({str(path)!r}, run_name='__main__')"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    shown = run_script(path)
     assert shown.returncode == 1
     assert "Reduced: failed" in shown.stdout
 
