@@ -1,8 +1,8 @@
 """Where the host's time of one call goes: ``python -m benchmarks.host``, a ResNet-18 at batch 1 unless told otherwise.
 
 From the inside out: the replay of the CUDA graph alone, with its fresh outputs, with what the session does, the whole
-call; and the peer, ``torch.compile`` in the mode ``reduce-overhead``. All are timed in turns, from an idle GPU, in bursts
-of so many calls: in longer ones the host may wait for the GPU.
+call; and the peer, ``torch.compile`` in the mode ``reduce-overhead``. All are timed in turns, from an idle GPU, in
+bursts of so many calls: in longer ones the host may wait for the GPU.
 """
 
 from __future__ import annotations

@@ -45,6 +45,7 @@ class OpCase:
         tensorrt: part of the reason with which enterprise TensorRT must refuse it.
         rtx: why TensorRT-RTX cannot build it, where it cannot ("no runner").
         tolerance: times the dtype's own, for operators that amplify rounding.
+        needs: what torch has to be able to do (``tests/torch_can.py``), or the row is left out.
     """
 
     name: str
@@ -58,6 +59,7 @@ class OpCase:
     tensorrt: str = ""
     rtx: str = ""
     tolerance: float = 1.0
+    needs: Callable[[], bool] | None = None
 
 
 class OpModule(nn.Module):

@@ -17,6 +17,7 @@ from torch.backends import opt_einsum
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
+from tests import torch_can
 from torch2trt.errors import CaptureError, DataDependentError, DynamicShapeError, RandomOpError
 from torch2trt.frontend.export import capture
 from torch2trt.graph.contract import check
@@ -79,7 +80,6 @@ def targets(program: Program) -> list[Any]:
 
 X = torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
 Y = torch.randn(2, 3, generator=torch.Generator().manual_seed(2))
-TORCH_VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
 BATCH = Dim("batch", min=1, max=8)
 
 
@@ -395,7 +395,8 @@ def test_the_example_keeps_its_size_of_one() -> None:
 
 
 @pytest.mark.skipif(
-    TORCH_VERSION < (2, 12), reason="torch.export up to 2.11 takes no dynamic shapes for a registered dataclass"
+    not torch_can.nest_dynamic_shapes(),
+    reason="torch.export up to 2.11 takes no dynamic shapes for a registered dataclass",
 )
 def test_dynamic_dimensions_of_nested_keyword_and_variable_arguments() -> None:
     def deep(pair: Pair, *more: torch.Tensor, table: dict[str, list[torch.Tensor]], **rest: Any) -> torch.Tensor:

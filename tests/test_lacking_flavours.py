@@ -72,6 +72,15 @@ def test_grouped_convolutions_of_halves(outputs: int, inputs: int, kind: str, la
         assert types_into(lowered(flavours.load(), convolve, image, weights=weights), "CONVOLUTION") == {"HALF"}
 
 
+@pytest.mark.parametrize(("count", "kind"), [(4, "HALF"), (5, "FLOAT"), (6, "FLOAT")])
+def test_gathers_of_halves(count: int, kind: str) -> None:
+    first = dataclasses.replace(flavours.load(), name=flavours.TENSORRT, version=(10, 6))
+    inputs = normal(2, 5).half(), torch.arange(count) % 5
+    lacking = dataclasses.replace(first, name=flavours.TENSORRT_RTX)
+    assert types_into(lowered(lacking, lambda x, i: x[:, i], *inputs), "GATHER") == {kind}
+    assert types_into(lowered(first, lambda x, i: x[:, i], *inputs), "GATHER") == {"HALF"}
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
 def test_bytes_are_only_cast(dtype: torch.dtype) -> None:
     if dtype == torch.int8 and not flavours.load().has("int8_numbers"):

@@ -13,8 +13,7 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 import torch2trt
-from tests.taken_profiles import Taken, taken
-from tests.test_profiles import QUICK
+from tests.profiled import MANY, ONE, QUICK, Taken, taken
 from torch2trt.errors import (
     DynamicShapeError,
     ExampleInputError,
@@ -26,8 +25,6 @@ from torch2trt.runtime.bare_plan import export_plan
 from torch2trt.sizes import DimRange
 
 __all__ = ["taken"]  # a fixture, which tests name
-
-ONE, MANY = DimRange(1, 1, 1), DimRange(2, 16, 32)
 
 
 def scaled() -> onnx.ModelProto:

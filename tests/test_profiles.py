@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
 from torch.utils.data import DataLoader, TensorDataset
 
 import torch2trt
-from tests.taken_profiles import Taken, taken
+from tests.profiled import BATCH, MANY, ONE, PARTS, PARTS_PROFILES, QUICK, TWO, Linear, Parts, Taken, taken
 from tests.threads import in_threads
 from torch2trt import api
 from torch2trt.errors import DynamicShapeError, ExampleInputError, InputShapeError
@@ -30,24 +29,6 @@ from torch2trt.tools import cli
 from torch2trt.tools.inputs import parse_profile
 
 __all__ = ["taken"]  # a fixture, which tests name
-
-QUICK: dict[str, Any] = {"precision": "fp32", "optimization_level": 0, "progress": "none"}
-BATCH = {"x": {0: Dim("batch", min=1, max=64)}}
-TWO: list[dict[str, Any]] = [{"batch": 1}, {"batch": (2, 16, 32)}]
-
-
-class Linear(nn.Module):
-    """x [n, 8] → [n, 4]; times a mask [n, 1], where there is one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.layer = nn.Linear(8, 4)
-        self.eval()
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        y = self.layer(x)
-        return y if mask is None else y * mask
 
 
 class Call(nn.Module):
@@ -122,7 +103,7 @@ def test_tensorrt_takes_them_all(taken: Taken) -> None:
         profiles=[*TWO, {}],
         **QUICK,
     )
-    ranges = [{"batch": DimRange(1, 1, 1)}, {"batch": DimRange(2, 16, 32)}, {"batch": DimRange(1, 8, 64)}]
+    ranges = [{"batch": ONE}, {"batch": MANY}, {"batch": DimRange(1, 8, 64)}]
     assert taken == ranges
     assert built.artifact.signature.ranges == ranges
     assert built.report["profiles"] == ["batch 1", "batch 2…16…32", "batch 1…8…64"]
@@ -202,28 +183,6 @@ def test_profiles_that_are_none(profiles: Any, message: str) -> None:
         api.capture(Linear(), (torch.randn(8, 8),), dynamic_shapes=BATCH, profiles=profiles)
 
 
-class Parts(nn.Module):
-    """Two dynamic dimensions; behind what runs in torch there is only the batch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.first = nn.Linear(8, 8)
-        self.second = nn.Linear(8, 8)
-        self.eval()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.first(x).relu().mean(1).sigmoid()).relu()
-
-
-PARTS = {"x": {0: Dim("batch", min=1, max=16), 1: Dim("length", min=2, max=32)}}
-PARTS_PROFILES: list[dict[str, Any]] = [
-    {"batch": 1, "length": (2, 8, 32)},
-    {"batch": (2, 4, 16), "length": (2, 8, 32)},
-    {"batch": (2, 4, 16), "length": 32},
-]
-
-
 def hybrid() -> EngineModule:
     return torch2trt.compile(
         Parts(),
@@ -242,7 +201,7 @@ def test_the_engines_of_a_hybrid_have_their_own() -> None:
     for each in (built, loaded):
         first, last = (part.signature for part in each.artifact.parts if isinstance(part, Artifact))
         assert list(first.ranges) == built.artifact.signature.ranges
-        assert last.ranges == [{"batch": DimRange(1, 1, 1)}, {"batch": DimRange(2, 4, 16)}]
+        assert last.ranges == [{"batch": ONE}, {"batch": DimRange(2, 4, 16)}]
         x = torch.randn(16, 32, 8)
         torch.testing.assert_close(each.reference(x), Parts()(x).detach())
 
@@ -382,7 +341,7 @@ def test_profiles_are_read() -> None:
 
 
 def test_profiles_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "net.py").write_text("from tests.test_profiles import Linear\n")
+    (tmp_path / "net.py").write_text("from tests.profiled import Linear\n")
     argv = [
         *("compile", f"{tmp_path / 'net.py'}:Linear", "-o", str(tmp_path / "net.t2t"), "--json"),
         *("--input", "batch=1..8..64x8", "--profile", "batch=1", "--profile", "batch=2..16..64"),

@@ -1,13 +1,10 @@
-"""Optimization profiles and examples elsewhere: comparing, reducing, modules in pieces."""
+"""Optimization profiles and examples elsewhere: explaining, comparing, reducing, modules in pieces."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +13,9 @@ import torch
 from torch import Tensor
 
 import torch2trt
-from tests.taken_profiles import Taken, taken
+from tests.profiled import BATCH, MANY, ONE, PARTS, PARTS_PROFILES, QUICK, TWO, Linear, Parts, Taken, taken
+from tests.scripts import importable, run_script
 from tests.test_pieces import Forked
-from tests.test_profiles import BATCH, PARTS, PARTS_PROFILES, QUICK, TWO, Linear, Parts
 from torch2trt import api
 from torch2trt.errors import (
     DataDependentError,
@@ -26,6 +23,7 @@ from torch2trt.errors import (
     ExampleInputError,
     InputShapeError,
 )
+from torch2trt.graph.signature import TensorLeaf
 from torch2trt.pieces import PiecewiseModule
 from torch2trt.sizes import DimRange
 from torch2trt.tools import cli
@@ -33,7 +31,21 @@ from torch2trt.tools.script import Recording
 
 __all__ = ["taken"]  # a fixture, which tests name
 
-ONE, MANY = DimRange(1, 1, 1), DimRange(2, 16, 32)
+
+# Explaining -----------------------------------------------------------------------------------------------------------
+
+
+def test_explaining_names_the_profiles() -> None:
+    x, examples = torch.randn(4, 8), [torch.randn(size, 8) for size in (8, 2, 2)]
+    found = torch2trt.explain(Linear(), (x,), dynamic_shapes=BATCH, profiles=TWO)
+    assert found.profiles == ("batch 1", "batch 2…16…32")
+    assert found.to_json()["profiles"] == ["batch 1", "batch 2…16…32"]
+    assert "profiles: batch 1; batch 2…16…32" in str(found)
+    assert torch2trt.explain(Linear(), examples=examples).profiles == ("x_0 2", "x_0 8", "x_0 2…2…8")
+    assert torch2trt.explain(Linear(), (x,), dynamic_shapes=BATCH).profiles == ("batch 1…4…64",)
+    assert torch2trt.explain(Linear(), (x,)).profiles == ()
+    with pytest.raises(DynamicShapeError, match="'bach' is no dynamic dimension"):
+        torch2trt.explain(Linear(), (x,), dynamic_shapes=BATCH, profiles=[{"bach": 1}])
 
 
 # Comparing ------------------------------------------------------------------------------------------------------------
@@ -96,11 +108,7 @@ def convert(net, x):
 
 @pytest.fixture(scope="module")
 def defect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = tmp_path_factory.mktemp("sized")
-    (folder / "t2t_sized.py").write_text(DEFECT)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
-        importlib.import_module("t2t_sized")
+    with importable(tmp_path_factory.mktemp("sized"), "t2t_sized", DEFECT):
         yield
 
 
@@ -124,8 +132,7 @@ def test_a_reduced_script_carries_the_profiles(tmp_path: Path, taken: Taken) -> 
     _, passed = found.script.load()["check"](tuple(found.script.inputs.values()), found.script.weights)
     assert not passed
     assert taken == [{"batch": DimRange(*each)} for each in wanted]
-    code = f"import runpy, sys; sys.path[:] = {sys.path!r}; runpy.run_path({str(path)!r}, run_name='__main__')"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    shown = run_script(path)
     assert shown.returncode == 1
     assert "Reduced: failed" in shown.stdout
 
@@ -163,13 +170,18 @@ def test_reducing_what_no_profile_holds_is_an_error() -> None:
 PIECES: dict[str, Any] = {**QUICK, "min_segment": 1}
 
 
-def test_pieces_have_no_profiles() -> None:
+Takes = Callable[..., Any]
+BOTH = pytest.mark.parametrize("takes", [torch2trt.compile, torch2trt.explain])
+
+
+@BOTH
+def test_pieces_have_no_profiles(takes: Takes) -> None:
     with pytest.raises(DynamicShapeError, match=r"T2T105.*profiles: Forked compiles in pieces.*no profiles") as caught:
-        torch2trt.compile(Forked().eval(), (torch.randn(4, 8),), profiles=TWO, **PIECES)
+        takes(Forked().eval(), (torch.randn(4, 8),), profiles=TWO, **PIECES)
     assert "test_pieces.py" in caught.value.source
     assert "examples=" in caught.value.hint
     with pytest.raises(DataDependentError):
-        torch2trt.compile(Forked().eval(), (torch.randn(4, 8),), profiles=TWO, fallback=False, **PIECES)
+        takes(Forked().eval(), (torch.randn(4, 8),), profiles=TWO, fallback=False, **PIECES)
 
 
 def test_pieces_have_engines_for_the_examples(caplog: pytest.LogCaptureFixture) -> None:
@@ -183,6 +195,31 @@ def test_pieces_have_engines_for_the_examples(caplog: pytest.LogCaptureFixture) 
         with torch.no_grad():
             torch.testing.assert_close(compiled.reference(x), module(x))
     assert "no engines are built" not in caplog.text
+    found = torch2trt.explain(module, examples=examples, **PIECES)
+    shapes = ["x".join(map(str, leaf.spec.shape)) for leaf in _first_inputs(compiled)]
+    assert sorted(each.inputs.partition(",")[0] for each in found.pieces) == sorted(shapes)
+    assert "6x8" in str(found)
+    assert "6x8" in found.to_html()
+    assert len(found.placements) == sum(len(each.placements) for each in found.pieces)
+    assert torch2trt.explain(module, (examples[0],), **PIECES).graphs < found.graphs
+
+
+def _first_inputs(compiled: PiecewiseModule) -> list[TensorLeaf]:
+    return [engine.artifact.signature.tensor_inputs[0] for engine in compiled.engines]
+
+
+@BOTH
+def test_what_pieces_raise_is_said(takes: Takes) -> None:
+    rows = torch.ones(5, 8)
+    with pytest.raises(DataDependentError, match="in pieces: ValueError: twice the same row"):
+        takes(Picky().eval(), (rows,), **PIECES)
+
+
+def test_explaining_pieces_too_small_for_engines() -> None:
+    found = torch2trt.explain(Forked().eval(), (torch.randn(4, 8),), **{**PIECES, "min_segment": 99})
+    assert "nothing is compiled: engines would get" in found.refusal
+    assert found.refusal in str(found)
+    assert not torch2trt.explain(Forked().eval(), (torch.randn(4, 8),), **PIECES).refusal
 
 
 class Picky(Forked):
@@ -193,31 +230,35 @@ class Picky(Forked):
         return found
 
 
-def test_values_that_pieces_refuse_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+@BOTH
+def test_values_that_pieces_refuse_are_a_warning(takes: Takes, caplog: pytest.LogCaptureFixture) -> None:
     examples = [torch.randn(size, 8) for size in (4, 5)]
-    compiled = torch2trt.compile(Picky().eval(), examples=examples, **PIECES)
+    compiled = takes(Picky().eval(), examples=examples, **PIECES)
     assert "no engines are built before the call for some sizes: twice the same row" in caplog.text
+    if takes is torch2trt.explain:
+        return
     with torch.no_grad():
         torch.testing.assert_close(compiled.reference(examples[1]), Picky().eval()(examples[1]))
 
 
-def test_dynamic_shapes_of_pieces_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+@BOTH
+def test_dynamic_shapes_of_pieces_are_a_warning(takes: Takes, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="torch2trt"):
-        torch2trt.compile(Forked().eval(), (torch.randn(4, 8),), dynamic_shapes=BATCH, **PIECES)
+        takes(Forked().eval(), (torch.randn(4, 8),), dynamic_shapes=BATCH, **PIECES)
     assert "dynamic_shapes change nothing" in caplog.text
 
 
 # The command line -----------------------------------------------------------------------------------------------------
 
 
-def test_profiles_of_comparing_and_reducing_on_the_command_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "net.py").write_text("from tests.test_profiles import Linear\n")
+def test_profiles_of_the_tools_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "net.py").write_text("from tests.profiled import Linear\n")
     model = f"{tmp_path / 'net.py'}:Linear"
     shared = ["--input", "batch=1..1..64x8", "--profile", "batch=1", "--profile", "batch=2..16..64", "--json"]
     assert cli.main(["compare", model, "--runs", "reference", *shared]) == 0
     assert json.loads(capsys.readouterr().out)["profile"] == "batch 1"
+    assert cli.main(["explain", model, *shared]) == 0
+    assert json.loads(capsys.readouterr().out)["profiles"] == ["batch 1", "batch 2…16…64"]
     shared[-2:] = ["batch=65", "--json"]
     assert cli.main(["reduce", model, "-o", str(tmp_path / "small.py"), *shared]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "T2T105"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import torch2trt
+from tests.scripts import importable, run_script
 from torch2trt import api
 from torch2trt.errors import NoFailureError
 from torch2trt.tools.reduce import Failure, smallest
@@ -46,11 +44,7 @@ X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(scope="module", autouse=True)
 def defects(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = tmp_path_factory.mktemp("defects")
-    (folder / "t2t_defects.py").write_text(DEFECTS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
-        importlib.import_module("t2t_defects")
+    with importable(tmp_path_factory.mktemp("defects"), "t2t_defects", DEFECTS):
         yield
 
 
@@ -73,11 +67,6 @@ class Net(nn.Module):
         return (a * torch.arange(4)).flatten(1).softmax(-1)
 
 
-def run(path: Path) -> subprocess.CompletedProcess[str]:
-    code = f"import runpy, sys; sys.path[:] = {sys.path!r}; runpy.run_path({str(path)!r}, run_name='__main__')"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-
-
 def test_a_wrong_call_is_found_and_shown(tmp_path: Path) -> None:
     told: list[str] = []
     path = tmp_path / "small.py"
@@ -94,7 +83,7 @@ def test_a_wrong_call_is_found_and_shown(tmp_path: Path) -> None:
     assert told[-1] == f"1 of {found.calls_before} calls still fail"
     assert found.to_json()["attempts"] == found.attempts < 12
     assert f"python {path} shows it" in str(found)
-    shown = run(path)
+    shown = run_script(path)
     assert shown.returncode == 1
     assert "Reduced: failed" in shown.stdout
 

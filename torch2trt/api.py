@@ -181,19 +181,21 @@ def explain(
     *,
     examples: Iterable[Any] | Calls | None = None,
     dynamic_shapes: Any = None,
+    profiles: Sequence[Mapping[str, Any]] | None = None,
     name: str | None = None,
     **settings: Any,
 ) -> Explanation:
     """Say which calls of a module would run in an engine, which in torch, and why; nothing is built.
 
     Args:
-        module, args, kwargs, examples, dynamic_shapes, name, settings: as :func:`compile` takes them.
+        module, args, kwargs, examples, dynamic_shapes, profiles, name, settings: as :func:`compile` takes them. Of a
+            module in pieces, those that ``examples`` need are all explained.
 
     Returns:
         A table when printed or shown in a notebook; ``to_json()`` and ``to_html()``.
 
     Raises:
-        Torch2TRTError: the module cannot be captured.
+        Torch2TRTError: the module cannot be captured, or does not take the profiles.
     """
     from torch2trt.partition.explain import explain as explained
 
@@ -201,14 +203,21 @@ def explain(
     flavour = flavours.load(chosen.flavour)
     args, kwargs, calls = first_call(module, args, kwargs, examples)
     try:
-        captured = capture(module, args, kwargs, calls=calls, dynamic_shapes=dynamic_shapes, name=name)
+        captured = capture(
+            module, args, kwargs, calls=calls, dynamic_shapes=dynamic_shapes, profiles=profiles, name=name
+        )
     except DataDependentError as error:
         if not chosen.fallback:
             raise
         from torch2trt.pieces import explain_breaks
 
         return explain_breaks(
-            module, args, kwargs or {}, flavour, chosen, name=name or type(module).__name__, reason=error
+            *(module, args, kwargs or {}, flavour, chosen),
+            recorded=calls,
+            dynamic_shapes=dynamic_shapes,
+            profiles=profiles,
+            name=name or type(module).__name__,
+            reason=error,
         )
     return explained(optimize(captured, chosen), flavour, chosen)
 

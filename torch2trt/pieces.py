@@ -176,23 +176,11 @@ def compile_in_pieces(
         DynamicShapeError: there are profiles, which are of ranges of sizes, and engines of pieces have one size each.
         DataDependentError: too little of it became engines; it is ``reason``.
     """
-    if profiles is not None:
-        raise DynamicShapeError(
-            f"{name} compiles in pieces, whose engines have one size each, and so no profiles: {reason.reason}",
-            subject="profiles",
-            source=reason.source,
-            hint="leave profiles out: engines for other sizes are built when these come, or before with examples=",
-        )
+    _refuse(profiles, name, reason)
     compiled = PiecewiseModule(module, settings, truth, name)
-    own_args, own_kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, dict(kwargs)))
-    try:
-        compiled.reference(*own_args, **own_kwargs)
-    except Exception as error:
-        # The module's own, or Dynamo's: there is no piecewise module either.
-        raise _also(reason, f"{type(error).__name__}: {error}") from error
+    _run_first(compiled.reference, args, kwargs, reason)
     calls = sum(engine.report["calls"] for engine in compiled.engines)
-    if calls < settings.min_segment:
-        text = f"engines would get {calls} calls (min_segment is {settings.min_segment})"
+    if text := _too_few(calls, settings):
         raise _also(reason, "; ".join([text, *(str(error) for error in compiled.refusals[:3])])) from next(
             iter(compiled.refusals), None
         )
@@ -200,15 +188,51 @@ def compile_in_pieces(
         "%s: is compiled in %d pieces, torch2trt.explain says where it breaks: %s",
         *(name, len(compiled.engines), reason.reason),
     )
+    _run_others(compiled.reference, module, recorded, dynamic_shapes, name)
+    return compiled
+
+
+def _refuse(profiles: Any, name: str, reason: DataDependentError) -> None:
+    if profiles is not None:
+        raise DynamicShapeError(
+            f"{name} compiles in pieces, whose engines have one size each, and so no profiles: {reason.reason}",
+            subject="profiles",
+            source=reason.source,
+            hint="leave profiles out: engines for other sizes are built when these come, or before with examples=",
+        )
+
+
+def _run_first(
+    run: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], reason: DataDependentError
+) -> None:
+    """Run the example call, on copies: modules may write into their arguments."""
+    own_args, own_kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, dict(kwargs)))
+    try:
+        run(*own_args, **own_kwargs)
+    except Exception as error:
+        # The module's own, or Dynamo's: there is no piecewise module either.
+        raise _also(reason, f"{type(error).__name__}: {error}") from error
+
+
+def _run_others(
+    run: Callable[..., Any], module: nn.Module, recorded: Calls | None, dynamic_shapes: Any, name: str
+) -> None:
+    """Run the calls of other sizes for which there are to be engines; say which of the sizes have none."""
     if dynamic_shapes is not None:
         log.warning("%s: dynamic_shapes change nothing: each size has engines of its own", name)
     for own_args, own_kwargs in () if recorded is None else recorded.others(module):
         try:
-            compiled.reference(*own_args, **own_kwargs)
+            run(*own_args, **own_kwargs)
         except Exception as error:
             # The values are another call's: the module may rightly refuse them.
             log.warning("%s: no engines are built before the call for some sizes: %s", name, error)
-    return compiled
+
+
+def _too_few(calls: int, settings: Settings) -> str:
+    """Why it is not worth while to compile so many calls; empty where it is."""
+    if calls >= settings.min_segment:
+        return ""
+    return f"engines would get {calls} calls (min_segment is {settings.min_segment})"
 
 
 def _also(reason: DataDependentError, why: str) -> DataDependentError:
@@ -226,12 +250,24 @@ def explain_breaks(
     flavour: Flavour,
     settings: Settings,
     *,
+    recorded: Calls | None = None,
+    dynamic_shapes: Any = None,
+    profiles: Sequence[Mapping[str, Any]] | None = None,
     name: str,
     reason: DataDependentError,
 ) -> Explanation:
-    """Where Dynamo cuts a module that cannot be captured whole, and why, and what would run where in each piece."""
+    """Where Dynamo cuts a module that cannot be captured whole, and why, and what would run where in each piece.
+
+    Args:
+        recorded, dynamic_shapes, profiles: as :func:`compile_in_pieces` takes them.
+
+    Raises:
+        DynamicShapeError, DataDependentError: as :func:`compile_in_pieces`; too little for engines is a refusal.
+    """
+    _refuse(profiles, name, reason)
     regions: list[Region] = []
     pieces: dict[Region, Explanation] = {}
+    calls = 0
     breaks: dict[GraphBreak, None] = {}
 
     def look(graph: Any, inputs: Any) -> Callable[..., Any]:
@@ -241,17 +277,23 @@ def explain_breaks(
             breaks[_break(graph.compile_subgraph_reason)] = None
 
         def run(*values: Any) -> Any:
+            nonlocal calls
             if region.made and region.inputs and region not in pieces:
-                pieces[region] = _piece(region, values, flavour, settings)
+                pieces[region], count = _piece(region, values, flavour, settings)
+                calls += count
             return graph(*values)
 
         return run
 
-    own_args, own_kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, dict(kwargs)))
+    compiled = torch.compile(module, backend=look, dynamic=False)
     with _without_limit():
-        torch.compile(module, backend=look, dynamic=False)(*own_args, **own_kwargs)
+        _run_first(compiled, args, kwargs, reason)
+        refusal = _too_few(calls, settings)
+        if not refusal:
+            _run_others(compiled, module, recorded, dynamic_shapes, name)
     spelled = f"{flavour.name} {flavour.version_text}"
-    return together(name, spelled, [*pieces.values()], reason.reason, len(regions), (*breaks,))
+    found = together(name, spelled, [*pieces.values()], reason.reason, len(regions), (*breaks,))
+    return dataclasses.replace(found, refusal=f"nothing is compiled: {refusal}") if refusal else found
 
 
 @contextlib.contextmanager
@@ -267,10 +309,13 @@ def _break(found: Any) -> GraphBreak:
     return GraphBreak(" ".join(found.reason.strip().splitlines()[:1]), lines[-1] if lines else "")
 
 
-def _piece(region: Region, values: Sequence[Any], flavour: Flavour, settings: Settings) -> Explanation:
+def _piece(region: Region, values: Sequence[Any], flavour: Flavour, settings: Settings) -> tuple[Explanation, int]:
+    """Where a piece runs, and how many calls it brings to a module of which engines get a part."""
+    shapes = ", ".join("x".join(map(str, values[position].shape)) or "scalar" for position in region.inputs)
     try:
-        return explain(api.optimize(backends.capture(region, values), settings), flavour, settings)
+        program = api.optimize(backends.capture(region, values), settings)
+        found = dataclasses.replace(explain(program, flavour, settings), inputs=shapes)
+        return found, 0 if found.refusal else len(program.calls)
     except Torch2TRTError as error:
-        return Explanation(
-            region.name, f"{flavour.name} {flavour.version_text}", (), refusal=f"runs in torch: {error.reason}"
-        )
+        spelled = f"{flavour.name} {flavour.version_text}"
+        return Explanation(region.name, spelled, (), refusal=f"runs in torch: {error.reason}", inputs=shapes), 0

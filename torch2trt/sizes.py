@@ -35,8 +35,8 @@ class DimRange:
         return str(self.opt) if self.min == self.max else f"{self.min}…{self.opt}…{self.max}"
 
 
-def spell(ranges: Mapping[str, DimRange]) -> str:
-    """Ranges by the names of their dimensions in words, as ``batch 1…8…64, seq 128``."""
+def spell(ranges: Mapping[str, DimRange | int]) -> str:
+    """Ranges or sizes by the names of their dimensions in words, as ``batch 1…8…64, seq 128``."""
     return ", ".join(f"{name} {span}" for name, span in ranges.items())
 
 

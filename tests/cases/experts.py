@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
+from tests import torch_can
 from tests.cases import normal
 from tests.harness import OpCase
 
@@ -23,21 +27,18 @@ def thirds(x: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
 
 X, MATRICES, ENDS = normal(10, 16), normal(3, 16, 8), torch.tensor([2, 2, 10], dtype=torch.int32)
 
+
+def row(name: str, function: Callable[..., Any], *inputs: torch.Tensor, **options: Any) -> OpCase:
+    return OpCase(name, function, inputs, needs=torch_can.multiply_groups, **options)
+
+
 CASES = [
-    OpCase("experts", experts, (X, MATRICES, ENDS)),
-    OpCase("experts-constant", experts, (X, MATRICES, ENDS), weights=(1,)),
-    OpCase("experts-half", experts, (X.half(), MATRICES.half(), ENDS)),
-    OpCase("experts-dynamic", thirds, (X, MATRICES), weights=(1,), dynamic={0: {0: (3, 20)}}),
-    OpCase(
-        "experts-many",
-        experts,
-        (X, normal(17, 16, 8), torch.tensor([0] * 16 + [10], dtype=torch.int32)),
+    row("experts", experts, X, MATRICES, ENDS),
+    row("experts-constant", experts, X, MATRICES, ENDS, weights=(1,)),
+    row("experts-half", experts, X.half(), MATRICES.half(), ENDS),
+    row("experts-dynamic", thirds, X, MATRICES, weights=(1,), dynamic={0: {0: (3, 20)}}),
+    row(
+        *("experts-many", experts, X, normal(17, 16, 8), torch.tensor([0] * 16 + [10], dtype=torch.int32)),
         unsupported="17 experts",
     ),
 ]
-
-try:
-    torch._grouped_mm(X, MATRICES, offs=ENDS)
-except RuntimeError:
-    # On the CPU torch 2.11 computes them in bfloat16 alone.
-    CASES = []

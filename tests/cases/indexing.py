@@ -68,6 +68,16 @@ STRIDED = together(
     lambda x: x.as_strided_scatter(x.flatten()[:3], (3,), (5,), 1),
 )
 
+
+def repeated(x: torch.Tensor, i: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What is read also goes to a pointwise layer beside a transposition and a reshape."""
+    read = x[:, i]
+    return read, read.relu(), read.sigmoid().transpose(0, 2).flatten(1), read.cumsum(0)
+
+
+REPEATED = normal(3, 4, 2).half(), torch.tensor([0, 3, 3, 1])
+
+
 CASES = [
     OpCase("embedding", F.embedding, (IDS, TABLE), weights=(1,)),
     OpCase("embedding-int32-half", F.embedding, (IDS.int(), TABLE.half()), {"padding_idx": 0}, weights=(1,)),
@@ -79,6 +89,9 @@ CASES = [
     OpCase("reads-of-int32", READS, (INTS.int(), PICKS)),
     OpCase("reads-of-bytes", READS, (BYTES, PICKS)),
     OpCase("reads-of-half", READS, (X.half(), PICKS)),
+    OpCase("reads-repeated-half", repeated, REPEATED, weights=(1,)),
+    OpCase("reads-repeated-bfloat16", repeated, (REPEATED[0].bfloat16(), REPEATED[1])),
+    OpCase("reads-repeated-half-dynamic", repeated, REPEATED, weights=(1,), dynamic={0: {0: (1, 5)}}),
     OpCase("reads-dynamic", DYNAMIC_READS, (X, PICKS), dynamic=BOTH),
     OpCase("read-negative", lambda x, j: (x[:, j], x[:, j, j], x.take(j)), (X, NEGATIVE)),
     OpCase("read-negative-int32", lambda x, j: x[:, j, j.flip(0)], (X, NEGATIVE.int()), weights=(1,)),

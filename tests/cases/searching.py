@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.export import Dim
 
-from tests.cases import normal, together, traces_counts
+from tests import torch_can
+from tests.cases import normal, together
 from tests.harness import OpCase
 
 EDGES, X = torch.tensor([-1.0, -0.5, 0.0, 0.0, 0.25, 2.0]), normal(3, 5)
@@ -63,6 +66,11 @@ def counted_far(x: torch.Tensor) -> torch.Tensor:
 
 BINS = torch.tensor([3, 1, 1, 6, 0, 3, 1])
 
+
+def bins(name: str, function: Callable[..., Any], inputs: tuple[torch.Tensor, ...], **options: Any) -> OpCase:
+    return OpCase(name, function, inputs, needs=torch_can.trace_counts, **options)
+
+
 CASES = [
     OpCase("searches", SEARCHES, (X, EDGES)),
     OpCase("searches-constant", SEARCHES, (X, EDGES), weights=(1,)),
@@ -84,17 +92,14 @@ CASES = [
     OpCase("histc-half", HISTOGRAMS, (normal(40).half(),)),
     OpCase("histc-special", lambda x: torch.histc(x, 6, -1, 2), (SPECIAL,)),
     OpCase("histc-many", lambda x: torch.histc(x, 1000, -3, 3), (normal(9000),)),
-    OpCase("bincount", counted, (BINS, normal(7))),
-    OpCase("bincount-int32", counted, (BINS.int(), normal(7))),
-    OpCase("bincount-uint8", counted, (BINS.to(torch.uint8), normal(7))),
-    OpCase("bincount-many", counted, (torch.arange(9000) ** 2 % 7, normal(9000))),
-    OpCase("bincount-many-bins", counted_far, (torch.arange(9000) ** 2 % 997,)),
-    OpCase("bincount-one", counted, (BINS[:1], normal(2)[:1])),
-    OpCase("bincount-empty", counted, (BINS[:0], normal(2)[:0])),
-    OpCase("bincount-dynamic", counted, (BINS, normal(7)), dynamic={0: {0: COUNT}, 1: {0: COUNT}}),
-    OpCase("bincount-unknown", lambda x: torch.bincount(x, minlength=7), (BINS,), unsupported="torch._check"),
+    bins("bincount", counted, (BINS, normal(7))),
+    bins("bincount-int32", counted, (BINS.int(), normal(7))),
+    bins("bincount-uint8", counted, (BINS.to(torch.uint8), normal(7))),
+    bins("bincount-many", counted, (torch.arange(9000) ** 2 % 7, normal(9000))),
+    bins("bincount-many-bins", counted_far, (torch.arange(9000) ** 2 % 997,)),
+    bins("bincount-one", counted, (BINS[:1], normal(2)[:1])),
+    bins("bincount-empty", counted, (BINS[:0], normal(2)[:0])),
+    bins("bincount-dynamic", counted, (BINS, normal(7)), dynamic={0: {0: COUNT}, 1: {0: COUNT}}),
+    bins("bincount-unknown", lambda x: torch.bincount(x, minlength=7), (BINS,), unsupported="torch._check"),
     OpCase("histc-dynamic", lambda x: torch.histc(x, 6, -1, 2), (normal(40),), dynamic={0: {0: (1, 5000)}}),
 ]
-
-if not traces_counts():
-    CASES = [case for case in CASES if not case.name.startswith("bincount")]

@@ -276,11 +276,20 @@ def resolve_profiles(
 _PROFILE_HINT = 'one size, or the smallest, the usual and the largest: [{"batch": 1}, {"batch": (2, 16, 64)}]'
 
 
-def _profile_range(subject: str, name: str, sizes: Any, dims: Mapping[str, DimRange]) -> DimRange:
+def check_name(subject: str, name: str, dims: Mapping[str, DimRange]) -> None:
+    """Refuse the name of a dimension that there is not.
+
+    Raises:
+        DynamicShapeError: says which there are.
+    """
     if name not in dims:
         near = difflib.get_close_matches(name, dims, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"the dynamic dimensions are: {', '.join(dims) or 'none'}"
         raise DynamicShapeError(f"{name!r} is no dynamic dimension of the inputs", subject=subject, hint=hint)
+
+
+def _profile_range(subject: str, name: str, sizes: Any, dims: Mapping[str, DimRange]) -> DimRange:
+    check_name(subject, name, dims)
     given = (sizes,) * 3 if isinstance(sizes, int) else sizes
     if not isinstance(given, list | tuple) or list(map(type, given)) != [int] * 3:
         raise DynamicShapeError(f"{name!r} is {sizes!r}", subject=subject, hint=_PROFILE_HINT)

@@ -14,6 +14,7 @@ from torch2trt.graph.program import Program, provenance
 from torch2trt.graph.schema import name_of
 from torch2trt.partition.partitioner import is_engine, partition
 from torch2trt.settings import Settings
+from torch2trt.sizes import spell
 from torch2trt.trt.flavour import Flavour
 
 
@@ -60,7 +61,11 @@ class Explanation:
     breaks: tuple[GraphBreak, ...] = ()
     """Where those pieces end, and why."""
     pieces: tuple[Explanation, ...] = ()
-    """Those pieces that compute something."""
+    """Those pieces that compute something, one for each combination of sizes."""
+    inputs: str = ""
+    """Of a piece, the shapes of its inputs, as ``4x8, 4``."""
+    profiles: tuple[str, ...] = ()
+    """The optimization profiles of the engines, as ``batch 1…8…64``; none where no size is dynamic."""
 
     @property
     def segments(self) -> list[tuple[str, int]]:
@@ -82,6 +87,8 @@ class Explanation:
             "whole": self.whole,
             "graphs": self.graphs,
             "breaks": [asdict(each) for each in self.breaks],
+            "inputs": self.inputs,
+            "profiles": list(self.profiles),
             "calls": len(self.placements),
             "calls_in_torch": len(self.in_torch),
             "segments": [{"where": where, "calls": count} for where, count in self.segments],
@@ -92,12 +99,12 @@ class Explanation:
     def to_html(self) -> str:
         """A table of the calls in torch, and one of the modules, every text escaped."""
         break_rows = [(each.reason, each.source) for each in self.breaks]
-        piece_rows = [(each.name, each.begin, each.chain) for each in self.pieces]
+        piece_rows = [(each.name, each.inputs, each.begin, each.chain) for each in self.pieces]
         torch_rows = [(each.module, each.op, each.reason, each.source) for each in self.in_torch]
         parts = [
             f"<p>{html.escape(self.summary)}</p>",
             html_table(("why it breaks", "line"), break_rows) if break_rows else "",
-            html_table(("piece", "it begins at", "where it runs"), piece_rows) if piece_rows else "",
+            html_table(_PIECE_TITLES, piece_rows) if piece_rows else "",
             html_table(("module", "operator in torch", "why", "line"), torch_rows) if torch_rows else "",
             html_table(
                 ("module", "calls in engines", "calls in torch"), [tuple(map(str, row)) for row in self.modules]
@@ -112,8 +119,11 @@ class Explanation:
     def summary(self) -> str:
         """One line."""
         if self.whole:
-            return f"{self.name} ({self.flavour}): {self.graphs} pieces, for it cannot be captured whole: {self.whole}"
-        return f"{self.name} ({self.flavour}): {self.chain}"
+            also = f"; {self.refusal}" if self.refusal else ""
+            pieces = f"{self.graphs} pieces, for it cannot be captured whole: {self.whole}"
+            return f"{self.name} ({self.flavour}): {pieces}{also}"
+        profiles = f"; profiles: {'; '.join(self.profiles)}" if self.profiles and not self.refusal else ""
+        return f"{self.name} ({self.flavour}): {self.chain}{profiles}"
 
     @property
     def begin(self) -> str:
@@ -147,9 +157,9 @@ class Explanation:
                 table.add_row(each.reason, each.source)
             console.print(table)
         if self.pieces:
-            table = Table("piece", "it begins at", "where it runs")
+            table = Table(*_PIECE_TITLES)
             for piece in self.pieces:
-                table.add_row(piece.name, piece.begin, piece.chain)
+                table.add_row(piece.name, piece.inputs, piece.begin, piece.chain)
             console.print(table)
         if self.in_torch:
             table = Table("operator", "module", "why it runs in torch")
@@ -167,6 +177,9 @@ class Explanation:
             more = f" and {len(members) - 1} more" if len(members) > 1 else ""
             at = f"\nat {members[0].source}" if members[0].source else ""
             yield op, f"{members[0].module or '.'}{more}", reason + at
+
+
+_PIECE_TITLES = ("piece", "inputs", "it begins at", "where it runs")
 
 
 def explain(program: Program, flavour: Flavour, settings: Settings) -> Explanation:
@@ -198,7 +211,10 @@ def explain(program: Program, flavour: Flavour, settings: Settings) -> Explanati
                 reason=reasons.get(node.name, ""),
             )
         )
-    return Explanation(program.name, f"{flavour.name} {flavour.version_text}", tuple(placements), refusal)
+    spelled = tuple(spell(ranges) for ranges in program.signature.ranges if ranges)
+    return Explanation(
+        program.name, f"{flavour.name} {flavour.version_text}", tuple(placements), refusal, profiles=spelled
+    )
 
 
 def together(

@@ -105,8 +105,7 @@ def _check_profiles(signature: Signature, inputs: Sequence[torch.Tensor], dims: 
     )
     if nearest(profiles(signature), shapes) is None:
         raise InputShapeError(
-            f"no profile of the engine holds {', '.join(f'{name} {size}' for name, size in dims.items())}: "
-            f"it has {'; '.join(map(spell, signature.ranges))}",
+            f"no profile of the engine holds {spell(dims)}: it has {'; '.join(map(spell, signature.ranges))}",
             subject="inputs",
             hint="compile again with a profile that does",
         )

@@ -13,12 +13,21 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from torch2trt import __version__
 from torch2trt.errors import ArtifactWriteError, SettingError
 from torch2trt.settings import Settings, merged
-from torch2trt.tools.options import add_settings, add_tuning
+from torch2trt.tools.options import (
+    Parser,
+    add_at,
+    add_input,
+    add_model,
+    add_output,
+    add_profile,
+    add_settings,
+    add_tuning,
+)
 from torch2trt.tools.outcome import Outcome, report
 
 # What needs torch is imported by the commands, so that --help answers at once.
@@ -27,6 +36,7 @@ if TYPE_CHECKING:
     from torch2trt.runtime.module import EngineModule
     from torch2trt.tools.inputs import Example, InputSpec, Span
     from torch2trt.tools.models import Model
+    from torch2trt.tools.sizes import At
 
 _INPUT_HELP = """
 inputs:
@@ -139,6 +149,7 @@ def _compare(options: argparse.Namespace) -> Outcome:
         model.module,
         example.args,
         example.kwargs,
+        at=_at(options.at),
         runs=options.runs,
         tolerance=options.tolerance,
         **_keywords(options, model, example),
@@ -173,6 +184,7 @@ def _reduce(options: argparse.Namespace) -> Outcome:
     from rich.text import Text
 
     import torch2trt
+    from torch2trt.tools.inputs import parse_sizes
 
     _check_folder(options.output)
     model, example = _model(options)
@@ -181,6 +193,7 @@ def _reduce(options: argparse.Namespace) -> Outcome:
         example.args,
         example.kwargs,
         path=options.output,
+        at=None if options.at is None else parse_sizes(options.at),
         tolerance=options.tolerance,
         timeout=options.timeout,
         imports=options.imports,
@@ -261,6 +274,14 @@ def _keywords(options: argparse.Namespace, model: Model, example: Example) -> di
     return found
 
 
+def _at(texts: Sequence[str] | None) -> At | None:
+    from torch2trt.tools.inputs import parse_sizes
+
+    if texts is None:
+        return None
+    return "all" if texts == ["all"] else [parse_sizes(text) for text in texts]
+
+
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """The settings that were given, and those of the file that was."""
     names = (*(item.name for item in dataclasses.fields(Settings)), "settings")
@@ -318,20 +339,15 @@ def _describe(options: argparse.Namespace, compiled: EngineModule | PiecewiseMod
 # The options ----------------------------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise SettingError(message, subject=self.prog, hint=f"{self.prog} --help lists the options")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(prog="torch2trt", description="Compile PyTorch modules into TensorRT engines.", allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser(prog="torch2trt", description="Compile PyTorch modules into TensorRT engines.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"torch2trt {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(
         run: Callable[[argparse.Namespace], Outcome], help: str, *, epilog: str = "", among: Any = commands
-    ) -> _Parser:
-        added: _Parser = among.add_parser(
+    ) -> Parser:
+        added: Parser = among.add_parser(
             run.__name__.removeprefix("_"),
             help=help,
             description=f"{help[0].upper()}{help[1:]}.",
@@ -344,10 +360,10 @@ def _parser() -> _Parser:
         return added
 
     compiling = command(_compile, "compile a model into an artifact for torch2trt.load", epilog=_INPUT_HELP)
-    _add_output(compiling, "the artifact to write, such as resnet50.t2t")
+    add_output(compiling, "the artifact to write, such as resnet50.t2t")
     compiling.add_argument("--program", action="store_true", help="save the Program with it, for reference()")
     exporting = command(_export, "write a bare plan, with a JSON beside it, for trtexec or Triton", epilog=_INPUT_HELP)
-    _add_output(exporting, "the plan to write, such as resnet50.engine")
+    add_output(exporting, "the plan to write, such as resnet50.engine")
     verifying = command(_verify, "compile a model and compare it with float64 eager", epilog=_INPUT_HELP)
     explaining = command(
         _explain, "say which calls would run in an engine, which in torch, and why", epilog=_INPUT_HELP
@@ -366,7 +382,7 @@ def _parser() -> _Parser:
     reducing = command(
         _reduce, "cut a model that fails to the smallest graph that does, as a script", epilog=_INPUT_HELP
     )
-    _add_output(reducing, "the script to write, such as small.py; its tensors go beside it")
+    add_output(reducing, "the script to write, such as small.py; its tensors go beside it")
     reducing.add_argument("--timeout", type=float, metavar="SECONDS", help="after which a process counts as hanging")
     reducing.add_argument(
         "--import",
@@ -388,16 +404,18 @@ def _parser() -> _Parser:
         (tuning, ""),
         *((inspecting, "an artifact, or "), (profiling, "an artifact, or ")),
     ):
-        _add_model(parser_of_one, what)
+        add_model(parser_of_one, what)
         add_settings(parser_of_one)
 
-    for building in (compiling, exporting, verifying, comparing, reducing):
-        _add_profile(building)
+    for building in (compiling, exporting, verifying, explaining, comparing, reducing):
+        add_profile(building)
+    add_at(comparing, several=True)
+    add_at(reducing, several=False)
 
     measuring = command(_bench, "measure against the other roads; needs a GPU", epilog=_INPUT_HELP)
     measuring.add_argument("models", nargs="*", metavar="MODEL", help="as for compile; several are measured in turn")
-    _add_input(measuring)
-    _add_profile(measuring)
+    add_input(measuring)
+    add_profile(measuring)
     measuring.add_argument(
         "--backend", action="append", metavar="NAMES", help="such as eager,torch2trt; unset: the usual"
     )
@@ -431,9 +449,9 @@ def _parser() -> _Parser:
     of_cache = caching.add_subparsers(metavar="COMMAND", required=True)
     listing = command(_list, "list the engines, the most recently used first", among=of_cache)
     asking = command(_why, "say what differs from the engine that comes nearest", epilog=_INPUT_HELP, among=of_cache)
-    _add_model(asking, "")
+    add_model(asking, "")
     add_settings(asking)
-    _add_profile(asking)
+    add_profile(asking)
     pruning = command(_prune, "remove engines", among=of_cache)
     chosen = pruning.add_mutually_exclusive_group(required=True)
     chosen.add_argument("--max-bytes", type=int, metavar="N", help="the least recently used, until N bytes are left")
@@ -443,46 +461,6 @@ def _parser() -> _Parser:
         looking.add_argument("--cache-dir", type=Path, default=argparse.SUPPRESS, metavar="FOLDER", help="the folder")
     command(_doctor, "say what is installed, what is used and why, and what to install")
     return parser
-
-
-def _add_output(parser: _Parser, help: str) -> None:
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=help)
-
-
-def _add_model(parser: _Parser, before: str) -> None:
-    forms = "torchvision:NAME, timm:NAME, transformers:CLASS, package.module:CALLABLE, FILE.py:CALLABLE or FILE.pt2"
-    parser.add_argument("model", metavar="MODEL", help=before + forms)
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="a state_dict: .safetensors, or from torch.save")
-    parser.add_argument(
-        "--model-arg",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a keyword for what makes the model (for transformers, of its configuration), such as num_classes=10",
-    )
-    _add_input(parser)
-    parser.add_argument(
-        "--int-range",
-        action="append",
-        default=[],
-        metavar="[NAME=]LOW:HIGH",
-        help="random integers from LOW to below HIGH; unset: the rows of the model's first embedding",
-    )
-
-
-def _add_input(parser: _Parser) -> None:
-    parser.add_argument("--input", action="append", default=[], metavar="[NAME:][DTYPE:]SHAPE", help="see below")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of random weights and inputs (default: 0)")
-
-
-def _add_profile(parser: _Parser) -> None:
-    parser.add_argument(
-        "--profile",
-        action="append",
-        default=[],
-        metavar="NAME=SIZES,…",
-        help="an optimization profile for dimensions by name, such as batch=2..16..64; may come several times",
-    )
 
 
 if __name__ == "__main__":

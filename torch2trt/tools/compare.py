@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import html
 import io
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,6 @@ from torch2trt.graph.program import Program
 from torch2trt.graph.signature import dtype_to_json
 from torch2trt.partition.explain import Placement, html_table
 from torch2trt.partition.explain import explain as placements_of
-from torch2trt.runtime import inputs as checks
 from torch2trt.runtime.profiles import nearest
 from torch2trt.runtime.profiles import profiles as profiles_of
 from torch2trt.runtime.verification import Row
@@ -30,6 +30,7 @@ from torch2trt.settings import Settings
 from torch2trt.sizes import TensorSpec, spell, volume
 from torch2trt.tolerance import effective_precision
 from torch2trt.tolerance import tolerance as allowed
+from torch2trt.tools.sizes import At, inputs_at
 from torch2trt.trt import flavour as flavours
 from torch2trt.trt.flavour import Flavour
 
@@ -59,6 +60,8 @@ class CallError:
     """Elements that are infinite or NaN where the truth is finite."""
     tolerance: float
     """Largest ``max_rel_error`` that passes."""
+    sizes: str = ""
+    """Those of the dynamic dimensions, as ``batch 8``; empty where there are none."""
 
     @property
     def passed(self) -> bool:
@@ -87,19 +90,34 @@ class CallError:
 
 
 @dataclass(frozen=True)
+class SizeError:
+    """The calls at one of several sizes."""
+
+    sizes: str
+    """Of the dynamic dimensions, as ``batch 8, seq 128``."""
+    profile: str
+    """The optimization profile that ran them, where there are several."""
+    above: int
+    """How many calls are above the tolerance."""
+    max_rel_error: float
+    first: str
+    """The first call above the tolerance; empty where there is none."""
+
+
+@dataclass(frozen=True)
 class ModuleError:
     """The calls of one module and of its children."""
 
     module: str
     calls: int
     above: int
-    """How many are above the tolerance."""
+    """How many are above the tolerance, at some size."""
     max_rel_error: float
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A compiled module beside the truth, in the order of the calls."""
+    """A compiled module beside the truth, size by size in the order of the calls."""
 
     name: str
     ran: Runs
@@ -108,8 +126,8 @@ class Comparison:
     tolerance: float
     """The largest error allowed, relative to the largest magnitude of a call's result."""
     calls: tuple[CallError, ...]
-    profile: str = ""
-    """The optimization profile that holds the example, where there are several."""
+    profiles: Mapping[str, str] = field(default_factory=dict)
+    """The optimization profile that ran each of the sizes, as ``batch 8``; empty where there is one."""
 
     @property
     def passed(self) -> bool:
@@ -127,6 +145,28 @@ class Comparison:
         return [each for each in self.calls if each.overflows]
 
     @property
+    def profile(self) -> str:
+        """The optimization profile that ran, where there are several and one size."""
+        return next(iter(self.profiles.values())) if len(self.profiles) == 1 else ""
+
+    @property
+    def sizes(self) -> list[SizeError]:
+        """Errors by the sizes of the dynamic dimensions; one for a module without any."""
+        members: dict[str, list[CallError]] = {}
+        for each in self.calls:
+            members.setdefault(each.sizes, []).append(each)
+        return [
+            SizeError(
+                sizes,
+                self.profiles.get(sizes, ""),
+                _count(each for each in calls if not each.passed),
+                max(each.max_rel_error for each in calls),
+                next((each.call.node for each in calls if not each.passed), ""),
+            )
+            for sizes, calls in members.items()
+        ]
+
+    @property
     def modules(self) -> list[ModuleError]:
         """Errors by the path of the module, children counted, in the order in which they first run."""
         members: dict[str, list[CallError]] = {}
@@ -136,7 +176,10 @@ class Comparison:
                 members.setdefault(".".join(parts[:length]), []).append(each)
         return [
             ModuleError(
-                path, len(calls), sum(not each.passed for each in calls), max(each.max_rel_error for each in calls)
+                path,
+                _count(calls),
+                _count(each for each in calls if not each.passed),
+                max(each.max_rel_error for each in calls),
             )
             for path, calls in members.items()
         ]
@@ -144,15 +187,22 @@ class Comparison:
     @property
     def summary(self) -> str:
         """One line."""
-        above = sum(not each.passed for each in self.calls)
+        above = _count(each for each in self.calls if not each.passed)
         what = "engine" if self.ran == "engine" else "reference interpreter"
         how = ", ".join(filter(None, (what, self.precision, self.profile)))
-        text = f"{self.name} ({how}): {len(self.calls)} calls, {above} above {self.tolerance:g}"
+        sizes = self.sizes
+        at = (
+            f" at {len(sizes)} sizes"
+            if len(sizes) > 1
+            else "".join(f" at {each.sizes}" for each in sizes if each.sizes)
+        )
+        text = f"{self.name} ({how}): {_count(self.calls)} calls{at}, {above} above {self.tolerance:g}"
         if self.first is not None:
             where = f" in {self.first.call.module}" if self.first.call.module else ""
-            text += f", the first is {self.first.call.node} ({self.first.call.op}){where}"
+            at = f" at {self.first.sizes}" if len(sizes) > 1 else ""
+            text += f", the first is {self.first.call.node} ({self.first.call.op}){where}{at}"
         if self.overflows:
-            text += f"; {len(self.overflows)} overflow"
+            text += f"; {_count(self.overflows)} overflow"
         return text
 
     def to_json(self) -> dict[str, Any]:
@@ -165,25 +215,25 @@ class Comparison:
             "tolerance": self.tolerance,
             "passed": self.passed,
             "first": self.first.call.node if self.first else None,
-            "overflows": [each.call.node for each in self.overflows],
-            "modules": [
-                {**asdict(each), "max_rel_error": each.max_rel_error if math.isfinite(each.max_rel_error) else None}
-                for each in self.modules
-            ],
+            "overflows": list(dict.fromkeys(each.call.node for each in self.overflows)),
+            "sizes": [_finite(each) for each in self.sizes],
+            "modules": [_finite(each) for each in self.modules],
             "calls": [each.to_json() for each in self.calls],
         }
 
     def to_html(self) -> str:
-        """A table of the modules and one of all calls, every text escaped."""
+        """A table of the sizes where there are several, one of the modules and one of all calls, every text escaped."""
+        sizes = [_size_cells(each) for each in self.sizes]
         modules = [
             (each.module or ".", str(each.calls), str(each.above), f"{each.max_rel_error:.2e}") for each in self.modules
         ]
-        calls = [(*_cells(each), each.call.where, each.call.source) for each in self.calls]
+        calls = [(*self._cells(each), each.call.where, each.call.source) for each in self.calls]
         return "\n".join(
             (
                 f"<p>{html.escape(self.summary)}</p>",
+                *([html_table(_SIZE_TITLES, sizes)] if len(sizes) > 1 else []),
                 html_table(("module", "calls", "above the tolerance", "max rel error"), modules),
-                html_table((*_TITLES, "runs in", "line"), calls),
+                html_table((*self._titles, "runs in", "line"), calls),
             )
         )
 
@@ -199,29 +249,53 @@ class Comparison:
         console.print(self.summary)
         if self.first is not None and self.first.call.source:
             console.print(f"  at {self.first.call.source}")
-        table = Table(*_TITLES)
+        if len(self.sizes) > 1:
+            table = Table(*_SIZE_TITLES)
+            for size in self.sizes:
+                table.add_row(*_size_cells(size))
+            console.print(table)
+        table = Table(*self._titles)
         shown = self._worth_showing()
         for each in shown:
-            table.add_row(*_cells(each))
+            table.add_row(*self._cells(each))
         console.print(table)
         if len(shown) < len(self.calls):
-            console.print(f"{len(self.calls) - len(shown)} calls with smaller errors are left out")
+            console.print(f"{len(self.calls) - len(shown)} results with smaller errors are left out")
         return text.getvalue().rstrip()
+
+    @property
+    def _titles(self) -> tuple[str, ...]:
+        sizes = ("sizes",) if len(self.sizes) > 1 else ()
+        return (*sizes, "call", "module", "operator", "max abs error", "max rel error", "largest", "note")
+
+    def _cells(self, each: CallError) -> tuple[str, ...]:
+        sizes = (each.sizes,) if len(self.sizes) > 1 else ()
+        numbers = (f"{value:.2e}" for value in (each.max_abs_error, each.max_rel_error, each.largest))
+        return *sizes, each.call.node, each.call.module or ".", each.call.op, *numbers, each.note
 
     def _worth_showing(self) -> list[CallError]:
         """The first call above the tolerance, what overflows first, and the worst, in the order of the calls."""
         chosen = [*filter(None, [self.first]), *self.overflows[:4]]
         chosen += sorted(self.calls, key=lambda each: -each.max_rel_error)
-        names = set(list(dict.fromkeys(each.call.node for each in chosen))[:_ROWS_SHOWN])
-        return [each for each in self.calls if each.call.node in names]
+        shown = set(list(dict.fromkeys((each.sizes, each.call.node) for each in chosen))[:_ROWS_SHOWN])
+        return [each for each in self.calls if (each.sizes, each.call.node) in shown]
 
 
-_TITLES = ("call", "module", "operator", "max abs error", "max rel error", "largest", "note")
+_SIZE_TITLES = ("sizes", "profile", "above the tolerance", "max rel error", "the first")
 
 
-def _cells(each: CallError) -> tuple[str, ...]:
-    numbers = (each.max_abs_error, each.max_rel_error, each.largest)
-    return each.call.node, each.call.module or ".", each.call.op, *(f"{value:.2e}" for value in numbers), each.note
+def _size_cells(each: SizeError) -> tuple[str, ...]:
+    return each.sizes, each.profile, str(each.above), f"{each.max_rel_error:.2e}", each.first
+
+
+def _count(errors: Iterable[CallError]) -> int:
+    """How many calls they are of: one may be among them at several sizes."""
+    return len({each.call.node for each in errors})
+
+
+def _finite(errors: SizeError | ModuleError) -> dict[str, Any]:
+    """JSON values; an error that is infinite is null."""
+    return {**asdict(errors), "max_rel_error": errors.max_rel_error if math.isfinite(errors.max_rel_error) else None}
 
 
 def compare(
@@ -232,6 +306,7 @@ def compare(
     examples: Iterable[Any] | Calls | None = None,
     dynamic_shapes: Any = None,
     profiles: Sequence[Mapping[str, Any]] | None = None,
+    at: At | None = None,
     name: str | None = None,
     runs: Runs | None = None,
     tolerance: float | None = None,
@@ -245,8 +320,10 @@ def compare(
 
     Args:
         module, args, kwargs, examples, dynamic_shapes, profiles, name, settings: as :func:`torch2trt.compile` takes
-            them. Where there are several profiles, the example's sizes say which one runs: of ``examples``, those of
-            the first.
+            them. Where there are several profiles, the sizes say which one runs.
+        at: the sizes to run at: ``{"batch": 64}``, where dimensions that are left out have the example's size; a list
+            of such; or ``"all"``, the smallest, usual and largest sizes of every profile. The example's values repeat.
+            Unset: the example's sizes, of ``examples`` those of the first.
         runs: ``engine`` or ``reference``, the interpreter; unset: the engine where there is a GPU that serves it.
         tolerance: the largest error allowed, relative to the largest magnitude of a call's result; unset: as
             ``verify`` has it for the precision.
@@ -255,7 +332,8 @@ def compare(
         A table when printed or shown in a notebook; ``to_json()`` and ``to_html()``.
 
     Raises:
-        InputShapeError: no profile holds the example.
+        DynamicShapeError: ``at`` names a dimension that there is not.
+        InputShapeError: no profile holds the sizes.
         Torch2TRTError: the module cannot be compiled.
     """
     chosen = Settings.make(**settings)
@@ -275,21 +353,26 @@ def compare(
     precision = effective_precision(chosen.precision, dtypes)
     limit = allowed(precision, reference=runs == "reference") if tolerance is None else tolerance
     places = {each.node: each for each in placements_of(program, flavour, chosen).placements}
-    errors: dict[str, CallError] = {}
-    for nodes in _parts(program, checks.check(signature, inputs)):
+    cases = {spell(sizes): (sizes, values) for sizes, values in inputs_at(signature, inputs, at)}
+    largest = {name: max(sizes[name] for sizes, _ in cases.values()) for name in signature.dims}
+    errors: dict[str, list[CallError]] = {at: [] for at in cases}
+    for nodes in _parts(program, largest):
         # The results stay outputs, so that each part runs where the whole does.
         part = marked(program, list(dict.fromkeys((*nodes, *program.output_node.all_input_nodes))))
-        truth = dict(zip(part.output_names, run_exact(part, tuple(inputs), {})[0], strict=True))
-        found = _run(part, inputs, runs, flavour, chosen)
-        for node in nodes:
-            exact, value = truth.pop(output_name(node)), found.pop(output_name(node))
-            errors[node.name] = _error(places[node.name], value, exact, program.spec(node), limit)
-    profile = ""
-    if len(signature.ranges) > 1:
-        index = nearest(profiles_of(signature), tuple(tuple(value.shape) for value in inputs))
+        run = _runner(part, runs, flavour, chosen)
+        for spelled, (_, values) in cases.items():
+            truth = dict(zip(part.output_names, run_exact(part, tuple(values), {})[0], strict=True))
+            found = run(values)
+            for node in nodes:
+                exact, value = truth.pop(output_name(node)), found.pop(output_name(node))
+                error = _error(places[node.name], value, exact, program.spec(node), limit)
+                errors[spelled].append(dataclasses.replace(error, sizes=spelled))
+    ran: dict[str, str] = {}
+    for spelled, (_, values) in cases.items() if len(signature.ranges) > 1 else ():
+        index = nearest(profiles_of(signature), tuple(tuple(value.shape) for value in values))
         assert index is not None
-        profile = spell(signature.ranges[index])
-    return Comparison(program.name, runs, precision, limit, tuple(errors.values()), profile)
+        ran[spelled] = spell(signature.ranges[index])
+    return Comparison(program.name, runs, precision, limit, tuple(itertools.chain(*errors.values())), ran)
 
 
 def _parts(program: Program, dims: Mapping[str, int]) -> Iterator[list[fx.Node]]:
@@ -322,18 +405,23 @@ def _elements(spec: TensorSpec, dims: Mapping[str, int]) -> int:
     return int(known)
 
 
-def _run(
-    program: Program, inputs: Sequence[torch.Tensor], runs: Runs, flavour: Flavour, settings: Settings
-) -> dict[str, torch.Tensor]:
-    """A Program's outputs by name, on the CPU."""
+def _runner(
+    program: Program, runs: Runs, flavour: Flavour, settings: Settings
+) -> Callable[[Sequence[torch.Tensor]], dict[str, torch.Tensor]]:
+    """A Program, compiled: from its inputs to its outputs by name, on the CPU."""
+    names = [leaf.name for leaf in program.signature.tensor_inputs]
     if runs == "reference":
-        names = [leaf.name for leaf in program.signature.tensor_inputs]
-        return api.interpret(program, flavour.name, settings)(dict(zip(names, inputs, strict=True)))
-    # It runs once: there is nothing to replay, and nobody else wants it.
+        interpreted = api.interpret(program, flavour.name, settings)
+        return lambda inputs: interpreted(dict(zip(names, inputs, strict=True)))
+    # It runs once in each size: there is nothing to replay, and nobody else wants it.
     compiled = api.build(program, flavour, dataclasses.replace(settings, cuda_graphs=False, engine_cache=False))
-    with torch.no_grad():
-        outputs = compiled(*(value.cuda() for value in inputs))
-    return {name: value.cpu() for name, value in zip(program.output_names, outputs, strict=True)}
+
+    def run(inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            outputs = compiled(*(value.cuda() for value in inputs))
+        return {name: value.cpu() for name, value in zip(program.output_names, outputs, strict=True)}
+
+    return run
 
 
 def _error(place: Placement, value: torch.Tensor, truth: torch.Tensor, spec: TensorSpec, limit: float) -> CallError:

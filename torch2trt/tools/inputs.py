@@ -107,6 +107,22 @@ def parse_profile(text: str) -> dict[str, int | tuple[int, int, int]]:
     return profile
 
 
+def parse_sizes(text: str) -> dict[str, int]:
+    """Read ``NAME=N,…``: sizes of dynamic dimensions.
+
+    Raises:
+        ExampleInputError: it is not of this form.
+    """
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        found = _AXIS.fullmatch(part)
+        if found is None or not found["name"] or not found["sizes"].isdigit():
+            hint = "NAME=N, several with commas between, as in batch=64,length=128"
+            raise ExampleInputError("gives no sizes", subject=f"at {text!r}", hint=hint)
+        sizes[found["name"]] = int(found["sizes"])
+    return sizes
+
+
 def draw(
     module: nn.Module, specs: Sequence[InputSpec], *, seed: int = 0, spans: Mapping[str, Span] | None = None
 ) -> Example:

@@ -16,12 +16,13 @@ from torch import fx, nn
 
 from torch2trt import api
 from torch2trt.engine.child import OUTPUT_FILE, death_of, run_child
-from torch2trt.errors import NoFailureError, Torch2TRTError
+from torch2trt.errors import DynamicShapeError, NoFailureError, Torch2TRTError
 from torch2trt.examples import Calls
-from torch2trt.runtime import inputs as checks
 from torch2trt.runtime.files import StrPath
 from torch2trt.settings import Settings, merged
+from torch2trt.sizes import spell
 from torch2trt.tools.script import Recording, Script
+from torch2trt.tools.sizes import inputs_at
 
 Fails = Callable[[nn.Module, tuple[torch.Tensor, ...]], bool]
 """Takes a module and its inputs, both on the CPU, and says whether it still fails."""
@@ -58,12 +59,15 @@ class Reduction:
     script: Script
     """The graph and its tensors; ``script.module()`` called with ``script.inputs.values()``."""
     path: Path | None
+    sizes: str = ""
+    """Of the dynamic dimensions, as ``batch 64``, where the caller said at which to look."""
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
         return {
             "name": self.name,
             "failure": asdict(self.failure),
+            "sizes": self.sizes,
             "calls": self.calls,
             "calls_before": self.calls_before,
             "attempts": self.attempts,
@@ -72,7 +76,8 @@ class Reduction:
 
     def __str__(self) -> str:
         where = f"\npython {self.path} shows it" if self.path else ""
-        return f"{self.name}: {self.calls} of {self.calls_before} calls still fail, {self.failure}{where}"
+        at = f" at {self.sizes}" if self.sizes else ""
+        return f"{self.name}: {self.calls} of {self.calls_before} calls still fail{at}, {self.failure}{where}"
 
 
 def reduce(
@@ -89,6 +94,7 @@ def reduce(
     examples: Iterable[Any] | Calls | None = None,
     dynamic_shapes: Any = None,
     profiles: Sequence[Mapping[str, Any]] | None = None,
+    at: Mapping[str, int] | None = None,
     name: str | None = None,
     **settings: Any,
 ) -> Reduction:
@@ -100,8 +106,10 @@ def reduce(
 
     Args:
         module, args, kwargs, examples, dynamic_shapes, profiles, name, settings: as :func:`torch2trt.compile` takes
-            them. Dynamic dimensions stay dynamic, and keep their profiles, where the failure needs it. It is run in the
-            sizes of the example, of ``examples`` in those of the first.
+            them. Dynamic dimensions stay dynamic, and keep their profiles, where the failure needs it.
+        at: the sizes to run at, such as ``{"batch": 64}``, for which the example's values repeat; dimensions that are
+            left out have the example's size. The script repeats the failure there, and where dimensions stay dynamic,
+            compiles for the example's sizes. Unset: the example's sizes, of ``examples`` those of the first.
         path: the script to write; its tensors go beside it, to the same name ending in ``.safetensors``.
         fails: what counts as failing, in place of all this; it is called in this process.
         tolerance: the largest relative error that is none; unset: as ``verify`` has it.
@@ -112,7 +120,8 @@ def reduce(
     Raises:
         NoFailureError: it does not fail, or no longer as a graph on its own.
         CaptureError: ``torch.export`` cannot capture it, so that there is no graph.
-        InputShapeError: no profile holds the example.
+        DynamicShapeError: ``at`` names a dimension that there is not.
+        InputShapeError: no profile holds the sizes.
         ArtifactWriteError: the files could not be written.
     """
     settings = merged(settings)
@@ -125,17 +134,21 @@ def reduce(
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     tensors += [program.state[leaf.buffer] for leaf in program.signature.state]
     inputs = [tensor.detach().cpu() for tensor in tensors]
-    checks.check(program.signature, inputs)
-    recording = Recording(program, inputs)
+    if at is not None and not isinstance(at, Mapping):
+        raise DynamicShapeError(f"takes one combination of sizes, got {at!r}", subject="at", hint='{"batch": 64}')
+    ((sizes, values),) = inputs_at(program.signature, inputs, at)
+    recording = Recording(program, values)
+    example = None if at is None else Recording(program, inputs)
+    spelled = "" if at is None else spell(sizes)
     # A bar for each of many builds says nothing, and each has to be built.
     given = {"progress": "none", "engine_cache": False} | {key: _plain(value) for key, value in settings.items()}
     tried: dict[tuple[fx.Node, ...], Failure | None] = {}
 
     def script(calls: Sequence[fx.Node], static: bool, failure: Failure | None = None) -> Script | None:
-        title = f"{len(calls)} of {len(recording.calls)} calls of {program.name}" + (f": {failure}" if failure else "")
-        return recording.script(
-            calls, title=_quoted(title), settings=given, tolerance=tolerance, static=static, imports=imports
-        )
+        title = f"{len(calls)} of {len(recording.calls)} calls of {program.name}"
+        title += (f" at {spelled}" if spelled else "") + (f": {failure}" if failure else "")
+        how: dict[str, Any] = {"static": static, "imports": imports, "example": example}
+        return recording.script(calls, title=_quoted(title), settings=given, tolerance=tolerance, **how)
 
     def outcome(calls: Sequence[fx.Node], static: bool, in_child: bool) -> Failure | None:
         made = script(calls, static)
@@ -161,7 +174,7 @@ def reduce(
         # Here it is known by its class, and takes no process each; unless it needs one.
         here = outcome(whole, static, in_child=False)
         in_child, failure = here is None, here or failure
-    report(f"{program.name}: {len(whole)} calls fail, {failure}")
+    report(f"{program.name}: {len(whole)} calls fail{f' at {spelled}' if spelled else ''}, {failure}")
     wanted = failure
 
     def still_fails(calls: list[fx.Node]) -> bool:
@@ -179,7 +192,7 @@ def reduce(
     target = None if path is None else Path(path)
     if target is not None:
         made.write(target)
-    return Reduction(program.name, failure, len(least), len(whole), len(tried) + 1, made, target)
+    return Reduction(program.name, failure, len(least), len(whole), len(tried) + 1, made, target, spelled)
 
 
 def smallest(calls: Sequence[fx.Node], fails: Callable[[list[fx.Node]], bool]) -> list[fx.Node]:
@@ -216,7 +229,8 @@ def smallest(calls: Sequence[fx.Node], fails: Callable[[list[fx.Node]], bool]) -
 def _here(script: Script) -> Failure | None:
     """Run a script's check in this process."""
     try:
-        found, passed = script.load()["check"](tuple(script.inputs.values()), script.weights)
+        given = tuple(script.inputs.values()), script.weights, tuple(script.example.values())
+        found, passed = script.load()["check"](*given)
     except Torch2TRTError as error:
         subject = f"{error.subject}: " if error.subject else ""
         return Failure("error", type(error).__name__, (subject + error.reason).partition("\n")[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,12 @@ class Reduced(torch.nn.Module):
 {body}
 
 
-def check(inputs, weights):
-    """Compile it, and compare it with float64 eager."""
+def check(inputs, weights, example=None):
+    """Compile it, for an example of other sizes where there is one, and compare it with float64 eager."""
     module = Reduced(weights).eval()
-    compiled = torch2trt.compile(module, inputs, dynamic_shapes=DYNAMIC_SHAPES, profiles=PROFILES, **SETTINGS)
+    compiled = torch2trt.compile(
+        module, example or inputs, dynamic_shapes=DYNAMIC_SHAPES, profiles=PROFILES, **SETTINGS
+    )
     found = compiled.verify(*inputs)
     return found, found.passed if TOLERANCE is None else found.max_rel_error <= TOLERANCE
 
@@ -60,7 +62,7 @@ if __name__ == "__main__":
     tensors = load_file(Path(__file__).with_suffix(".safetensors"))
     inputs = tuple(tensors[name] for name in {inputs})
     weights = {{name: tensors[name] for name in {weights}}}
-    found, passed = check(inputs, weights)
+    found, passed = check(inputs, weights{example})
     print(found)
     raise SystemExit(0 if passed else 1)
 '''
@@ -73,6 +75,8 @@ class Script:
     text: str
     inputs: dict[str, torch.Tensor]
     weights: dict[str, torch.Tensor]
+    example: dict[str, torch.Tensor] = field(default_factory=dict)
+    """What it is compiled for, where that has other sizes than the inputs."""
 
     def load(self) -> dict[str, Any]:
         """The script's names, as when it is imported; nothing is compiled."""
@@ -92,7 +96,8 @@ class Script:
             ArtifactWriteError: a file could not be written.
         """
         # Copies, because tensors in one file share no memory.
-        tensors = {name: value.clone().contiguous() for name, value in (self.inputs | self.weights).items()}
+        named = self.inputs | self.weights | self.example
+        tensors = {name: value.clone().contiguous() for name, value in named.items()}
         with atomic_file(path.with_suffix(".safetensors")) as file:
             file.write(safetensors.torch.save(tensors))
         with atomic_file(path) as file:
@@ -141,6 +146,7 @@ class Recording(fx.Interpreter):
         tolerance: float | None,
         static: bool,
         imports: Sequence[str] = (),
+        example: Recording | None = None,
     ) -> Script | None:
         """Some calls as a script; what others gave them becomes an input, or a weight where it depends on no input.
 
@@ -149,6 +155,7 @@ class Recording(fx.Interpreter):
             static: whether sizes are those of the recording; else the inputs have the Program's dynamic dimensions,
                 with their optimization profiles.
             imports: modules for the script to import.
+            example: what to compile for where sizes are dynamic, if that has other sizes than this recording.
 
         Returns:
             None where the calls make no graph: nothing is computed, or a number is taken from what is left out.
@@ -169,6 +176,9 @@ class Recording(fx.Interpreter):
         used = [f"import {name}" for name in ("math", "operator") if f"{name}." in body]
         used += ["from torch.export import Dim"] if "Dim(" in shapes else []
         used += [f"import {name}  # registers operators" for name in (*packages, *imports)]
+        compiled_for = (
+            {} if example is None or profiles is None else {f"example.{n.name}": example.values[n] for n in inputs}
+        )
         input_values = {node.name: self.values[node] for node in inputs}
         weight_values = {_attribute(node.name): self.values[node] for node in weights}
         text = _TEMPLATE.format(
@@ -182,8 +192,9 @@ class Recording(fx.Interpreter):
             body=body,
             inputs=list(input_values),
             weights=list(weight_values),
+            example=f", tuple(tensors[name] for name in {list(compiled_for)})" if compiled_for else "",
         )
-        return Script(text, input_values, weight_values)
+        return Script(text, input_values, weight_values, compiled_for)
 
     def _gather(self, calls: set[fx.Node], static: bool) -> tuple[list[fx.Node], list[fx.Node], list[fx.Node]]:
         """The calls with all that they need, in order; and what they are given: inputs, and weights."""

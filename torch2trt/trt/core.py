@@ -19,7 +19,8 @@ from torch2trt.trt.logger import make_logger
 from torch2trt.trt.tensor import Tensor
 
 SUPPORTED_DTYPES = tuple(NAMES)
-FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+FLOAT_DTYPES = (torch.float32, *HALF_DTYPES)
 BYTES = (torch.uint8, torch.int8)
 """What TensorRT does little with but cast: UINT8 is for inputs and outputs, INT8 for quantized numbers."""
 

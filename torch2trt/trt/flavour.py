@@ -40,6 +40,9 @@ _CAPABILITIES: dict[str, dict[str, tuple[Version, Version | None]]] = {
     "cumulative": {TENSORRT: ((10, 8), None), TENSORRT_RTX: ((1, 2), None)},
     "squeeze": {TENSORRT: ((10, 8), None), TENSORRT_RTX: ((1, 2), None)},
     "odd_groups_of_halves": {TENSORRT_RTX: ((1, 2), None)},
+    # Without it: no engine ("formats.cpp: CHECK(def_tactic_desc)") where as many slices are gathered as there are, or
+    # more, and they go to a pointwise layer beside a transposition with a reshape, and elsewhere.
+    "repeating_gathers_of_halves": {TENSORRT: ((10, 0), None)},
     # 10.6 rounds int32 and int64 in sums of products that are more than a few digits.
     "exact_integers": {TENSORRT_RTX: ((1, 2), None)},
     "int8_numbers": {TENSORRT_RTX: ((1, 2), None)},

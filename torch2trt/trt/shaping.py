@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch.utils import _pytree as pytree
 
-from torch2trt.sizes import Size, symbols, volume
-from torch2trt.trt.core import BYTES, NetworkCore
+from torch2trt.sizes import Size, largest, symbols, volume
+from torch2trt.trt.core import BYTES, HALF_DTYPES, NetworkCore
 from torch2trt.trt.dims import broadcast
 from torch2trt.trt.tensor import Tensor
 
@@ -248,6 +248,9 @@ class Shaping(NetworkCore):
     def gather(self, tensor: Tensor, indices: Tensor, axis: int) -> Tensor:
         """Whole slices along a dimension: the indices' shape takes the dimension's place."""
         axis %= tensor.rank
+        fewer = largest(volume(indices.shape) - tensor.shape[axis], self.ranges) < 0
+        if tensor.dtype in HALF_DTYPES and not fewer and not self.flavour.has("repeating_gathers_of_halves"):
+            return self.cast(self.gather(self.cast(tensor, torch.float32), indices, axis), tensor.dtype)
         layer = self.add("add_gather", tensor.itensor, indices.itensor, axis)
         return self.output_of(layer, (*tensor.shape[:axis], *indices.shape, *tensor.shape[axis + 1 :]))
 

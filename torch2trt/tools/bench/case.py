@@ -58,7 +58,7 @@ class Case:
     @property
     def at(self) -> str:
         """The sizes of the dynamic dimensions in words, as ``batch 16, seq 128``."""
-        return ", ".join(f"{name} {size}" for name, size in self.sizes)
+        return spell(dict(self.sizes))
 
     @property
     def built(self) -> Case:

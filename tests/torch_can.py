@@ -1,0 +1,38 @@
+"""What this torch can do; torch 2.11, the oldest that is supported, can do none of it."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+_VERSION = torch.torch_version.TorchVersion(torch.__version__)
+
+
+@functools.cache
+def trace_counts() -> bool:
+    """Whether counts are traced as integers; else they have the dtype of what is counted."""
+    with FakeTensorMode(shape_env=ShapeEnv()):
+        return torch.bincount(torch.zeros(2, dtype=torch.int32), minlength=3).dtype == torch.int64
+
+
+@functools.cache
+def multiply_groups() -> bool:
+    """Whether the CPU multiplies groups of float32; else of bfloat16 alone."""
+    try:
+        torch._grouped_mm(torch.ones(2, 16), torch.ones(1, 16, 8), offs=torch.tensor([2], dtype=torch.int32))
+    except RuntimeError:
+        return False
+    return True
+
+
+def compute_ends_of_slices() -> bool:
+    """Whether ``torch.export`` follows the size of a slice that ends at a computed size."""
+    return bool(_VERSION >= (2, 12))
+
+
+def nest_dynamic_shapes() -> bool:
+    """Whether ``torch.export`` takes dynamic shapes for a registered dataclass."""
+    return bool(_VERSION >= (2, 12))
