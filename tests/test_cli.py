@@ -426,8 +426,9 @@ def test_every_setting_is_an_option() -> None:
     assert cli._settings(parser.parse_args(["verify", "m"])) == {}
     argv = ["verify", "m"]
     given: dict[str, Any] = {
-        "precision": "bf16", "keep_io_dtypes": False, "flavour": "tensorrt", "workspace": 1, "optimization_level": 2,
-        "max_aux_streams": 1, "profiling_verbosity": "none", "timing_cache": False, "engine_cache": False,
+        "precision": "bf16", "keep_io_dtypes": False, "keep_io_layouts": False, "flavour": "tensorrt",
+        "workspace": 1, "optimization_level": 2, "max_aux_streams": 1,
+        "profiling_verbosity": "none", "timing_cache": False, "engine_cache": False,
         "engine_cache_bytes": 9, "cache_dir": Path("x"), "progress": "none",
         "build_in_subprocess": True, "build_timeout": 1.5, "fallback": False,
         "run_in_torch": ("aten.relu", "model.head"), "min_segment": 3, "cuda_graphs": False,

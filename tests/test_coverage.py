@@ -118,6 +118,15 @@ def test_reasons_are_read_from_the_code() -> None:
     assert any(reason.startswith(text.partition("…")[0]) for text in texts)
 
 
+def test_converters_of_others_are_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def theirs(net: object, input: object) -> object:
+        return input
+
+    target = torch.ops.aten.sinc.default
+    monkeypatch.setitem(registry._TABLE, target, registry.Converter(target, theirs, None))
+    assert "aten.sinc.default" not in PAGES["operators.md"](coverage.read())
+
+
 def test_most_reasons_are_found() -> None:
     silent = [each.target for each in registry.all_converters() if each.unsupported is not None and not refusals(each)]
     assert not silent

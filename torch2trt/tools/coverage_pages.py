@@ -49,9 +49,12 @@ error is the engine's. *Whole* is one engine; *hybrid* has some calls in torch, 
 
 
 def operators_page(coverage: Coverage) -> str:
-    """Every converter with what it refuses."""
+    """Every converter of this package with what it refuses."""
     rows = []
+    own = __name__.partition(".")[0]
     for converter in registry.all_converters():
+        if converter.function.__module__.partition(".")[0] != own:
+            continue
         name = name_of(converter.target)
         right, refused, wrong = coverage.of_operator(name)
         rows.append(
