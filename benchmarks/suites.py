@@ -7,6 +7,8 @@ from torch2trt.tools.bench.case import Case
 
 _IMAGES = ("1x3x224x224",)
 _TOKENS = ("input_ids:int64:1x128", "attention_mask:int64:1x128")
+_IDS = ("input_ids:int64:1x128",)
+_OWN = "benchmarks.models.language"
 
 
 def _cases(
@@ -24,5 +26,19 @@ SUITES: dict[str, list[Case]] = {
         *_cases("vit_b_16", "torchvision:vit_b_16", _IMAGES, (1, 32)),
         *_cases("swin_t", "torchvision:swin_t", _IMAGES, (32,)),
         *_cases("bert-base", "transformers:BertModel", _TOKENS, (1, 32)),
+    ],
+    # What each pass is worth: one model of each kind that some pass is for.
+    "passes": [
+        *_cases("resnet50", "torchvision:resnet50", _IMAGES, (32,)),
+        *_cases("googlenet", "torchvision:googlenet", _IMAGES, (1, 32)),
+        *_cases("inception_v3", "torchvision:inception_v3", ("1x3x299x299",), (1, 32)),
+        *_cases("densenet121", "torchvision:densenet121", _IMAGES, (32,)),
+        *_cases("convnext_tiny", "torchvision:convnext_tiny", _IMAGES, (32,)),
+        *_cases("vit_b_16", "torchvision:vit_b_16", _IMAGES, (1, 32)),
+        *_cases("swin_t", "torchvision:swin_t", _IMAGES, (1, 32)),
+        *_cases("bert-base", "transformers:BertModel", _TOKENS, (1, 32)),
+        *_cases("gpt2-4-layers", f"{_OWN}:gpt2", _IDS, (1, 32)),
+        *_cases("llama-2-layers", f"{_OWN}:llama", _IDS, (1, 8)),
+        *_cases("t5-2-layers", f"{_OWN}:t5", (*_IDS, "decoder_input_ids:int64:1x128"), (1, 32)),
     ],
 }

@@ -80,6 +80,14 @@ class Settings:
         engine=True,
         in_program=True,
     )
+    skip_passes: tuple[str, ...] = _setting(
+        (), "optional passes, as merge_sibling_linears, that are left out, to see what they are worth", engine=True
+    )
+    force_passes: tuple[str, ...] = _setting(
+        (),
+        "passes, as merge_sibling_convolutions, that do whatever they can, and not only what should pay",
+        engine=True,
+    )
     cuda_graphs: bool = _setting(True, "replay one captured CUDA graph per input shape", engine=False)
 
     def __post_init__(self) -> None:
@@ -117,8 +125,9 @@ class Settings:
                 raise SettingError("unknown setting", subject=name, hint=hint)
         if isinstance(values.get("cache_dir"), str):
             values["cache_dir"] = Path(values["cache_dir"])
-        if isinstance(values.get("run_in_torch"), list):
-            values["run_in_torch"] = tuple(values["run_in_torch"])
+        for name in ("run_in_torch", "skip_passes", "force_passes"):
+            if isinstance(values.get(name), list):
+                values[name] = tuple(values[name])
         return cls(**values)
 
     def builder_settings(self) -> dict[str, Any]:

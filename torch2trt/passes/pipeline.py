@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from torch2trt.errors import SettingError
 from torch2trt.graph.contract import check
 from torch2trt.graph.program import Program
 from torch2trt.graph.rewrite import FOREIGN, IN_TORCH, asked_for
@@ -16,13 +17,22 @@ from torch2trt.passes.fuse_conv_blocks import fuse_conv_blocks
 from torch2trt.passes.fuse_linear_blocks import fuse_linear_blocks
 from torch2trt.passes.hoist_weights import hoist_weights
 from torch2trt.passes.merge_common_subexpressions import merge_common_subexpressions
+from torch2trt.passes.merge_sibling_convolutions import merge_sibling_convolutions
+from torch2trt.passes.merge_sibling_linears import merge_sibling_linears
 from torch2trt.passes.merge_views import merge_views
+from torch2trt.passes.reduce_strength import reduce_strength
 from torch2trt.passes.remove_dead_code import remove_dead_code
 from torch2trt.passes.remove_noops import IDENTITIES, remove_noops
 from torch2trt.passes.set_precision import set_precision
+from torch2trt.passes.simplify_casts import simplify_casts
+from torch2trt.passes.simplify_slices import simplify_slices
+from torch2trt.passes.sink_expands import sink_expands
+from torch2trt.passes.sink_permutes import sink_permutes
 from torch2trt.passes.split_complex import ONLY_COMPLEX, split_complex
+from torch2trt.passes.unify_activations import unify_activations
 from torch2trt.passes.unify_convolutions import CONVOLUTIONS, unify_convolutions
 from torch2trt.passes.unify_factories import unify_factories
+from torch2trt.passes.unify_linears import unify_linears
 from torch2trt.passes.unify_strides import unify_strides
 from torch2trt.passes.unify_views import VIEWS, unify_views
 from torch2trt.passes.widen_masked_writes import widen_masked_writes
@@ -39,12 +49,24 @@ PASSES: tuple[Pass, ...] = (
     unify_factories,
     remove_noops,
     unify_convolutions,
+    unify_linears,
+    unify_activations,
     fold_batch_norm,
     set_precision,
     remove_noops,
+    reduce_strength,
     merge_common_subexpressions,
     widen_masked_writes,
+    sink_expands,
+    simplify_slices,
+    simplify_casts,
+    sink_permutes,
     merge_views,
+    merge_common_subexpressions,
+    hoist_weights,
+    merge_sibling_linears,
+    merge_sibling_convolutions,
+    simplify_slices,
     hoist_weights,
     defer_blind_queries,
     fuse_conv_blocks,
@@ -52,6 +74,18 @@ PASSES: tuple[Pass, ...] = (
     remove_dead_code,
 )
 
+OPTIONAL: tuple[str, ...] = tuple(
+    each.__name__
+    for each in (
+        *(unify_linears, unify_activations, reduce_strength, sink_expands, simplify_slices, simplify_casts),
+        *(sink_permutes, merge_views, merge_sibling_linears, merge_sibling_convolutions, defer_blind_queries),
+        *(fuse_conv_blocks, fuse_linear_blocks),
+    )
+)
+"""The passes without which an engine computes the same, and mostly takes longer."""
+
+WEIGHED: tuple[str, ...] = (merge_sibling_linears.__name__, merge_sibling_convolutions.__name__)
+"""The passes that ask what pays."""
 
 REWRITTEN = VIEWS | IDENTITIES | CONVOLUTIONS | BATCH_NORMS | ONLY_COMPLEX
 """The operators that the passes leave none of, so that no converter is needed for them."""
@@ -64,16 +98,29 @@ def run_passes(program: Program, settings: Settings, *, keep: Callable[[Any], bo
 
     Args:
         keep: whether TensorRT computes an operator, in any precision; others are left to torch, and to float32.
+
+    Raises:
+        SettingError: ``skip_passes`` or ``force_passes`` names what is none of :data:`OPTIONAL` or :data:`WEIGHED`.
     """
+    _check_names("skip_passes", settings.skip_passes, OPTIONAL)
+    _check_names("force_passes", settings.force_passes, WEIGHED)
     check(program, "capture")
     _mark_for_torch(program, settings, keep)
     for each in PASSES:
+        if each.__name__ in settings.skip_passes:
+            continue
         before = len(program.calls)
         each(program, settings)
         check(program, each.__name__)
         log.debug("%s: %d → %d calls", each.__name__, before, len(program.calls))
     program.graph.recompile()
     return program
+
+
+def _check_names(setting: str, names: Iterable[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise SettingError(f"names {name!r}", subject=setting, hint=f"it takes: {', '.join(known)}")
 
 
 def _mark_for_torch(program: Program, settings: Settings, keep: Callable[[Any], bool]) -> None:
