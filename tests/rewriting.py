@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from tests.passing import Function
 from torch2trt.frontend.export import capture
 from torch2trt.graph.contract import check
 from torch2trt.graph.exact import Exact, run_exact, widened
@@ -18,25 +19,18 @@ from torch2trt.passes import pipeline
 from torch2trt.settings import Settings
 
 
-class Net(nn.Module):
-    """A function of its submodules and tensors, as a module in evaluation mode with seeded weights."""
+class Net(Function):
+    """A function of its submodules and tensors, which are buffers, with seeded weights."""
 
     def __init__(self, function: Callable[..., Any], **members: nn.Module | torch.Tensor) -> None:
-        super().__init__()
-        self.function = function
-        for name, member in members.items():
-            if isinstance(member, torch.Tensor):
-                self.register_buffer(name, member)
-            else:
-                setattr(self, name, member)
+        tensors = {name: member for name, member in members.items() if isinstance(member, torch.Tensor)}
+        super().__init__(function, **{name: member for name, member in members.items() if name not in tensors})
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
             for value in self.parameters():
                 value.copy_(torch.randn(value.shape, generator=generator) / max(1, value.numel() // len(value)) ** 0.5)
-        self.eval()
-
-    def forward(self, *inputs: Any) -> Any:
-        return self.function(self, *inputs) if self._modules or self._buffers else self.function(*inputs)
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -46,16 +40,18 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
 def rewritten(
     module: nn.Module,
     *inputs: torch.Tensor,
-    passes: Sequence[pipeline.Pass] = pipeline.PASSES,
+    passes: Sequence[pipeline.Pass] | None = None,
     dynamic_shapes: Any = None,
     others: Sequence[tuple[torch.Tensor, ...]] = (),
     tolerance: float = 1e-12,
     **settings: Any,
 ) -> Program:
-    """Capture, run passes, and compare with the module in float64, relative to each result's scale."""
+    """Capture, run passes (unset: those of the settings), and compare with the module in float64, relative to each
+    result's scale.
+    """
     program = capture(module, inputs, dynamic_shapes=dynamic_shapes)
     chosen = Settings.make(**settings)
-    for each in passes:
+    for each in pipeline.passes_of(chosen) if passes is None else passes:
         each(program, chosen)
         check(program, each.__name__)
     program.graph.recompile()
@@ -84,10 +80,6 @@ def close(found: Any, wanted: Any, tolerance: float) -> None:
         else:
             scale = max(1.0, float(other.abs().nan_to_num(posinf=0.0).max()))
             torch.testing.assert_close(one, other, rtol=0, atol=tolerance * scale, equal_nan=True)
-
-
-def targets(program: Program) -> list[Any]:
-    return [node.target for node in program.calls]
 
 
 def calls(program: Program, target: Any) -> list[fx.Node]:

@@ -14,7 +14,8 @@ from torch.export import Dim
 
 import torch2trt
 from tests.harness import check_module
-from tests.rewriting import Net, calls, drawn, rewritten, targets
+from tests.passing import targets
+from tests.rewriting import Net, calls, drawn, rewritten
 from torch2trt import api
 from torch2trt.graph.ops import CONV_BLOCK
 from torch2trt.graph.program import Program
@@ -23,7 +24,8 @@ from torch2trt.settings import Settings
 from torch2trt.tools.weights import randomize
 
 aten = torch.ops.aten
-EXACT = Settings(precision="fp32", optimization_level=0)
+MERGING: dict[str, Any] = {"extra_passes": ("merge_sibling_convolutions",)}
+EXACT = Settings(precision="fp32", optimization_level=0, **MERGING)
 X = drawn(2, 8, 7, 6)
 
 
@@ -54,7 +56,7 @@ def test_convolutions_with_one_window(name: str) -> None:
     module = Net(results, **MERGED[name])
     if name == "norms":
         randomize(module, (X,))
-    program = rewritten(module, X, tolerance=1e-6 if name == "norms" else 1e-12)
+    program = rewritten(module, X, tolerance=1e-6 if name == "norms" else 1e-12, **MERGING)
     (block,) = calls(program, CONV_BLOCK)
     assert (bind(block)["activation"], len(calls(program, aten.slice.Tensor))) == ("relu", 3)
     assert len(program.weight_placeholders) == 1 + (name != "without-biases")
@@ -64,7 +66,7 @@ def test_convolutions_with_one_window(name: str) -> None:
 @pytest.mark.parametrize(("layer", "shape"), [(nn.Conv1d, (2, 8, 9)), (nn.Conv3d, (2, 8, 4, 3, 5))], ids=["1d", "3d"])
 def test_other_numbers_of_dimensions(layer: Any, shape: tuple[int, ...]) -> None:
     module = Net(results, **{name: layer(8, 16, 1) for name in "abc"})
-    program = rewritten(module, drawn(*shape))
+    program = rewritten(module, drawn(*shape), **MERGING)
     assert widths(program) == [48]
     check_module(module, (drawn(*shape),), EXACT)
 
@@ -77,7 +79,7 @@ def test_heads_that_are_permuted() -> None:
     axes = {0: Dim("batch", min=1, max=3), 2: Dim("height", min=3, max=9)}
     module = Net(detector, a=conv(16, 3, padding=1), b=conv(24, 3, padding=1))
     others = [(drawn(1, 8, 3, 6),), (drawn(3, 8, 9, 6),)]
-    program = rewritten(module, X, dynamic_shapes=((axes,),), others=others)
+    program = rewritten(module, X, dynamic_shapes=((axes,),), others=others, **MERGING)
     assert widths(program) == [40]
     check_module(module, (X,), EXACT, dynamic_shapes=((axes,),), others=others)
 
@@ -104,8 +106,8 @@ def block(before: int, widths: tuple[int, int, int]) -> Net:
 
 def test_what_pays_depends_on_the_sizes() -> None:
     # Concatenations and convolutions read copies of the slices.
-    def made(images: int, before: int, widths: tuple[int, int, int], **settings: Any) -> int:
-        program = rewritten(block(before, widths), drawn(images, before, 28, 28), **settings)
+    def made(images: int, before: int, widths: tuple[int, int, int]) -> int:
+        program = rewritten(block(before, widths), drawn(images, before, 28, 28), **MERGING)
         return len(calls(program, CONV_BLOCK))
 
     assert made(1, 64, (32, 32, 32)) == 6
@@ -113,7 +115,6 @@ def test_what_pays_depends_on_the_sizes() -> None:
     assert made(32, 256, (32, 16, 16)) == 4
     # The wide one stays alone.
     assert made(32, 256, (192, 16, 16)) == 5
-    assert made(1, 64, (32, 32, 32), force_passes=["merge_sibling_convolutions"]) == 4
 
 
 KEPT: dict[str, tuple[Callable[[Any, Tensor], Any], dict[str, nn.Module], str]] = {
@@ -147,23 +148,28 @@ KEPT: dict[str, tuple[Callable[[Any, Tensor], Any], dict[str, nn.Module], str]] 
 def test_what_stays_apart(name: str, caplog: pytest.LogCaptureFixture) -> None:
     function, layers, reason = KEPT[name]
     with caplog.at_level(logging.DEBUG, logger="torch2trt.passes"):
-        program = rewritten(Net(function, **layers), X)
+        program = rewritten(Net(function, **layers), X, **MERGING)
     assert aten.slice.Tensor not in targets(program)
     assert reason in caplog.text
 
 
 def test_what_is_to_run_in_torch_stays_apart() -> None:
     module = Net(results, **MERGED["1x1"])
-    program = api.optimize(api.capture(module, (X,)), Settings(run_in_torch=("aten.conv2d",)))
+    program = api.optimize(api.capture(module, (X,)), Settings(run_in_torch=("aten.conv2d",), **MERGING))
     assert len(calls(program, CONV_BLOCK)) == 3
 
 
+def test_only_where_it_is_asked_for() -> None:
+    program = api.capture(Net(results, **MERGED["1x1"]), (X,))
+    assert widths(api.optimize(program, Settings())) == [8, 16, 24]
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("forced", [False, True], ids=["weighed", "forced"])
-def test_engines(forced: bool) -> None:
-    module, x = block(256, (32, 16, 16)).cuda(), drawn(4, 256, 28, 28).cuda()
-    force = ["merge_sibling_convolutions"] if forced else []
+def test_engines() -> None:
+    module, x = block(256, (32, 16, 16)).cuda(), drawn(32, 256, 28, 28).cuda()
     options: dict[str, Any] = {"precision": "fp16", "progress": "none", "optimization_level": 1}
-    found = torch2trt.compile(module, (x,), force_passes=force, **options).verify(x)
+    compiled = torch2trt.compile(module, (x,), **options, **MERGING)
+    assert compiled.report["fused_blocks"] == 4
+    found = compiled.verify(x)
     assert found.ran == "engine"
     assert found.passed, str(found)

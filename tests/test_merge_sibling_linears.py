@@ -14,7 +14,8 @@ from torch.export import Dim
 
 import torch2trt
 from tests.harness import check_module
-from tests.rewriting import Net, calls, drawn, rewritten, targets
+from tests.passing import targets
+from tests.rewriting import Net, calls, drawn, rewritten
 from torch2trt import api
 from torch2trt.graph.ops import LINEAR_BLOCK
 from torch2trt.graph.program import Program
@@ -33,7 +34,8 @@ PASSES = (
     *(unify_views, remove_noops, hoist_weights, merge_sibling_linears, simplify_slices, hoist_weights),
     *(fuse_linear_blocks, remove_dead_code),
 )
-EXACT = Settings(precision="fp32", optimization_level=0)
+MERGING: dict[str, Any] = {"extra_passes": ("merge_sibling_linears",)}
+EXACT = Settings(precision="fp32", optimization_level=0, **MERGING)
 X = drawn(2, 5, 16)
 
 
@@ -114,10 +116,10 @@ def test_dynamic_sizes_and_half_precision() -> None:
     program = rewritten(module, X, passes=PASSES, dynamic_shapes=shapes, others=others)
     assert widths(program) == [64]
     check_module(module, (X,), EXACT, dynamic_shapes=shapes, others=others)
-    half = Settings(precision="fp16", optimization_level=0)
+    half = Settings(precision="fp16", optimization_level=0, **MERGING)
     program = api.optimize(api.capture(module, (X,)), half)
     assert widths(program) == [64]
-    found = torch2trt.compile(module, (X,), precision="fp16", progress="none").verify(X)
+    found = torch2trt.compile(module, (X,), precision="fp16", progress="none", **MERGING).verify(X)
     assert found.passed, str(found)
 
 
@@ -183,7 +185,7 @@ def test_what_stays_apart(name: str, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_what_is_to_run_in_torch_stays_apart() -> None:
     module = Net(attention, q=linear(32), k=linear(16), v=linear(16))
-    program = api.optimize(api.capture(module, (X,)), Settings(run_in_torch=("q", "k")))
+    program = api.optimize(api.capture(module, (X,)), Settings(run_in_torch=("q", "k"), **MERGING))
     assert widths(program) == [32, 16, 16]
 
 
@@ -208,8 +210,11 @@ def test_a_layer_whose_slice_costs_too_much_stays_alone() -> None:
 
     module = Net(four, q=linear(32), k=linear(16), v=linear(16), w=linear(64))
     assert sorted(widths(rewritten(module, X, passes=PASSES))) == [64, 64]
-    forced = rewritten(module, X, passes=PASSES, force_passes=["merge_sibling_linears"])
-    assert widths(forced) == [128]
+
+
+def test_only_where_it_is_asked_for() -> None:
+    program = api.capture(Net(attention, q=linear(32), k=linear(16), v=linear(16)), (X,))
+    assert widths(api.optimize(program, Settings())) == [32, 16, 16]
 
 
 @pytest.mark.gpu
@@ -222,8 +227,9 @@ def test_engines(name: str) -> None:
         layers = {"gate": nn.Linear(256, 512), "up": nn.Linear(256, 512), "down": nn.Linear(512, 256)}
         module = Net(GATES[name][0], **layers)
     x = drawn(4, 64, 256).cuda()
-    compiled = torch2trt.compile(module.cuda(), (x,), precision="fp16", progress="none", optimization_level=1)
-    assert compiled.report["calls"] < 20
+    options: dict[str, Any] = {"precision": "fp16", "progress": "none", "optimization_level": 1}
+    compiled = torch2trt.compile(module.cuda(), (x,), **options, **MERGING)
+    assert widths(compiled.program()) == ([512] if name == "attention" else [1024, 256])
     found = compiled.verify(x)
     assert found.ran == "engine"
     assert found.passed, str(found)

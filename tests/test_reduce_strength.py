@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from tests.harness import check_module
-from tests.rewriting import Net, drawn, rewritten, targets
+from tests.passing import targets
+from tests.rewriting import Net, drawn, rewritten
 from torch2trt.passes.reduce_strength import reduce_strength
 from torch2trt.settings import Settings
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.export import Dim
 
 from tests.harness import check_module
-from tests.rewriting import Net, calls, drawn, rewritten, targets
+from tests.passing import targets
+from tests.rewriting import Net, calls, drawn, rewritten
 from torch2trt import api
 from torch2trt.graph.schema import bind
 from torch2trt.passes.remove_noops import remove_noops

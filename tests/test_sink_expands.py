@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.export import Dim
 
 from tests.harness import check_module
-from tests.rewriting import Net, calls, drawn, rewritten, targets
+from tests.passing import targets
+from tests.rewriting import Net, calls, drawn, rewritten
 from torch2trt.passes.hoist_weights import hoist_weights
 from torch2trt.passes.remove_dead_code import remove_dead_code
 from torch2trt.passes.sink_expands import sink_expands

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from tests.harness import check_module
-from tests.rewriting import Net, drawn, rewritten, targets
+from tests.passing import targets
+from tests.rewriting import Net, drawn, rewritten
 from torch2trt import api
 from torch2trt.passes.hoist_weights import hoist_weights
 from torch2trt.passes.remove_dead_code import remove_dead_code

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.harness import check_module
-from tests.rewriting import Net, drawn, rewritten, targets
+from tests.passing import targets
+from tests.rewriting import Net, drawn, rewritten
 from torch2trt.passes.unify_activations import unify_activations
 from torch2trt.settings import Settings
 

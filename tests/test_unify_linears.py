@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.export import Dim
 
 from tests.harness import check_module
-from tests.rewriting import Net, calls, drawn, rewritten, targets
+from tests.passing import targets
+from tests.rewriting import Net, calls, drawn, rewritten
 from torch2trt.graph.ops import LINEAR_BLOCK
 from torch2trt.graph.schema import bind
 from torch2trt.passes.hoist_weights import hoist_weights

@@ -134,11 +134,14 @@ class Windows(nn.Module):
         return joined.view(batch, size // 4, size // 4, 4, 4, 16).permute(0, 1, 3, 2, 4, 5).reshape(x.shape) + x
 
 
-@pytest.mark.parametrize("stacked", [True, False], ids=["stacked", "apart"])
-def test_windows_are_cut_out_before_the_projections(stacked: bool) -> None:
+@pytest.mark.parametrize(
+    ("stacked", "merged"), [(True, False), (False, True), (False, False)], ids=["stacked", "merged", "apart"]
+)
+def test_windows_are_cut_out_before_the_projections(stacked: bool, merged: bool) -> None:
     module, x = Windows(stacked=stacked).eval(), torch.randn(2, 8, 8, 16)
     shapes = {"x": {0: Dim("batch", min=1, max=4)}}
-    program = api.optimize(api.capture(module, (x,), dynamic_shapes=shapes), Settings())
+    settings = Settings(extra_passes=("merge_sibling_linears",) if merged else ())
+    program = api.optimize(api.capture(module, (x,), dynamic_shapes=shapes), settings)
     for size in (1, 2, 4):
         x = torch.randn(size, 8, 8, 16)
         torch.testing.assert_close(program(x), module(x), rtol=1e-5, atol=1e-6)
@@ -146,9 +149,10 @@ def test_windows_are_cut_out_before_the_projections(stacked: bool) -> None:
     orders = [axes_of(node, program.spec(node).rank) for node in program.calls if node.target in PERMUTING]
     heads = [(0, 2, 1, 3), (0, 2, 1, 3), (0, 2, 3, 1), (0, 2, 1, 3)]
     assert sorted(orders) == sorted([(0, 1, 3, 2, 4, 5), *heads, (0, 2, 1, 3)])
-    (slices,) = {node.args[0] for node in program.calls if node.target is aten.slice.Tensor}
-    assert slices.target is aten.linear.default
-    assert program.spec(slices).shape[1:] == (16, 48)
+    widths = [program.spec(node).shape[-1] for node in program.calls if node.target is aten.linear.default]
+    assert widths == ([48, 16] if stacked or merged else [16] * 4)
+    sliced = {program.spec(node.args[0]).shape[1:] for node in program.calls if node.target is aten.slice.Tensor}
+    assert sliced == ({(16, 48)} if stacked or merged else set())
 
 
 def test_an_order_that_saves_nothing_does_not_wait() -> None:

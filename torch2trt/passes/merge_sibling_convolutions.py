@@ -22,9 +22,10 @@ aten = torch.ops.aten
 def merge_sibling_convolutions(program: Program, settings: Settings) -> None:
     """Merge the convolutions of one tensor, as :func:`torch2trt.passes.siblings.merge_siblings` says.
 
-    They have the same window, stride, padding and dilation, and one group.
+    They have the same window, stride, padding and dilation, and one group. Off unless ``extra_passes`` names it:
+    whether it makes engines faster has not been timed on a GPU.
     """
-    merge_siblings(program, _CONVOLUTION, always="merge_sibling_convolutions" in settings.force_passes)
+    merge_siblings(program, _CONVOLUTION)
 
 
 def _key(bound: dict[str, Any]) -> Hashable:

@@ -33,8 +33,11 @@ _READING_SLICES = (
 
 
 def merge_sibling_linears(program: Program, settings: Settings) -> None:
-    """Merge the linear layers of one tensor, as :func:`torch2trt.passes.siblings.merge_siblings` says."""
-    merge_siblings(program, _LINEAR, always="merge_sibling_linears" in settings.force_passes)
+    """Merge the linear layers of one tensor, as :func:`torch2trt.passes.siblings.merge_siblings` says.
+
+    Off unless ``extra_passes`` names it: whether it makes engines faster has not been timed on a GPU.
+    """
+    merge_siblings(program, _LINEAR)
 
 
 def _obstacle(program: Program, node: fx.Node) -> str | None:

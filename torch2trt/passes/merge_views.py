@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from torch2trt.graph.program import Program
-from torch2trt.graph.rewrite import call, erase_unused
+from torch2trt.graph.rewrite import IN_TORCH, call, erase_unused
 from torch2trt.graph.schema import bind
 from torch2trt.passes.pieces import selection_of
 from torch2trt.passes.views import MOST_DIMS, PERMUTING, View, axes_of, emit
@@ -69,6 +69,8 @@ class _Merger:
 
     def _follow(self, node: fx.Node) -> _Tracked | None:
         """The node as a view, if it is one."""
+        if IN_TORCH in node.meta:
+            return None
         if node.target in PERMUTING or node.target in _RESHAPING:
             base = self._base(node.all_input_nodes[0])
             view = self._applied(node, base.view)
@@ -145,7 +147,7 @@ class _Merger:
         plain = View.of(self.program.spec(node).shape)
         before, after = ([_width(view) for view in self._ends(node, start)] for start in (plain, late))
         fewer = sum(map(bool, after)) < 1 + sum(map(bool, before))
-        return fewer and max(after) <= max(_WIDTH_OF_ATTENTION, *before)
+        return fewer and max(after, default=0) <= max(_WIDTH_OF_ATTENTION, *before)
 
     def _ends(self, node: fx.Node, view: View) -> list[View]:
         """What a chain of views from a node on comes to, where something else uses it."""
@@ -154,17 +156,19 @@ class _Merger:
         users = [user for user in node.users if user.target is not aten.unbind.int]
         users += [item for user in node.users if user.target is aten.unbind.int for item in user.users]
         for user in users:
-            following: View | None = None
-            if user.target in PERMUTING or user.target in _RESHAPING:
-                following = self._applied(user, view)
-            elif (atom := self._atom_selected(user, view)) is not None:
-                axis = next(axis for axis, atoms in enumerate(view.dims) if atoms == (atom,))
-                following = view.without(axis, atom)
+            following = None if IN_TORCH in user.meta else self._followed_by(user, view)
             if following is None:
                 stops = True
             else:
                 found += self._ends(user, following)
         return [*found, view] if stops else found
+
+    def _followed_by(self, user: fx.Node, view: View) -> View | None:
+        if user.target in PERMUTING or user.target in _RESHAPING:
+            return self._applied(user, view)
+        if (atom := self._atom_selected(user, view)) is None:
+            return None
+        return view.without(view.dims.index((atom,)), atom)
 
     def _made(self, node: fx.Node, before: fx.Node) -> fx.Node:
         """The node that computes a tracked one in the fewest calls."""

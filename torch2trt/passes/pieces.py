@@ -9,16 +9,13 @@ import torch
 from torch import fx
 
 from torch2trt.graph.program import Program
-from torch2trt.graph.rewrite import call
+from torch2trt.graph.rewrite import IN_TORCH, call
 from torch2trt.graph.schema import bind
 
 aten = torch.ops.aten
 
 SPLITTING = frozenset(
-    {
-        *(aten.split.Tensor, aten.split.sizes, aten.split_with_sizes.default, aten.chunk.default),
-        *(aten.tensor_split.sections, aten.tensor_split.indices),
-    }
+    {aten.split.Tensor, aten.split.sizes, aten.split_with_sizes.default, aten.chunk.default}
 )
 """The operators whose results are runs of a tensor, one after the other."""
 
@@ -50,7 +47,9 @@ class Piece:
 
 
 def piece_of(program: Program, node: fx.Node) -> Piece | None:
-    """The node as a piece of its argument, where the sizes along that dimension are known."""
+    """The node as a piece of its argument, where the sizes along that dimension are known, unless it runs in torch."""
+    if _runs_in_torch(node):
+        return None
     if node.target is aten.slice.Tensor:
         bound = bind(node)
         source, step = bound["input"], bound["step"]
@@ -58,7 +57,7 @@ def piece_of(program: Program, node: fx.Node) -> Piece | None:
         dim = bound["dim"] % len(shape)
         size, length = shape[dim], program.spec(node).shape[dim]
         ends = bound["start"], bound["end"]
-        known = isinstance(size, int) and isinstance(length, int)
+        known = isinstance(size, int) and isinstance(length, int) and isinstance(step, int)
         if not known or not length or not all(end is None or isinstance(end, int) for end in ends):
             return None
         start, _, _ = slice(*ends, step).indices(size)
@@ -77,7 +76,12 @@ def piece_of(program: Program, node: fx.Node) -> Piece | None:
 
 
 def selection_of(program: Program, node: fx.Node) -> tuple[fx.Node, int, int] | None:
-    """The tensor, dimension and index of a selection or of an item of ``unbind``, where the index has a known place."""
+    """The tensor, dimension and index of a selection or of an item of ``unbind``, where the index has a known place.
+
+    None, too, where it runs in torch.
+    """
+    if _runs_in_torch(node):
+        return None
     if node.target is aten.select.int:
         bound = bind(node)
         source, index = bound["input"], bound["index"]
@@ -93,3 +97,9 @@ def selection_of(program: Program, node: fx.Node) -> tuple[fx.Node, int, int] | 
     dim = bound["dim"] % len(shape)
     size = shape[dim]
     return (source, dim, index % size) if isinstance(size, int) and isinstance(index, int) else None
+
+
+def _runs_in_torch(node: fx.Node) -> bool:
+    """Whether a call is to run in torch, or the one whose item it is."""
+    makers = [node, *node.all_input_nodes] if node.target is operator.getitem else [node]
+    return any(IN_TORCH in maker.meta for maker in makers)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, get_args
 
-from torch2trt.errors import SettingError
 from torch2trt.graph.contract import check
 from torch2trt.graph.program import Program
 from torch2trt.graph.rewrite import FOREIGN, IN_TORCH, asked_for
@@ -36,7 +35,7 @@ from torch2trt.passes.unify_linears import unify_linears
 from torch2trt.passes.unify_strides import unify_strides
 from torch2trt.passes.unify_views import VIEWS, unify_views
 from torch2trt.passes.widen_masked_writes import widen_masked_writes
-from torch2trt.settings import Settings
+from torch2trt.settings import ExtraPass, Settings
 
 log = logging.getLogger(__name__)
 
@@ -74,21 +73,14 @@ PASSES: tuple[Pass, ...] = (
     remove_dead_code,
 )
 
-OPTIONAL: tuple[str, ...] = tuple(
-    each.__name__
-    for each in (
-        *(unify_linears, unify_activations, reduce_strength, sink_expands, simplify_slices, simplify_casts),
-        *(sink_permutes, merge_views, merge_sibling_linears, merge_sibling_convolutions, defer_blind_queries),
-        *(fuse_conv_blocks, fuse_linear_blocks),
-    )
-)
-"""The passes without which an engine computes the same, and mostly takes longer."""
-
-WEIGHED: tuple[str, ...] = (merge_sibling_linears.__name__, merge_sibling_convolutions.__name__)
-"""The passes that ask what pays."""
-
 REWRITTEN = VIEWS | IDENTITIES | CONVOLUTIONS | BATCH_NORMS | ONLY_COMPLEX
 """The operators that the passes leave none of, so that no converter is needed for them."""
+
+
+def passes_of(settings: Settings) -> list[Pass]:
+    """The passes that the settings ask for, in order."""
+    left_out = {*settings.skip_passes, *get_args(ExtraPass)} - {*settings.extra_passes}
+    return [each for each in PASSES if each.__name__ not in left_out]
 
 
 def run_passes(program: Program, settings: Settings, *, keep: Callable[[Any], bool] = lambda target: True) -> Program:
@@ -98,29 +90,16 @@ def run_passes(program: Program, settings: Settings, *, keep: Callable[[Any], bo
 
     Args:
         keep: whether TensorRT computes an operator, in any precision; others are left to torch, and to float32.
-
-    Raises:
-        SettingError: ``skip_passes`` or ``force_passes`` names what is none of :data:`OPTIONAL` or :data:`WEIGHED`.
     """
-    _check_names("skip_passes", settings.skip_passes, OPTIONAL)
-    _check_names("force_passes", settings.force_passes, WEIGHED)
     check(program, "capture")
     _mark_for_torch(program, settings, keep)
-    for each in PASSES:
-        if each.__name__ in settings.skip_passes:
-            continue
+    for each in passes_of(settings):
         before = len(program.calls)
         each(program, settings)
         check(program, each.__name__)
         log.debug("%s: %d → %d calls", each.__name__, before, len(program.calls))
     program.graph.recompile()
     return program
-
-
-def _check_names(setting: str, names: Iterable[str], known: Sequence[str]) -> None:
-    for name in names:
-        if name not in known:
-            raise SettingError(f"names {name!r}", subject=setting, hint=f"it takes: {', '.join(known)}")
 
 
 def _mark_for_torch(program: Program, settings: Settings, keep: Callable[[Any], bool]) -> None:

@@ -71,15 +71,14 @@ class _Sibling:
     cost_us: float
 
 
-def merge_siblings(program: Program, kind: Kind, *, always: bool) -> None:
+def merge_siblings(program: Program, kind: Kind) -> None:
     """Compute calls on one tensor as one, with slices of its result in their place.
 
     One kernel is launched and reads its input once. A slice that its reader cannot take as it is must be copied:
     calls for which that costs more than it saves stay alone. Calls that end in different activations are not merged,
     where TensorRT computes those with them. Weights are hoisted before, and joined among themselves.
 
-    Args:
-        always: merge whatever can be, be it faster or not.
+    What a launch and a copy cost is an estimate, and no engine with merged calls has been timed yet.
     """
     groups: defaultdict[Hashable, list[fx.Node]] = defaultdict(list)
     for node in program.calls:
@@ -90,7 +89,7 @@ def merge_siblings(program: Program, kind: Kind, *, always: bool) -> None:
     weights = set(program.weight_placeholders)
     for nodes in groups.values():
         for siblings in _alike(program, kind, nodes, weights) if len(nodes) > 1 else ():
-            better = siblings if always else _worthwhile(program, siblings)
+            better = _worthwhile(program, siblings)
             if not better:
                 log.debug("merging %s does not pay", [sibling.node for sibling in siblings])
             chosen.append(better)

@@ -27,6 +27,8 @@ _MOVING = frozenset(
 # The first of these keep all elements: a cast that narrows comes before them at no cost.
 _KEEPING = _MOVING - {aten.slice.Tensor, aten.select.int}
 _GROWING = frozenset({aten.expand.default, aten.repeat.default})
+# TensorRT only casts these: it moves them in another dtype, between two casts more.
+_BYTES = frozenset({torch.uint8, torch.int8})
 
 
 def simplify_casts(program: Program, settings: Settings) -> None:
@@ -104,7 +106,7 @@ def _raise(program: Program, node: fx.Node) -> bool:
         return False
     source = bind(move)["input"]
     own, target = program.spec(source).dtype, program.spec(node).dtype
-    if move.target not in _GROWING and own.itemsize <= target.itemsize:
+    if target in _BYTES or (move.target not in _GROWING and own.itemsize <= target.itemsize):
         return False
     with node.graph.inserting_before(move):
         narrow = _cast(source, target, like=node)
@@ -122,7 +124,7 @@ def _sink(program: Program, node: fx.Node) -> bool:
         return False
     source = bind(node)["input"]
     own, target = program.spec(source).dtype, program.spec(node).dtype
-    if move.target in _KEEPING and own.itemsize >= target.itemsize:
+    if own in _BYTES or (move.target in _KEEPING and own.itemsize >= target.itemsize):
         return False
     move.replace_input_with(node, source)
     refresh(move)

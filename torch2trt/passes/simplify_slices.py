@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -46,22 +45,11 @@ def _simplified(program: Program, node: fx.Node) -> fx.Node | None:
         return _joined(program, node)
     if node.target is aten.stack.default:
         return _stacked(program, node)
-    selected = _selected(program, node)
+    selected = selection_of(program, node)
     if selected is not None:
         return _selection(program, node, *selected)
-    piece = _free_piece(program, node)
+    piece = piece_of(program, node)
     return None if piece is None else _slice(program, node, piece)
-
-
-def _free_piece(program: Program, node: fx.Node) -> Piece | None:
-    """The node as a piece, unless it or what takes it apart is to run in torch."""
-    if any(IN_TORCH in maker.meta for maker in _makers(node)):
-        return None
-    return piece_of(program, node)
-
-
-def _makers(node: fx.Node) -> list[fx.Node]:
-    return [node, *node.all_input_nodes] if node.target is operator.getitem else [node]
 
 
 # Slices ---------------------------------------------------------------------------------------------------------------
@@ -70,7 +58,7 @@ def _makers(node: fx.Node) -> list[fx.Node]:
 def _slice(program: Program, node: fx.Node, piece: Piece) -> fx.Node | None:
     if program.spec(node) == program.spec(piece.source):
         return piece.source
-    outer = _free_piece(program, piece.source)
+    outer = piece_of(program, piece.source)
     if outer is not None and outer.dim == piece.dim:
         return piece.of(outer).emit(like=node)
     found = _operands_within(program, piece)
@@ -121,13 +109,6 @@ def _operands(program: Program, node: fx.Node, dim: int) -> list[fx.Node] | None
 # Selections -----------------------------------------------------------------------------------------------------------
 
 
-def _selected(program: Program, node: fx.Node) -> tuple[fx.Node, int, int] | None:
-    """The node as a selection, unless it or what takes it apart is to run in torch."""
-    if any(IN_TORCH in maker.meta for maker in _makers(node)):
-        return None
-    return selection_of(program, node)
-
-
 def _selection(program: Program, node: fx.Node, source: fx.Node, dim: int, index: int) -> fx.Node | None:
     if IN_TORCH in source.meta:
         return None
@@ -140,7 +121,7 @@ def _selection(program: Program, node: fx.Node, source: fx.Node, dim: int, index
         bound = bind(source)
         return bound["input"] if bound["dim"] % program.spec(source).rank == dim else None
     piece = Piece(source, dim, index, 1)
-    outer = _free_piece(program, source)
+    outer = piece_of(program, source)
     if outer is not None and outer.dim == dim:
         piece = piece.of(outer)
         return call(node.graph, aten.select.int, piece.source, dim, piece.start, like=node)
@@ -185,11 +166,13 @@ def _merged(program: Program, operands: Sequence[fx.Node], dim: int, node: fx.No
             yield from run
         elif whole.length == program.spec(whole.source).shape[dim]:
             yield whole.source
-        else:
+        elif any(len(operand.users) == 1 for operand in run):
             yield whole.emit(like=node)
+        else:
+            yield from run  # all are needed elsewhere too, so one of them all would be one more
 
     for operand in operands:
-        piece = _free_piece(program, operand)
+        piece = piece_of(program, operand)
         if piece is not None and (piece.dim != dim or piece.step != 1):
             piece = None
         if whole is not None and piece is not None and piece.source is whole.source and piece.start == whole.end:
@@ -203,7 +186,7 @@ def _merged(program: Program, operands: Sequence[fx.Node], dim: int, node: fx.No
 
 def _stacked(program: Program, node: fx.Node) -> fx.Node | None:
     bound = bind(node)
-    items = [_selected(program, item) for item in bound["tensors"]]
+    items = [selection_of(program, item) for item in bound["tensors"]]
     if items[0] is None:
         return None
     source = items[0][0]

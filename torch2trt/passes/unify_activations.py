@@ -18,11 +18,13 @@ aten = torch.ops.aten
 _Polynomial = dict[int, float]
 """Coefficients by power."""
 
-# As close as that no float32 tells them apart; the constants in use have 6 to 17 digits.
+# Relative: the constants in use have 6 to 17 digits.
 _DIGITS = 1e-6
 _TANH = {1: math.sqrt(2 / math.pi), 3: math.sqrt(2 / math.pi) * 0.044715}
 _ERF = {1: math.sqrt(0.5)}
-_MOST_TERMS = 32
+# What is multiplied with itself again and again has no end of factors, and no form of an activation has so many.
+_MOST_FACTORS = 8
+_HIGHEST_POWER = 3
 
 
 def unify_activations(program: Program, settings: Settings) -> None:
@@ -37,28 +39,31 @@ def unify_activations(program: Program, settings: Settings) -> None:
         if found is None:
             continue
         target, source, keywords = found
+        if program.is_size(source) or program.spec(source) != program.spec(node):
+            continue  # whole numbers become floats on the way
         with program.graph.graph.inserting_before(node):
             activation = call(node.graph, target, source, like=node, **keywords)
-        if program.spec(activation) == program.spec(node):
-            node.replace_all_uses_with(activation)
+        node.replace_all_uses_with(activation)
     erase_unused(program.graph.graph)
 
 
 def _activation(program: Program, node: fx.Node) -> tuple[Any, fx.Node, dict[str, str]] | None:
+    if not program.spec(node).dtype.is_floating_point:
+        return None
     factors = _factors(node)
-    for gate in [factor for factor in factors if isinstance(factor, fx.Node)]:
+    for gate in [factor for factor in factors if isinstance(factor, fx.Node) and IN_TORCH not in factor.meta]:
         rest = list(factors)
         rest.remove(gate)
         if gate.target is aten.sigmoid.default and rest == [bind(gate)["input"]]:
             return aten.silu.default, rest[0], {}
         inner = _one_plus(gate)
-        if inner is None or inner.target not in (aten.tanh.default, aten.erf.default):
+        if inner is None or inner.target not in (aten.tanh.default, aten.erf.default) or IN_TORCH in inner.meta:
             continue
         tensors = [factor for factor in rest if isinstance(factor, fx.Node)]
         scale = math.prod(factor for factor in rest if not isinstance(factor, fx.Node))
         if len(tensors) != 1 or not math.isclose(scale, 0.5, rel_tol=_DIGITS):
             continue
-        argument = _polynomial(bind(inner)["input"], tensors[0])
+        argument = _polynomial(bind(inner)["input"], tensors[0], {})
         if inner.target is aten.tanh.default and _same(argument, _TANH):
             return aten.gelu.default, tensors[0], {"approximate": "tanh"}
         if inner.target is aten.erf.default and _same(argument, _ERF):
@@ -68,17 +73,25 @@ def _activation(program: Program, node: fx.Node) -> tuple[Any, fx.Node, dict[str
 
 def _factors(node: fx.Node) -> list[Any]:
     """What a product multiplies: tensors, and numbers, those that it is divided by inverted."""
-    if node.target is aten.mul.Tensor and IN_TORCH not in node.meta:
-        bound = bind(node)
-        return [
-            factor
-            for side in (bound["input"], bound["other"])
-            for factor in (_factors(side) if isinstance(side, fx.Node) else [side])
-        ]
-    if node.target is aten.div.Tensor and IN_TORCH not in node.meta and isinstance(bind(node)["other"], int | float):
-        bound = bind(node)
-        return [*_factors(bound["input"]), 1 / bound["other"]] if bound["other"] else [node]
-    return [node]
+    found: list[Any] = []
+    pending: list[Any] = [node]
+    while pending:
+        factor = pending.pop()
+        if len(found) + len(pending) >= _MOST_FACTORS:
+            return []
+        if not isinstance(factor, fx.Node) or IN_TORCH in factor.meta:
+            found.append(factor)
+        elif factor.target is aten.mul.Tensor:
+            pending += (bind(factor)["input"], bind(factor)["other"])
+        elif factor.target is aten.div.Tensor and _is_divisor(bind(factor)["other"]):
+            pending += (bind(factor)["input"], 1 / bind(factor)["other"])
+        else:
+            found.append(factor)
+    return found
+
+
+def _is_divisor(value: Any) -> bool:
+    return isinstance(value, int | float) and value != 0
 
 
 def _one_plus(node: fx.Node) -> fx.Node | None:
@@ -89,23 +102,29 @@ def _one_plus(node: fx.Node) -> fx.Node | None:
     return bound["input"] if bound["other"] == 1 and bound["alpha"] == 1 else None
 
 
-def _polynomial(node: Any, variable: fx.Node) -> _Polynomial | None:
-    """What a value is made of, as a polynomial in another one; None where it is none."""
+def _polynomial(node: Any, variable: fx.Node, known: dict[fx.Node, _Polynomial | None]) -> _Polynomial | None:
+    """What a value is made of, as a polynomial in another one; None where it is none, or of too high a power."""
+    if not isinstance(node, fx.Node):
+        return {0: float(node)} if isinstance(node, int | float) else None
+    if node not in known:
+        known[node] = _made_of(node, variable, known)
+    return known[node]
+
+
+def _made_of(node: fx.Node, variable: fx.Node, known: dict[fx.Node, _Polynomial | None]) -> _Polynomial | None:
     if node is variable:
         return {1: 1.0}
-    if isinstance(node, int | float):
-        return {0: float(node)}
-    if not isinstance(node, fx.Node) or IN_TORCH in node.meta or not isinstance(node.target, torch._ops.OpOverload):
-        return None
     if node.target not in (aten.mul.Tensor, aten.div.Tensor, aten.add.Tensor, aten.pow.Tensor_Scalar):
         return None
+    if IN_TORCH in node.meta:
+        return None
     bound = bind(node)
-    first = _polynomial(bound["input"], variable)
+    first = _polynomial(bound["input"], variable, known)
     if first is None:
         return None
     if node.target is aten.pow.Tensor_Scalar:
         return _product(*[first] * int(bound["exponent"])) if bound["exponent"] in (1, 2, 3) else None
-    second = _polynomial(bound["other"], variable)
+    second = _polynomial(bound["other"], variable, known)
     if second is None:
         return None
     if node.target is aten.add.Tensor:
@@ -113,17 +132,18 @@ def _polynomial(node: Any, variable: fx.Node) -> _Polynomial | None:
         powers = first.keys() | second.keys()
         return {power: first.get(power, 0.0) + alpha * second.get(power, 0.0) for power in powers}
     if node.target is aten.div.Tensor:
-        if second.keys() != {0} or not second[0]:
+        if second.keys() != {0} or not _is_divisor(second[0]):
             return None
         second = {0: 1 / second[0]}
     return _product(first, second)
 
 
 def _product(*factors: _Polynomial) -> _Polynomial | None:
+    """The product of polynomials; None where it has a higher power than any form of an activation."""
     result: _Polynomial = {0: 1.0}
     for factor in factors:
         parts = [(one + other, a * b) for one, a in result.items() for other, b in factor.items()]
-        if len(parts) > _MOST_TERMS:
+        if max(power for power, _ in parts) > _HIGHEST_POWER:
             return None
         result = {}
         for power, coefficient in parts:

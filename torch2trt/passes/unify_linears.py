@@ -93,6 +93,8 @@ def _take_bias(program: Program, linear: fx.Node, constant: set[fx.Node]) -> Non
     if program.spec(bias).shape != spec.shape[-1:] or program.spec(bias).dtype != spec.dtype:
         return
     args = bind(linear)
+    if program.spec(args["weight"]).rank != 2:
+        return  # what a vector makes has no channels
     # The vector may come after the layer.
     with linear.graph.inserting_before(total):
         whole = call(linear.graph, aten.linear.default, args["input"], args["weight"], bias, like=linear)
