@@ -128,6 +128,12 @@ def test_examples_that_the_module_itself_refuses() -> None:
         ({"workspace": -1}, ("workspace", "positive")),
         ({"build_timeout": "long"}, ("build_timeout", "float")),
         ({"flavour": "onnx"}, ("flavour", "tensorrt_rtx")),
+        ({"run_in_torch": "aten.relu"}, ("run_in_torch", "a list of str", "'aten.relu'")),
+        ({"skip_passes": ["merge_view"]}, ("skip_passes", "a list of", "'merge_views'")),
+        ({"skip_passes": "merge_views"}, ("skip_passes", "a list of")),
+        ({"skip_passes": ["merge_sibling_linears"]}, ("skip_passes", "'fuse_conv_blocks'")),
+        ({"skip_passes": [1]}, ("skip_passes", "(1,)")),
+        ({"extra_passes": ["merge_views"]}, ("extra_passes", "'merge_sibling_linears'")),
     ],
     ids=str,
 )

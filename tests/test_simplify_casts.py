@@ -131,6 +131,22 @@ def test_the_smaller_dtype_is_moved(name: str) -> None:
     check_module(Net(function), (x,), Settings(optimization_level=0))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8], ids=str)
+def test_bytes_are_not_moved(dtype: torch.dtype) -> None:
+    # TensorRT only casts them, so moving them would take more casts.
+    def moved(x: Tensor) -> Any:
+        return x.float().permute(2, 0, 1).exp(), x.float()[:, 1:].exp(), x.float().exp().flip(0).to(dtype)
+
+    x = (X.abs() * 3).to(dtype)
+    program = rewritten(Net(moved), x, passes=PASSES)
+    assert [node.meta["val"].dtype for node in program.calls if node.target in (permute, aten.slice.Tensor)] == [
+        SINGLE,
+        SINGLE,
+    ]
+    assert targets(program)[-2:] == [aten.flip.default, CAST]
+    check_module(Net(moved), (x,), Settings(precision="fp32", optimization_level=0))
+
+
 def test_a_cast_that_others_read_stays_where_it_is() -> None:
     def both(x: Tensor) -> Any:
         wide = x.float()

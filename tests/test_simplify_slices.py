@@ -127,6 +127,23 @@ def test_a_cat_that_others_read_is_not_made_twice() -> None:
     assert [len(bind(node)["tensors"]) for node in calls(program, cat)] == [2, 2]
 
 
+def test_pieces_that_serve_elsewhere_too() -> None:
+    def both(x: Tensor, y: Tensor) -> Any:
+        first, second = x[:, 1:3], x[:, 3:6]
+        return first.exp(), second.exp(), torch.cat([y, first, second], 1)
+
+    # One slice of both would be one more.
+    program = rewritten(Net(both), X, Y, passes=PASSES, tolerance=0)
+    assert targets(program).count(slices) == 2
+
+    def one(x: Tensor, y: Tensor) -> Any:
+        first, second = x[:, 1:3], x[:, 3:6]
+        return first.exp(), torch.cat([y, first, second], 1)
+
+    program = rewritten(Net(one), X, Y, passes=PASSES, tolerance=0)
+    assert [node.args[1:] for node in calls(program, slices)] == [(1, 1, 3), (1, 1, 6)]
+
+
 def test_other_dimensions_may_be_dynamic() -> None:
     def apart(x: Tensor, y: Tensor) -> Any:
         both = torch.cat([x, y], 2)

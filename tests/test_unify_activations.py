@@ -13,6 +13,7 @@ from torch import Tensor
 from tests.harness import check_module
 from tests.passing import targets
 from tests.rewriting import Net, drawn, rewritten
+from torch2trt import api
 from torch2trt.passes.unify_activations import unify_activations
 from torch2trt.settings import Settings
 
@@ -93,3 +94,36 @@ def test_before_the_precision_is_set() -> None:
     )
     program = rewritten(module, X, precision="fp16", tolerance=1e-8)
     assert all(program.spec(node).dtype == torch.float16 for node in program.calls[:-1])
+
+
+@pytest.mark.parametrize(
+    "function", [SILU["after"], ERF["divided"], lambda x: x * (x > 2) * torch.sigmoid(x)], ids=["silu", "gelu", "mask"]
+)
+def test_whole_numbers_are_left_alone(function: Callable[[Tensor], Tensor]) -> None:
+    x = torch.arange(-4, 4)
+    program = rewritten(Net(function), x, passes=(unify_activations,), tolerance=1e-6)
+    assert not {aten.silu.default, aten.gelu.default} & set(targets(program))
+
+
+@pytest.mark.parametrize(
+    ("function", "operator"),
+    [
+        *((SILU["after"], name) for name in ("aten.sigmoid", "aten.mul")),
+        *((TANH["new"], name) for name in ("aten.tanh", "aten.add", "aten.pow", "aten.mul")),
+    ],
+)
+def test_what_is_to_run_in_torch_is_left_alone(function: Callable[[Tensor], Tensor], operator: str) -> None:
+    program = api.optimize(api.capture(Net(function), (X,)), Settings(run_in_torch=(operator,), min_segment=1))
+    assert not {aten.silu.default, aten.gelu.default} & set(targets(program))
+
+
+def test_squares_of_squares() -> None:
+    # As many factors as no computer could list.
+    def power(x: Tensor) -> Tensor:
+        y, z = x, x
+        for _ in range(60):
+            y, z = y * y, z + z
+        return y + 0.5 * x * (1 + torch.tanh(y)) + 0.5 * x * (1 + torch.tanh(z))
+
+    program = rewritten(Net(power), drawn(4).sign(), passes=(unify_activations,))
+    assert aten.gelu.default not in targets(program)

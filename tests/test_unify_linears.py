@@ -61,6 +61,7 @@ OTHERS: dict[str, tuple[Callable[..., Any], list[Any]]] = {
     ),
     "scaled-sum": (lambda self, x: torch.add(x @ self.w, self.b, alpha=3), [aten.linear.default, aten.add.Tensor]),
     "a-wider-sum": (lambda self, x: x @ self.w[:, :1] + self.b, [aten.linear.default, aten.add.Tensor]),
+    "a-vector": (lambda self, x: F.linear(x, self.w[:, 0]) + self.r[:, 0], [aten.linear.default, aten.add.Tensor]),
     "a-sum-by-rows": (lambda self, x: x @ self.w + self.r, [aten.linear.default, aten.add.Tensor]),
     "another-dtype": (lambda self, x: x @ self.w + self.b.half(), [aten.linear.default, aten.add.Tensor]),
 }

@@ -10,6 +10,7 @@ from torch import nn
 from torch.export import Dim
 
 from torch2trt import api
+from torch2trt.graph.rewrite import IN_TORCH
 from torch2trt.passes.views import PERMUTING, View, axes_of
 from torch2trt.settings import Settings
 from torch2trt.sizes import symbol
@@ -234,3 +235,18 @@ def test_more_dimensions_than_tensorrt_has(axes: list[int]) -> None:
     assert max(program.spec(node).rank for node in program.calls if not program.is_size(node)) <= 8
     assert torch.equal(program(x), module(x))
     assert torch.equal(program(x[:1]), module(x[:1]))
+
+
+@pytest.mark.parametrize("operator", ["aten.permute", "aten.unbind"])
+def test_views_that_are_to_run_in_torch_stay(operator: str) -> None:
+    class Stacked(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            first, second = x.permute(2, 0, 1).permute(0, 2, 1).unbind(0)
+            return first.exp(), second.sin()
+
+    module, x = Stacked().eval(), torch.randn(3, 4, 2)
+    program = api.optimize(api.capture(module, (x,)), Settings(run_in_torch=(operator,)))
+    for found, wanted in zip(program(x), module(x), strict=True):
+        assert torch.equal(found, wanted)
+    marked = [node.target for node in program.calls if IN_TORCH in node.meta]
+    assert marked == {"aten.permute": [aten.permute.default] * 2, "aten.unbind": [aten.unbind.int]}[operator]
