@@ -1,18 +1,16 @@
 """What each pass is worth, model by model: ``python -m benchmarks.passes --rows swin_t:32 --passes merge_views``.
 
-Each model is built with all passes, without each of those named, and, for passes that weigh what they do, with that
-pass wherever it can; what a pass leaves as it is, is not built again. All engines of a model are then timed in turns,
-in CUDA graphs over static buffers. ``--count`` needs no GPU: it builds nothing, and counts calls and layers.
+Each model is built with the passes that are on by default, without each of them, without any of those that can be left
+out, and with each of the others; what a pass leaves as it is, is not built again. All engines of a model are then timed
+in turns, in CUDA graphs over static buffers. ``--count`` needs no GPU: it builds nothing, and counts calls and layers.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import dataclasses
 import datetime
-import io
 import sys
 import tempfile
 import time
@@ -32,9 +30,7 @@ from torch2trt import api
 from torch2trt.converters.lower import lower
 from torch2trt.errors import SettingError, Torch2TRTError
 from torch2trt.graph.program import Program
-from torch2trt.passes.pipeline import OPTIONAL, WEIGHED
-from torch2trt.runtime.artifact import atomic_file
-from torch2trt.settings import Precision, Settings
+from torch2trt.settings import ExtraPass, Precision, Settings, SkippablePass
 from torch2trt.tools.bench import measure, rows
 from torch2trt.tools.bench.backends import arithmetic, open_call
 from torch2trt.tools.bench.builds import Timings
@@ -45,6 +41,10 @@ from torch2trt.tools.bench.machine import CudaMachine, Machine
 from torch2trt.tools.bench.prepare import prepare
 from torch2trt.trt import flavour as flavours
 from torch2trt.trt.flavour import Flavour
+
+SKIPPABLE: tuple[str, ...] = get_args(SkippablePass)
+EXTRA: tuple[str, ...] = get_args(ExtraPass)
+DEFAULT = "default"
 
 _RUN, _BUILT = Candidate("torch2trt-static"), Candidate("torch2trt")
 
@@ -67,7 +67,7 @@ class Row:
     batch: int
     precision: str
     variant: str
-    """``all``, ``without <pass>``, ``always <pass>``, or ``without`` all that were named."""
+    """``default``, ``without <pass>``, ``without any``, or ``with <pass>``."""
     calls: int
     """Of the optimised graph."""
     layers: int
@@ -77,7 +77,7 @@ class Row:
     gpu_ms_p50: float | None = None
     gpu_ms_p99: float | None = None
     ratio: float | None = None
-    """To ``all``, of gpu_ms_p50: above 1 where the pass makes the model faster."""
+    """Of gpu_ms_p50 to that of ``default``: above 1 without a pass that makes the model faster, below 1 with it."""
     max_rel_error: float | None = None
     build_s: float | None = None
     gpu: str = ""
@@ -89,6 +89,12 @@ class Row:
     def key(self) -> tuple[str, int, str, str]:
         """What makes a row this row."""
         return self.model, self.batch, self.precision, self.variant
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """By model, and in the order of the variants."""
+        names = [variant.name for variant in variants((*SKIPPABLE, *EXTRA))]
+        return self.model, self.precision, self.batch, names.index(self.variant)
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         machine = None if options.count else CudaMachine()
         found: list[Row] = []
         with tempfile.TemporaryDirectory(prefix="torch2trt-passes-") as folder:
-            bench = Bench(machine, flavour, options.work or Path(folder), options.timing_cache, say)
+            work = (options.work or Path(folder)) / options.commit
+            bench = Bench(machine, flavour, work, options.timing_cache, say)
             for case in cases:
                 if options.deadline is not None and time.monotonic() - start > options.deadline:
                     say(f"{case}: no time is left")
@@ -127,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if machine is not None:
                     name = rows.csv_name(machine.name, flavour.name, flavour.version_text, str(torch.__version__))
                     path = options.out / f"passes-{name}"
-                    keep(path, found)
+                    rows.replace(path, found, Row)
                     say(f"{case}: {path}")
     except Torch2TRTError as error:
         print(error, file=sys.stderr)
@@ -137,18 +144,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def variants(passes: Sequence[str]) -> list[Variant]:
-    """All passes, all but each of those named, each that weighs what it does wherever it can, and none of those named.
+    """The passes on by default; of those named, all but each that is, and all and each that is not; and none that is.
+
+    The last only where all of them are named.
 
     Raises:
-        SettingError: one is no pass that can be left out.
+        SettingError: one is no pass that can be left out or added.
     """
     for name in passes:
-        if name not in OPTIONAL:
-            raise SettingError("cannot be left out", subject=name, hint=f"these can: {', '.join(OPTIONAL)}")
-    found = [Variant("all", {})]
-    found += [Variant(f"without {name}", {"skip_passes": [name]}) for name in passes]
-    found += [Variant(f"always {name}", {"force_passes": [name]}) for name in passes if name in WEIGHED]
-    return found if len(passes) == 1 else [*found, Variant("without", {"skip_passes": list(passes)})]
+        if name not in (*SKIPPABLE, *EXTRA):
+            known = ", ".join((*SKIPPABLE, *EXTRA))
+            raise SettingError("is no pass that can be left out or added", subject=name, hint=f"these can: {known}")
+    found = [Variant(DEFAULT, {})]
+    found += [Variant(f"without {name}", {"skip_passes": [name]}) for name in SKIPPABLE if name in passes]
+    if set(passes).issuperset(SKIPPABLE):
+        found.append(Variant("without any", {"skip_passes": list(SKIPPABLE)}))
+    return found + [Variant(f"with {name}", {"extra_passes": [name]}) for name in EXTRA if name in passes]
 
 
 class Bench:
@@ -239,7 +250,7 @@ class Bench:
                     self._say(f"{subject.case}: {name} failed: {results[name]['error']}")
             for name, samples in measure.measure(calls, machine, rounds=rounds).items():
                 results[name] |= {"gpu_ms_p50": samples.gpu_ms_p50, "gpu_ms_p99": samples.gpu_ms_p99}
-        base = results["all"].get("gpu_ms_p50")
+        base = results[DEFAULT].get("gpu_ms_p50")
         measured = []
         for row in found:
             values = results[row.same_as or row.variant]
@@ -300,35 +311,15 @@ def structure(program: Program) -> tuple[Any, ...]:
     )
 
 
-def keep(path: Path, new: Sequence[Row]) -> None:
-    """Put rows into a CSV, in the place of those with the same key."""
-    columns = [item.name for item in dataclasses.fields(Row)]
-    lines: dict[tuple[str, ...], dict[str, str]] = {}
-    if path.exists():
-        with open(path, encoding="utf-8", newline="") as file:
-            for line in csv.DictReader(file):
-                lines[line["model"], line["batch"], line["precision"], line["variant"]] = line
-    for row in new:
-        values = dataclasses.asdict(row)
-        lines[tuple(map(str, row.key))] = {name: _text(values[name]) for name in columns}
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines.values())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as file:
-        file.write(text.getvalue().encode())
-
-
 def table(found: Sequence[Row]) -> Table:
     """The rows to read; what a pass leaves as it is, is left out."""
     shown = Table()
     for column in ("model", "passes"):
         shown.add_column(column)
-    for column in ("calls", "layers", "p50 ms", "p99 ms", "× all", "max rel error", "build s"):
+    for column in ("calls", "layers", "p50 ms", "p99 ms", "× default", "max rel error", "build s"):
         shown.add_column(column, justify="right")
     for row in found:
-        if row.same_as == "all":
+        if row.same_as == DEFAULT:
             continue
         numbers = (
             (row.calls, "d"),
@@ -345,12 +336,6 @@ def table(found: Sequence[Row]) -> Table:
     return shown
 
 
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.passes", description=__doc__, allow_abbrev=False)
 
@@ -359,7 +344,7 @@ def _parser() -> argparse.ArgumentParser:
 
     parser.add_argument("--suite", choices=SUITES, default="passes")
     parser.add_argument("--rows", type=names, default=(), metavar="MODEL[:BATCH],…", help="only these of the suite")
-    parser.add_argument("--passes", type=names, default=OPTIONAL, metavar="NAME,…", help="only these are left out")
+    parser.add_argument("--passes", type=names, default=(*SKIPPABLE, *EXTRA), metavar="NAME,…", help="only these")
     parser.add_argument("--count", action="store_true", help="build nothing: count calls and layers, without a GPU")
     parser.add_argument("--precision", choices=get_args(Precision), help="unset: the suite's own")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR", help="of the CSV")

@@ -617,12 +617,18 @@ def test_suites_name_models_that_exist() -> None:
     import torchvision
     import transformers
 
+    from benchmarks.models import language
+
+    names = {
+        "torchvision": torchvision.models.list_models(),
+        "transformers": dir(transformers),
+        language.__name__: dir(language),
+    }
     for cases in SUITES.values():
         assert len({(case.name, case.batch, case.precision) for case in cases}) == len(cases)
         for case in cases:
             library, _, name = case.model.partition(":")
-            known = torchvision.models.list_models() if library == "torchvision" else dir(transformers)
-            assert name in known
+            assert name in names[library]
             assert case.precision
             assert [InputSpec.parse(text) for text in case.inputs]
     wanted = "resnet50:1 resnet50:32 resnet50:256 efficientnet_b0:1 efficientnet_b0:32 mobilenet_v3_large:1 "

@@ -14,9 +14,7 @@ from torch2trt.graph.schema import bind
 
 aten = torch.ops.aten
 
-SPLITTING = frozenset(
-    {aten.split.Tensor, aten.split.sizes, aten.split_with_sizes.default, aten.chunk.default}
-)
+SPLITTING = frozenset({aten.split.Tensor, aten.split.sizes, aten.split_with_sizes.default, aten.chunk.default})
 """The operators whose results are runs of a tensor, one after the other."""
 
 
