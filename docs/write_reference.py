@@ -110,7 +110,9 @@ def _values(hint: Any) -> str:
 
 def _spell(kind: Any) -> str:
     if get_origin(kind) is tuple:
-        return "list of str"
+        return f"list of {_spell(get_args(kind)[0])}"
+    if get_origin(kind) is Literal:
+        return ", ".join(map(repr, get_args(kind)))
     return "None" if kind is NoneType else str(kind.__name__)
 
 

@@ -35,7 +35,8 @@ class Function(nn.Module):
         self.eval()
 
     def forward(self, *inputs: Any) -> Any:
-        return self.function(self, *inputs) if self._modules or self._parameters else self.function(*inputs)
+        members = self._modules or self._parameters or self._buffers
+        return self.function(self, *inputs) if members else self.function(*inputs)
 
 
 def transformed(

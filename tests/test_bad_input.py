@@ -129,6 +129,12 @@ def test_examples_that_the_module_itself_refuses() -> None:
         ({"max_aux_streams": -1}, ("max_aux_streams", "negative")),
         ({"build_timeout": "long"}, ("build_timeout", "float")),
         ({"flavour": "onnx"}, ("flavour", "tensorrt_rtx")),
+        ({"run_in_torch": "aten.relu"}, ("run_in_torch", "a list of str", "'aten.relu'")),
+        ({"skip_passes": ["merge_view"]}, ("skip_passes", "a list of", "'merge_views'")),
+        ({"skip_passes": "merge_views"}, ("skip_passes", "a list of")),
+        ({"skip_passes": ["merge_sibling_linears"]}, ("skip_passes", "'fuse_conv_blocks'")),
+        ({"skip_passes": [1]}, ("skip_passes", "(1,)")),
+        ({"extra_passes": ["merge_views"]}, ("extra_passes", "'merge_sibling_linears'")),
     ],
     ids=str,
 )

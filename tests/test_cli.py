@@ -431,7 +431,9 @@ def test_every_setting_is_an_option() -> None:
         "profiling_verbosity": "none", "timing_cache": False, "engine_cache": False,
         "engine_cache_bytes": 9, "cache_dir": Path("x"), "progress": "none",
         "build_in_subprocess": True, "build_timeout": 1.5, "fallback": False,
-        "run_in_torch": ("aten.relu", "model.head"), "min_segment": 3, "cuda_graphs": False,
+        "run_in_torch": ("aten.relu", "model.head"), "min_segment": 3,
+        "skip_passes": ("merge_views", "sink_expands"), "extra_passes": ("merge_sibling_linears",),
+        "cuda_graphs": False,
     }  # fmt: skip
     assert list(given) == [item.name for item in dataclasses.fields(Settings)]
     for name, value in given.items():

@@ -135,6 +135,8 @@ OTHER_SETTINGS: dict[str, tuple[Any, set[str]]] = {
     "fallback": (False, set()),
     "run_in_torch": (("aten.nonzero",), set()),
     "min_segment": (1, set()),
+    "skip_passes": (("fuse_conv_blocks",), set()),
+    "extra_passes": (("merge_sibling_linears",), set()),
     "cuda_graphs": (False, set()),
 }
 
@@ -145,6 +147,14 @@ def test_settings() -> None:
     for name, (value, sections) in OTHER_SETTINGS.items():
         found = key_of_program(program, FLAVOUR, Settings(**{name: value}))
         assert changed(PLAIN, found) == sections, name
+
+
+def test_passes_are_seen_in_the_graph() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    fused = key(module)
+    assert changed(fused, key(module, settings={"skip_passes": ("fuse_conv_blocks",)})) == {"graph"}
+    assert changed(fused, key(module, settings={"skip_passes": ("fuse_linear_blocks",)})) == set()
+    assert changed(fused, key(module, settings={"extra_passes": ("merge_sibling_linears",)})) == set()
 
 
 # What makes one -------------------------------------------------------------------------------------------------------

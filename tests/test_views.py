@@ -10,7 +10,8 @@ from torch import nn
 from torch.export import Dim
 
 from torch2trt import api
-from torch2trt.passes.views import View
+from torch2trt.graph.rewrite import IN_TORCH
+from torch2trt.passes.views import PERMUTING, View, axes_of
 from torch2trt.settings import Settings
 from torch2trt.sizes import symbol
 
@@ -113,6 +114,63 @@ def test_the_transposes_around_attention_cancel() -> None:
     assert sum(node.target is aten.slice.Tensor for node in program.calls) == 3
 
 
+class Windows(nn.Module):
+    """Attention in windows of 4x4 as Swin has it, with query, key and value from one linear layer or from three."""
+
+    def __init__(self, *, stacked: bool) -> None:
+        super().__init__()
+        self.stacked = stacked
+        self.qkv, self.q, self.k, self.v = nn.Linear(16, 48), *(nn.Linear(16, 16) for _ in range(3))
+        self.project = nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, size = x.shape[0], x.shape[1]
+        windows = x.view(batch, size // 4, 4, size // 4, 4, 16).permute(0, 1, 3, 2, 4, 5).reshape(-1, 16, 16)
+        if self.stacked:
+            q, k, v = self.qkv(windows).reshape(-1, 16, 3, 2, 8).permute(2, 0, 3, 1, 4)
+        else:
+            q, k, v = (each(windows).view(-1, 16, 2, 8).transpose(1, 2) for each in (self.q, self.k, self.v))
+        weights = (q * 8**-0.5 @ k.transpose(-2, -1)).softmax(-1)
+        joined = self.project((weights @ v).transpose(1, 2).reshape(-1, 16, 16))
+        return joined.view(batch, size // 4, size // 4, 4, 4, 16).permute(0, 1, 3, 2, 4, 5).reshape(x.shape) + x
+
+
+@pytest.mark.parametrize(
+    ("stacked", "merged"), [(True, False), (False, True), (False, False)], ids=["stacked", "merged", "apart"]
+)
+def test_windows_are_cut_out_before_the_projections(stacked: bool, merged: bool) -> None:
+    module, x = Windows(stacked=stacked).eval(), torch.randn(2, 8, 8, 16)
+    shapes = {"x": {0: Dim("batch", min=1, max=4)}}
+    settings = Settings(extra_passes=("merge_sibling_linears",) if merged else ())
+    program = api.optimize(api.capture(module, (x,), dynamic_shapes=shapes), settings)
+    for size in (1, 2, 4):
+        x = torch.randn(size, 8, 8, 16)
+        torch.testing.assert_close(program(x), module(x), rtol=1e-5, atol=1e-6)
+    # Around attention the heads change places with the tokens, as in any other; only windows take more dimensions.
+    orders = [axes_of(node, program.spec(node).rank) for node in program.calls if node.target in PERMUTING]
+    heads = [(0, 2, 1, 3), (0, 2, 1, 3), (0, 2, 3, 1), (0, 2, 1, 3)]
+    assert sorted(orders) == sorted([(0, 1, 3, 2, 4, 5), *heads, (0, 2, 1, 3)])
+    widths = [program.spec(node).shape[-1] for node in program.calls if node.target is aten.linear.default]
+    assert widths == ([48, 16] if stacked or merged else [16] * 4)
+    sliced = {program.spec(node.args[0]).shape[1:] for node in program.calls if node.target is aten.slice.Tensor}
+    assert sliced == ({(16, 48)} if stacked or merged else set())
+
+
+def test_an_order_that_saves_nothing_does_not_wait() -> None:
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.relu(self.linear(x.transpose(0, 1)).reshape(-1, 5))
+
+    module, x = Halves().eval(), torch.randn(4, 3, 6)
+    program = api.optimize(api.capture(module, (x,)), Settings())
+    torch.testing.assert_close(program(x), module(x))
+    assert program.calls[0].target in (aten.transpose.int, aten.permute.default)
+
+
 def test_an_order_that_cannot_wait_stays_before_the_linear_layer() -> None:
     class Mixed(nn.Module):
         def __init__(self) -> None:
@@ -177,3 +235,18 @@ def test_more_dimensions_than_tensorrt_has(axes: list[int]) -> None:
     assert max(program.spec(node).rank for node in program.calls if not program.is_size(node)) <= 8
     assert torch.equal(program(x), module(x))
     assert torch.equal(program(x[:1]), module(x[:1]))
+
+
+@pytest.mark.parametrize("operator", ["aten.permute", "aten.unbind"])
+def test_views_that_are_to_run_in_torch_stay(operator: str) -> None:
+    class Stacked(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            first, second = x.permute(2, 0, 1).permute(0, 2, 1).unbind(0)
+            return first.exp(), second.sin()
+
+    module, x = Stacked().eval(), torch.randn(3, 4, 2)
+    program = api.optimize(api.capture(module, (x,)), Settings(run_in_torch=(operator,)))
+    for found, wanted in zip(program(x), module(x), strict=True):
+        assert torch.equal(found, wanted)
+    marked = [node.target for node in program.calls if IN_TORCH in node.meta]
+    assert marked == {"aten.permute": [aten.permute.default] * 2, "aten.unbind": [aten.unbind.int]}[operator]

@@ -18,6 +18,24 @@ FlavourName = Literal["tensorrt", "tensorrt_rtx"]
 Verbosity = Literal["none", "layer_names", "detailed"]
 ProgressMode = Literal["auto", "terminal", "notebook", "none"]
 
+# These two are checked against the passes themselves by a test; settings are below them and cannot ask.
+SkippablePass = Literal[
+    "unify_linears",
+    "unify_activations",
+    "reduce_strength",
+    "sink_expands",
+    "simplify_slices",
+    "simplify_casts",
+    "sink_permutes",
+    "merge_views",
+    "defer_blind_queries",
+    "fuse_conv_blocks",
+    "fuse_linear_blocks",
+]
+"""The passes without which an engine computes the same, in more layers or slower ones."""
+ExtraPass = Literal["merge_sibling_linears", "merge_sibling_convolutions"]
+"""The passes that are applied only where they are asked for: nobody has timed them on a GPU yet."""
+
 
 def _setting(default: Any, help: str, *, engine: bool, in_program: bool = False) -> Any:
     return field(default=default, metadata={"help": help, "engine": engine, "in_program": in_program})
@@ -94,6 +112,15 @@ class Settings:
         engine=True,
         in_program=True,
     )
+    skip_passes: tuple[SkippablePass, ...] = _setting(
+        (), "passes over the graph that are left out, to see what they are worth", engine=True, in_program=True
+    )
+    extra_passes: tuple[ExtraPass, ...] = _setting(
+        (),
+        "passes over the graph that are off by default, since they have not been timed on a GPU",
+        engine=True,
+        in_program=True,
+    )
     cuda_graphs: bool = _setting(True, "replay one captured CUDA graph per input shape", engine=False)
 
     def __post_init__(self) -> None:
@@ -142,8 +169,9 @@ class Settings:
                 raise SettingError("unknown setting", subject=name, hint=hint)
         if isinstance(values.get("cache_dir"), str):
             values["cache_dir"] = Path(values["cache_dir"])
-        if isinstance(values.get("run_in_torch"), list):
-            values["run_in_torch"] = tuple(values["run_in_torch"])
+        for name in ("run_in_torch", "skip_passes", "extra_passes"):
+            if isinstance(values.get(name), list):
+                values[name] = tuple(values[name])
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
@@ -212,7 +240,8 @@ def _check(name: str, value: Any, hint: Any) -> None:
             if value in get_args(alternative):
                 return
         elif get_origin(alternative) is tuple:
-            if isinstance(value, tuple) and all(isinstance(item, str) for item in value):
+            names = get_args(get_args(alternative)[0])
+            if isinstance(value, tuple) and all(item in names if names else isinstance(item, str) for item in value):
                 return
         elif alternative is float and isinstance(value, int | float) and not isinstance(value, bool):
             return
@@ -228,5 +257,5 @@ def _spell(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " or ".join(repr(value) for value in get_args(hint))
     if get_origin(hint) is tuple:
-        return "a list of str"
+        return f"a list of {_spell(get_args(hint)[0])}"
     return "None" if hint is type(None) else str(hint.__name__)

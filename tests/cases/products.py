@@ -49,6 +49,7 @@ def blocks(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, activation
 
 BLOCKS = [
     OpCase("linear_block", blocks, (normal(2, 3, 6), WEIGHT, BIAS, tuple(ACTIVATIONS)), weights=(1, 2)),
+    OpCase("linear-by-a-vector", lambda x, w: F.relu(F.linear(x, w)), (normal(2, 3, 6), normal(6)), weights=(1,)),
     OpCase("linear_block-vector", blocks, (normal(6), WEIGHT, BIAS, ("relu",)), weights=(1, 2)),
     OpCase(
         "linear_block-dynamic",

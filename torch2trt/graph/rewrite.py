@@ -82,6 +82,13 @@ def replace_chain(first: fx.Node, last: fx.Node, replacement: fx.Node) -> None:
         node.graph.erase_node(node)
 
 
+def erase_unused(graph: fx.Graph) -> None:
+    """Drop the calls that nothing uses, and whatever led only to them."""
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and not node.users:
+            graph.erase_node(node)
+
+
 def asked_for(node: fx.Node, patterns: Sequence[str]) -> str | None:
     """Why the user wants a call in torch, or None.
 

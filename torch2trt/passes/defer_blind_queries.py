@@ -109,7 +109,7 @@ def _seeing(program: Program, node: fx.Node, chain: _Chain, mask: fx.Node) -> fx
     # Mostly a reshape: TensorRT lets a transpose spread to what the choice is fused with.
     view = View.of(program.spec(seen).shape).permute(chain.axes)
     flat = view.reshape(tuple(size for axis, size in enumerate(view.shape) if axis not in joined))
-    made = None if flat is None else emit(graph, seen, flat, like=node)
+    made = None if flat is None else emit(program, seen, flat, like=node)
     if made is None:
         seen = call(graph, aten.permute.default, seen, list(chain.axes), like=node)
         made = call(graph, aten.squeeze.dims, seen, list(joined), like=node) if joined else seen

@@ -20,9 +20,9 @@ def fuse_linear_blocks(program: Program, settings: Settings) -> None:
         if linear.target is not aten.linear.default:
             continue
         activation, last = following_activation(program, linear)
-        if last is linear:
-            continue
         bound = bind(linear)
+        if last is linear or program.spec(bound["weight"]).rank != 2:
+            continue  # what a vector makes has no channels
         with program.graph.graph.inserting_before(last):
             block = call(
                 program.graph.graph,

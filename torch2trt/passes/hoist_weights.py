@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import fx
 
 from torch2trt.graph.program import Program
 from torch2trt.graph.weights import WeightsGraph
+from torch2trt.passes.constants import constants
 from torch2trt.settings import Settings
-
-aten = torch.ops.aten
 
 # A result this many times larger than what it is made of stays in the engine, where it costs no memory, unless it is
 # small (in elements), as position biases are that TensorRT would look up in every run.
@@ -63,12 +61,8 @@ def hoist_weights(program: Program, settings: Settings) -> None:
 
 def _hoistable(program: Program) -> list[fx.Node]:
     """The calls to hoist, in order."""
-    constant = set(program.weight_placeholders)
-    found: list[fx.Node] = []
-    for node in program.calls:
-        if all(argument in constant for argument in node.all_input_nodes) and _is_deterministic(program, node):
-            constant.add(node)
-            found.append(node)
+    constant = constants(program)
+    found = [node for node in program.calls if node in constant]
     returned = set(program.output_node.all_input_nodes)
     weights = set(program.weight_placeholders)
     while True:
@@ -85,12 +79,6 @@ def _hoistable(program: Program) -> list[fx.Node]:
         if len(kept) == len(found):
             return kept
         found = kept
-
-
-def _is_deterministic(program: Program, node: fx.Node) -> bool:
-    if program.is_size(node):
-        return False
-    return torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ())
 
 
 def _pays(program: Program, node: fx.Node) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 from torch2trt.graph.contract import check
 from torch2trt.graph.program import Program
@@ -16,18 +16,27 @@ from torch2trt.passes.fuse_conv_blocks import fuse_conv_blocks
 from torch2trt.passes.fuse_linear_blocks import fuse_linear_blocks
 from torch2trt.passes.hoist_weights import hoist_weights
 from torch2trt.passes.merge_common_subexpressions import merge_common_subexpressions
+from torch2trt.passes.merge_sibling_convolutions import merge_sibling_convolutions
+from torch2trt.passes.merge_sibling_linears import merge_sibling_linears
 from torch2trt.passes.merge_views import merge_views
+from torch2trt.passes.reduce_strength import reduce_strength
 from torch2trt.passes.remove_dead_code import remove_dead_code
 from torch2trt.passes.remove_noops import IDENTITIES, remove_noops
 from torch2trt.passes.set_layouts import set_layouts
 from torch2trt.passes.set_precision import set_precision
+from torch2trt.passes.simplify_casts import simplify_casts
+from torch2trt.passes.simplify_slices import simplify_slices
+from torch2trt.passes.sink_expands import sink_expands
+from torch2trt.passes.sink_permutes import sink_permutes
 from torch2trt.passes.split_complex import ONLY_COMPLEX, split_complex
+from torch2trt.passes.unify_activations import unify_activations
 from torch2trt.passes.unify_convolutions import CONVOLUTIONS, unify_convolutions
 from torch2trt.passes.unify_factories import unify_factories
+from torch2trt.passes.unify_linears import unify_linears
 from torch2trt.passes.unify_strides import unify_strides
 from torch2trt.passes.unify_views import VIEWS, unify_views
 from torch2trt.passes.widen_masked_writes import widen_masked_writes
-from torch2trt.settings import Settings
+from torch2trt.settings import ExtraPass, Settings
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +50,24 @@ PASSES: tuple[Pass, ...] = (
     unify_factories,
     remove_noops,
     unify_convolutions,
+    unify_linears,
+    unify_activations,
     fold_batch_norm,
     set_precision,
     remove_noops,
+    reduce_strength,
     merge_common_subexpressions,
     widen_masked_writes,
+    sink_expands,
+    simplify_slices,
+    simplify_casts,
+    sink_permutes,
     merge_views,
+    merge_common_subexpressions,
+    hoist_weights,
+    merge_sibling_linears,
+    merge_sibling_convolutions,
+    simplify_slices,
     hoist_weights,
     defer_blind_queries,
     fuse_conv_blocks,
@@ -54,9 +75,14 @@ PASSES: tuple[Pass, ...] = (
     remove_dead_code,
 )
 
-
 REWRITTEN = VIEWS | IDENTITIES | CONVOLUTIONS | BATCH_NORMS | ONLY_COMPLEX
 """The operators that the passes leave none of, so that no converter is needed for them."""
+
+
+def passes_of(settings: Settings) -> list[Pass]:
+    """The passes that the settings ask for, in order."""
+    left_out = {*settings.skip_passes, *get_args(ExtraPass)} - {*settings.extra_passes}
+    return [each for each in PASSES if each.__name__ not in left_out]
 
 
 def run_passes(program: Program, settings: Settings, *, keep: Callable[[Any], bool] = lambda target: True) -> Program:
@@ -69,7 +95,7 @@ def run_passes(program: Program, settings: Settings, *, keep: Callable[[Any], bo
     """
     check(program, "capture")
     _mark_for_torch(program, settings, keep)
-    for each in PASSES:
+    for each in passes_of(settings):
         before = len(program.calls)
         each(program, settings)
         check(program, each.__name__)

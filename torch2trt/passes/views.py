@@ -10,6 +10,7 @@ import sympy
 import torch
 from torch import fx
 
+from torch2trt.graph.program import Program
 from torch2trt.graph.rewrite import call
 from torch2trt.graph.schema import bind
 from torch2trt.sizes import Shape, Size, simplify, volume
@@ -85,6 +86,12 @@ class View:
             dims.append(tuple(taken))
         return None if pending else replace(view, dims=tuple(dims))
 
+    def without(self, axis: int, atom: int) -> View:
+        """The view without a dimension that one atom makes up, of a source without that atom."""
+        source = tuple(tuple(name for name in dim if name != atom) for dim in self.source)
+        atoms = {name: size for name, size in self.atoms.items() if name != atom}
+        return View(atoms, source, self.dims[:axis] + self.dims[axis + 1 :])
+
     def _split(self, atom: int, outer: Size, inner: Size) -> tuple[View, int, int]:
         first = max(self.atoms) + 1
         atoms = {name: size for name, size in self.atoms.items() if name != atom} | {first: outer, first + 1: inner}
@@ -98,7 +105,12 @@ class View:
         joined = [atom for dim in self.source for atom in dim]
         within = [pair for dim in self.source for pair in itertools.pairwise(dim)]
         candidates = [self._steps(dict(itertools.pairwise(joined))), self._steps(dict(within))]
-        return min(candidates, key=lambda steps: sum(step is not None for step in steps))
+        best = min(candidates, key=_count)
+        # Heads of a batch apart from each other, as TensorRT looks for them around attention.
+        heads = self._steps(
+            {pair[0]: pair[1] for dim in self.dims for pair in itertools.pairwise(dim) if pair in within}
+        )
+        return heads if heads[1] and heads[1][0] == 0 and heads[2] is None and _count(heads) <= _count(best) else best
 
     def _steps(self, following: dict[int, int]) -> Steps:
         order = [atom for dim in self.source for atom in dim]
@@ -131,25 +143,29 @@ def axes_of(node: fx.Node, rank: int) -> tuple[int, ...]:
     return tuple(axes)
 
 
-def emit(graph: fx.Graph, source: fx.Node, view: View, *, like: fx.Node) -> fx.Node | None:
-    """Insert the calls that make a view of a source; None, and no calls, where a shape has several unknown sizes."""
+def emit(program: Program, source: fx.Node, view: View, *, like: fx.Node) -> fx.Node | None:
+    """Insert the calls that make a view of a source; None, and no calls, where a shape has sizes that nothing tells."""
+    graph = program.graph.graph
     split, axes, final = view.steps()
-    if any(shape is not None and sum(not isinstance(size, int) for size in shape) > 1 for shape in (split, final)):
+    wide = axes is not None and len(axes) > MOST_DIMS
+    shapes = [None if shape is None else _spelled(program, shape, inputs=not wide) for shape in (split, final)]
+    if [shape is None for shape in shapes] != [split is None, final is None]:
         return None
     result = source
     while split is not None and axes is not None and len(axes) > MOST_DIMS:
-        split, axes, result = _less_wide(graph, split, axes, result, like=like)
+        split, axes, result = _less_wide(program, split, axes, result, like=like)
     if split is not None:
-        result = call(graph, aten.reshape.default, result, _spelled(split), like=like)
+        shape = _spelled(program, split, inputs=not wide)
+        result = call(graph, aten.reshape.default, result, shape, like=like)
     if axes is not None:
         result = call(graph, aten.permute.default, result, list(axes), like=like)
     if final is not None:
-        result = call(graph, aten.reshape.default, result, _spelled(final), like=like)
+        result = call(graph, aten.reshape.default, result, shapes[1], like=like)
     return result
 
 
 def _less_wide(
-    graph: fx.Graph, shape: Shape, axes: tuple[int, ...], tensor: fx.Node, *, like: fx.Node
+    program: Program, shape: Shape, axes: tuple[int, ...], tensor: fx.Node, *, like: fx.Node
 ) -> tuple[Shape, tuple[int, ...], fx.Node]:
     """Make two dimensions that the permutation brings together one: what is left has a dimension less to permute.
 
@@ -161,7 +177,8 @@ def _less_wide(
     runs = [range(low), range(low, low + 1), range(low + 1, high), range(high, high + 1), range(high + 1, len(shape))]
     places = [0, 1, 3, 2, 4] if low == first else [0, 3, 1, 2, 4]
     sizes = [volume(shape[axis] for axis in run) for run in runs]
-    blocks = call(graph, aten.reshape.default, tensor, _spelled(tuple(sizes)), like=like)
+    graph = program.graph.graph
+    blocks = call(graph, aten.reshape.default, tensor, _spelled(program, sizes, inputs=False), like=like)
     blocks = call(graph, aten.permute.default, blocks, places, like=like)
     order = [axis for place in places for axis in runs[place]]
     joined = [axis for axis in order if axis != second]
@@ -169,8 +186,42 @@ def _less_wide(
     return shape, tuple(joined.index(axis) for axis in axes if axis != second), blocks
 
 
-def _spelled(shape: Shape) -> list[int]:
-    return [size if isinstance(size, int) else -1 for size in shape]
+def _count(steps: Steps) -> int:
+    return sum(step is not None for step in steps)
+
+
+def _spelled(program: Program, shape: Sequence[Size], *, inputs: bool) -> list[int | fx.Node] | None:
+    """A shape as ``aten.reshape`` takes it; None where it has several unknown sizes.
+
+    Args:
+        inputs: whether what is a size of an input counts as known, so that the engine reads it there.
+    """
+    unknown = [size for size in shape if not isinstance(size, int)]
+    if len(unknown) <= 1:
+        return [size if isinstance(size, int) else -1 for size in shape]
+    known = {size: node for size in unknown if inputs and (node := _size_of_input(program, size)) is not None}
+    if len(unknown) - sum(size in known for size in unknown) > 1:
+        return None
+    return [size if isinstance(size, int) else known.get(size, -1) for size in shape]
+
+
+def _size_of_input(program: Program, size: Size) -> fx.Node | None:
+    """The call that reads a size from an input, in front of all others."""
+    places = (
+        (source, axis)
+        for source in program.input_placeholders
+        for axis, found in enumerate(program.spec(source).shape)
+        if found == size
+    )
+    for place in places:
+        first = program.calls[0]
+        for user in place[0].users:
+            if user.target is aten.sym_size.int and user.args == place:
+                first.prepend(user)
+                return user
+        with first.graph.inserting_before(first):
+            return call(first.graph, aten.sym_size.int, *place, like=place[0])
+    return None
 
 
 def _renamed(dim: Sequence[int], atom: int, pair: tuple[int, int]) -> tuple[int, ...]:

@@ -7,10 +7,10 @@ import dataclasses
 import io
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, ClassVar, Protocol, TypeVar, get_args, get_type_hints
 
 from torch2trt.runtime.files import atomic_file
 from torch2trt.tools.bench.candidate import BACKENDS
@@ -79,6 +79,11 @@ class Row:
         return self.model, self.batch, self.precision, self.sizes, self.profiles, self.backend
 
     @property
+    def order(self) -> tuple[Any, ...]:
+        """By model, and in the order of the backends."""
+        return self.model, self.precision, self.batch, self.sizes, self.profiles, list(BACKENDS).index(self.backend)
+
+    @property
     def per_second(self) -> float | None:
         """Throughput in items of the batch, when calls come back to back."""
         if self.gpu_ms_p50 is None or self.host_us is None:
@@ -99,32 +104,52 @@ class Row:
         }
 
 
+class Keyed(Protocol):
+    """A dataclass of texts and numbers, of which a file has one for each key."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What makes it this one."""
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """Where it stands in a file."""
+
+
+_Row = TypeVar("_Row", bound=Keyed)
+
+
 def csv_name(gpu: str, flavour: str, flavour_version: str, torch_version: str) -> str:
     """The file of one GPU, flavour version and torch version."""
     text = f"{gpu}-{flavour}{flavour_version}-torch{torch_version.partition('+')[0]}"
     return re.sub(r"[^\w.-]+", "-", text) + ".csv"
 
 
-def read(path: Path) -> list[Row]:
+def read(path: Path, kind: type[_Row] = Row) -> list[_Row]:  # type: ignore[assignment]
     """The rows of a file; none where there is no file. Columns that it lacks have their defaults."""
     if not path.exists():
         return []
+    hints = get_type_hints(kind)
     with open(path, encoding="utf-8", newline="") as file:
-        return [Row(**{name: _parse(name, text) for name, text in line.items()}) for line in csv.DictReader(file)]
+        lines = list(csv.DictReader(file))
+    return [kind(**{name: _parse(hints[name], text) for name, text in line.items()}) for line in lines]
 
 
-def replace(path: Path, rows: Iterable[Row]) -> None:
+def replace(path: Path, rows: Iterable[_Row], kind: type[_Row] = Row) -> None:  # type: ignore[assignment]
     """Put rows into a file, in the place of those with the same key; it is rewritten whole, or not at all.
 
     Raises:
         ArtifactWriteError: it could not be written.
     """
-    merged = {row.key: row for row in (*read(path), *rows)}
+    merged = {row.key: row for row in (*read(path, kind), *rows)}
+    columns = [item.name for item in dataclasses.fields(kind)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for row in sorted(merged.values(), key=_order):
-        writer.writerow([_format(getattr(row, name)) for name in _COLUMNS])
+    writer.writerow(columns)
+    for row in sorted(merged.values(), key=lambda row: row.order):
+        writer.writerow([_format(getattr(row, name)) for name in columns])
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
         file.write(text.getvalue().encode())
@@ -144,22 +169,14 @@ def with_speedups(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-_COLUMNS = [item.name for item in dataclasses.fields(Row)]
-_HINTS: Mapping[str, Any] = get_type_hints(Row)
-
-
-def _order(row: Row) -> tuple[Any, ...]:
-    return row.model, row.precision, row.batch, row.sizes, row.profiles, list(BACKENDS).index(row.backend)
-
-
 def _format(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-def _parse(name: str, text: str) -> Any:
-    kinds = get_args(_HINTS[name]) or (_HINTS[name],)
+def _parse(hint: Any, text: str) -> Any:
+    kinds = get_args(hint) or (hint,)
     if kinds[0] is str:
         return text
     return kinds[0](text) if text else None

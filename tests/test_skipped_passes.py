@@ -1,0 +1,62 @@
+"""Passes that settings leave out, and those that they ask for."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.harness import check_module
+from tests.passing import targets
+from tests.rewriting import Net, drawn
+from torch2trt import api
+from torch2trt.passes import pipeline
+from torch2trt.settings import ExtraPass, Settings, SkippablePass
+
+X, MASK = drawn(2, 4, 6, 8) / 4, drawn(4, 4, seed=1) > 0
+
+
+def everything(self: Any, x: Tensor, mask: Tensor) -> Any:
+    """Something to do for every pass that can be left out."""
+    heads = F.scaled_dot_product_attention(*(x[:, :, :2],) * 3, attn_mask=mask[:2, :2])
+    attended = self.project(heads.transpose(1, 2).reshape(2, 2, 32))
+    product = x @ self.matrix + self.vector
+    gated = product * torch.sigmoid(product)
+    repeated = gated.pow(2) * self.vector.expand(6, 8).exp() + x[:, :1].expand(2, 4, 6, 8)
+    joined = torch.cat(repeated.split(3, 2), 2)
+    rounded = joined.tanh().half().float()[:, 1:].half().sin()
+    turned = F.relu(joined[:, 1:].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    viewed = turned.reshape(2, 3, 48).reshape(2, 144).sin()
+    images = [F.relu(each(x)).permute(0, 2, 3, 1) for each in (self.one, self.two)]
+    return attended, rounded, viewed, F.relu(self.first(viewed)), images, self.tall(x).sin() @ self.wide(x).sin().mT
+
+
+def net() -> Net:
+    layers: dict[str, Any] = {"project": nn.Linear(32, 5), "first": nn.Linear(144, 8)}
+    layers |= {"tall": nn.Linear(8, 8), "wide": nn.Linear(8, 8), "one": nn.Conv2d(4, 8, 1), "two": nn.Conv2d(4, 8, 1)}
+    return Net(everything, **layers, matrix=drawn(8, 8, seed=2), vector=drawn(8, seed=3))
+
+
+def test_the_names_that_settings_take_are_those_of_passes() -> None:
+    names = [each.__name__ for each in pipeline.PASSES]
+    assert set(get_args(SkippablePass)) | set(get_args(ExtraPass)) <= set(names)
+    assert not set(get_args(SkippablePass)) & set(get_args(ExtraPass))
+    assert [each.__name__ for each in pipeline.passes_of(Settings())] == [
+        name for name in names if name not in get_args(ExtraPass)
+    ]
+    assert pipeline.passes_of(Settings(extra_passes=get_args(ExtraPass))) == list(pipeline.PASSES)
+
+
+@pytest.mark.parametrize("name", [*get_args(SkippablePass), *get_args(ExtraPass)])
+def test_one_pass_less_or_more(name: str) -> None:
+    chosen = {"extra_passes" if name in get_args(ExtraPass) else "skip_passes": (name,)}
+    default, other = (api.optimize(api.capture(net(), (X, MASK)), Settings(**each)) for each in ({}, chosen))
+    assert targets(other) != targets(default)
+    check_module(net(), (X, MASK), Settings(optimization_level=0, **chosen))
+
+
+def test_without_any_of_them() -> None:
+    check_module(net(), (X, MASK), Settings(optimization_level=0, skip_passes=get_args(SkippablePass)))
