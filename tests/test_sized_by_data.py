@@ -312,6 +312,21 @@ def test_what_is_handed_out_is_not_used_again(allocator: SizedByData) -> None:
     assert found[0].data_ptr() != found[1].data_ptr()
 
 
+def test_asked_again_it_is_the_same_memory_or_more(allocator: SizedByData) -> None:
+    ask = allocator.handle.reallocate_output_async
+    first = ask("y", None, 64, 256, 7)
+    assert ask("y", first, 64, 256, 7) == ask("y", first, 8, 256, 7) == first
+    more = ask("y", first, 128, 256, 7)
+    # The first may still be written to.
+    assert len({first, more, ask("z", None, 64, 256, 7)}) == 3
+    allocator.handle.notify_shape("y", (16,))
+    found = allocator.take("y", torch.int64)
+    assert found is not None
+    assert found.data_ptr() == more
+    allocator.end()
+    assert not allocator._outgrown
+
+
 def test_no_exception_passes_through_tensorrt(allocator: SizedByData, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> Tensor:
         raise torch.OutOfMemoryError("none left")

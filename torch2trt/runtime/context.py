@@ -248,10 +248,12 @@ class Context:
         with engine.logger.capture() as errors:
             if not self._context.execute_async_v3(stream):
                 raise self._sized_by_data.error or engine.error("TensorRT refused to run", errors)
-        return [
+        made = [
             self._sized(name, dtype) if output is None else output
             for name, dtype, output in zip(engine.outputs, engine.output_dtypes, outputs, strict=True)
         ]
+        self._sized_by_data.end()
+        return made
 
     def _sized(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         found = self._sized_by_data.take(name, dtype)

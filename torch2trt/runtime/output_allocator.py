@@ -22,6 +22,7 @@ class SizedByData:
         self._stream = 0
         self._buffers: dict[str, torch.Tensor] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._outgrown: list[torch.Tensor] = []
         self.error: Exception | None = None
         """Why there was no memory in this run."""
         self.handle = _allocator_class(trt)(self._allocate, self._shapes.__setitem__)
@@ -32,7 +33,12 @@ class SizedByData:
         self._stream = stream
         self._buffers.clear()
         self._shapes.clear()
+        self.end()
         self.error = None
+
+    def end(self) -> None:
+        """Give back what TensorRT found too small, once all of the run is enqueued."""
+        self._outgrown.clear()
 
     def take(self, name: str, dtype: torch.dtype) -> torch.Tensor | None:
         """What the run that has just been enqueued writes, None where TensorRT has said nothing of it."""
@@ -44,7 +50,11 @@ class SizedByData:
         return made.set_(buffer.untyped_storage(), 0, shape)  # type: ignore[call-overload, no-any-return]
 
     def _allocate(self, name: str, size: int) -> int:
-        """The address of so many bytes of fresh memory, 0 where there are none."""
+        """The address of so many bytes of memory for an output, 0 where there are none."""
+        # Asked again it is the same memory, in which something may be by now.
+        before = self._buffers.get(name)
+        if before is not None and before.numel() >= size:
+            return before.data_ptr()
         # No exception may pass through TensorRT.
         try:
             buffer = torch.empty(max(size, 1), dtype=torch.uint8, device=self._device)
@@ -55,6 +65,9 @@ class SizedByData:
         except Exception as error:
             self.error = error
             return 0
+        if before is not None:
+            # What is enqueued already may write there, and the next output may not have it yet.
+            self._outgrown.append(before)
         self._buffers[name] = buffer
         return buffer.data_ptr()
 
