@@ -15,8 +15,6 @@ from torch2trt.frontend.export import capture
 from torch2trt.graph.contract import check
 from torch2trt.graph.program import Program
 
-aten = torch.ops.aten
-
 
 @dataclass
 class Pair:

@@ -18,7 +18,6 @@ from torch2trt.runtime.module import EngineModule
 from torch2trt.settings import Settings
 from torch2trt.trt import flavour as flavours
 
-aten = torch.ops.aten
 QUICK: dict[str, Any] = {"precision": "fp32", "optimization_level": 0, "progress": "none", "min_segment": 1}
 
 
