@@ -1,4 +1,4 @@
-"""The benchmark: what is timed in which order, what is kept, and what becomes of everything that fails."""
+"""The benchmark: what is timed in which order, what is measured with which weights, and what is kept."""
 
 from __future__ import annotations
 
@@ -6,15 +6,9 @@ import dataclasses
 import importlib
 import math
 import os
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from rich.console import Console
@@ -23,117 +17,20 @@ from torch import nn
 from benchmarks import run as suite_runner
 from benchmarks import summary
 from benchmarks.suites import SUITES
-from torch2trt.errors import (
-    ArtifactWriteError,
-    BuildCrashError,
-    BuildTimeoutError,
-    ModelNameError,
-    NoGPUError,
-    SettingError,
-)
+from tests.benching import CPU, FakeMachine, case_of, models, named, row
+from torch2trt.errors import ArtifactWriteError, ModelNameError, NoGPUError, SettingError
 from torch2trt.runtime import files
-from torch2trt.runtime.module import EngineModule
 from torch2trt.tools import weights
-from torch2trt.tools.bench import builds, main_from_cli, measure, onnx_peer, rows, session, table
+from torch2trt.tools.bench import main_from_cli, measure, rows, table
 from torch2trt.tools.bench.backends import inputs_for
-from torch2trt.tools.bench.builds import Skipped, Timings, build_all
-from torch2trt.tools.bench.candidate import BACKENDS, Candidate, candidates
-from torch2trt.tools.bench.case import Case, Subject, error_of, tensors
-from torch2trt.tools.bench.machine import CudaMachine
-from torch2trt.tools.bench.prepare import Prepared, prepare
-from torch2trt.tools.bench.rows import Row
-from torch2trt.tools.bench.session import Options, Request, Session
-from torch2trt.tools.bench.whole import Stages, WholeCall
+from torch2trt.tools.bench.candidate import Candidate, candidates
+from torch2trt.tools.bench.case import Case, Subject, error_of
 from torch2trt.tools.inputs import InputSpec
-from torch2trt.trt import flavour
 
-CPU = torch.device("cpu")
-QUIET = {"progress": "none", "timing_cache": False}
-
-MODELS = """
-import os, time
-import torch
-from torch import nn
-
-def net():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5))
-
-class Pair(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.table = nn.Embedding(10, 4)
-        self.line = nn.Linear(4, 4)
-
-    def forward(self, ids, *, scale=None, shift=0.0):
-        line = self.line(self.table(ids))
-        return {"sum": line.sum(-1), "all": (line, None if scale is None else line * scale + shift)}
-
-def wide():
-    return nn.Sequential(nn.Flatten(), nn.Linear(192, 40_000))
-
-def crash():
-    os._exit(7)
-
-def sleep():
-    time.sleep(60)
-"""
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "models.py"
-    path.write_text(MODELS)
-    return path
-
-
-def case_of(models: Path, name: str = "net", **changes: Any) -> Case:
-    return dataclasses.replace(Case(name, f"{models}:{name}", 2, "fp32", ("1x3x8x8",)), **changes)
+__all__ = ["models"]  # a fixture, which tests name
 
 
 # Timing ---------------------------------------------------------------------------------------------------------------
-
-
-class FakeMachine:
-    """Tells the times that it is given, in milliseconds by function, and keeps what was asked for."""
-
-    def __init__(self, times: dict[str, float] | None = None) -> None:
-        self.device = CPU
-        self.name = "Fake 9000"
-        self.gpus = ["0", "1"]
-        self.times = times or {}
-        self.asked: list[tuple[str, Any, int]] = []
-        self.free = 1 << 30
-
-    def gpu_ms(self, call: Callable[[int], Any], calls: int, *, lead_in: int) -> float:
-        self.asked.append(("gpu", call, calls))
-        return self.times.get(getattr(call, "name", ""), 1.0)
-
-    def host_us(self, call: Callable[[int], Any], calls: int) -> float:
-        self.asked.append(("host", call, calls))
-        return 7.0
-
-    def stages_ms(self, whole: WholeCall, number: int) -> Stages:
-        whole.copy_in(number)
-        whole.copy_out(whole.call(number))
-        self.asked.append(("whole", whole.call, number))
-        return Stages(latency=float(10 + number), h2d=1.0, compute=8.0, d2h=0.5)
-
-    def synchronize(self) -> None: ...
-
-    def release(self) -> None: ...
-
-    def free_bytes(self) -> int:
-        self.free -= 100
-        return self.free
-
-
-def named(name: str, result: Any = None) -> Callable[[int], Any]:
-    def call(number: int) -> Any:
-        return result
-
-    call.name = name  # type: ignore[attr-defined]
-    return call
 
 
 def test_functions_take_turns() -> None:
@@ -157,13 +54,6 @@ def test_percentiles_lie_between_values() -> None:
 
 
 # Rows -----------------------------------------------------------------------------------------------------------------
-
-
-BASE = Row("abc", "now", "net", 4, "fp16", "eager", gpu_ms_p50=2.0, gpu_ms_p99=2.5, host_us=100.0)
-
-
-def row(backend: str = "eager", **changes: Any) -> Row:
-    return dataclasses.replace(BASE, backend=backend, **changes)
 
 
 def test_rows_are_replaced_singly_and_read_back_as_they_were(tmp_path: Path) -> None:
@@ -337,287 +227,6 @@ def test_random_weights_depend_on_the_seed_alone() -> None:
     assert not torch.equal(drawn(1), drawn(2))
 
 
-# The peer -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
-@pytest.mark.filterwarnings("ignore")  # the exporters' own
-def test_the_peer_exports_nested_calls(models: Path, tmp_path: Path, exporter: str) -> None:
-    from onnx.reference import ReferenceEvaluator
-
-    scope: dict[str, Any] = {}
-    exec(MODELS, scope)
-    module = scope["Pair"]().eval()
-    args, kwargs = (torch.tensor([[1, 2, 3]]),), {"scale": torch.randn(4), "shift": 0.5}
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    onnx_peer.export(module, args, kwargs, tmp_path / "m.onnx", exporter)
-    assert torch.backends.mha.get_fastpath_enabled() == fast_path
-    evaluator = ReferenceEvaluator(str(tmp_path / "m.onnx"))
-    assert evaluator.input_names == ["in0", "in1"]
-    assert evaluator.output_names == ["out0", "out1", "out2"]
-    found = evaluator.run(None, {"in0": args[0].numpy(), "in1": kwargs["scale"].numpy()})
-    with torch.no_grad():
-        wanted = tensors(module(*args, **kwargs))
-    assert error_of([torch.from_numpy(value) for value in found], wanted) < 1e-5
-
-
-# Builds ---------------------------------------------------------------------------------------------------------------
-
-
-def test_builds_in_children(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    good, missing = case_of(models, "wide", precision="fp16"), case_of(models, name="absent", model=f"{models}:absent")
-    crash = case_of(models, name="crash", model=f"{models}:crash")
-    tasks = [
-        (good, Candidate("torch2trt")),
-        (good, Candidate("onnx-tensorrt", "torchscript")),
-        (missing, Candidate("torch2trt")),
-        (crash, Candidate("onnx-tensorrt", "dynamo")),
-    ]
-    said: list[str] = []
-    timings = Timings(None, tmp_path / "cache", flavour.load())
-    common: dict[str, Any] = {"settings": QUIET, "timings": timings, "jobs": 2, "say": said.append}
-    outcomes = build_all(tasks, tmp_path, limit=100, deadline=math.inf, **common)
-    assert list(outcomes) == tasks
-
-    ours, peer, absent, crashed = outcomes.values()
-    assert isinstance(ours, Prepared), said
-    assert isinstance(peer, Prepared), said
-    module = EngineModule.load(ours.folder / "plan")
-    assert module.artifact.precision == "fp16"
-    assert (peer.folder / "plan").stat().st_size > 1000
-    for prepared in (ours, peer):
-        assert prepared.build_s > 0
-        assert prepared.capture_s > 0
-        assert 2 * 192 * 40_000 <= prepared.peak_host_bytes < 200 << 20
-    assert isinstance(absent, ModelNameError)
-    assert isinstance(crashed, BuildCrashError)
-    assert "exit code 7" in str(crashed)
-    assert len(said) == 4
-
-    # What is there is not built again; what failed is.
-    monkeypatch.setattr(builds, "prepare", lambda *args, **kwargs: prepare(*args, **{**kwargs, "timeout": 0.01}))
-    again = build_all(tasks[1:3], tmp_path, limit=100, deadline=math.inf, **common)
-    assert again[tasks[1]] == peer
-    assert isinstance(again[tasks[2]], BuildTimeoutError)
-    # When the time is over, nothing has failed: it was not tried, or not to its end.
-    for deadline in (time.monotonic() - 1, time.monotonic() + 50):
-        late = build_all(tasks[2:3], tmp_path, limit=100, deadline=deadline, **common)
-        assert isinstance(late[tasks[2]], Skipped)
-
-
-def test_builds_are_spread_over_the_gpus(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    used, both = [], threading.Barrier(2, timeout=10)
-
-    def build(*args: Any, environment: dict[str, str], **kwargs: Any) -> Prepared:
-        used.append(environment["CUDA_VISIBLE_DEVICES"])
-        both.wait()
-        return Prepared(tmp_path, 1.0, 1.0, 0)
-
-    monkeypatch.setattr(builds, "prepare", build)
-    tasks = [(case_of(models, batch=size), Candidate("torch2trt")) for size in (1, 2, 3, 4)]
-    build_all(
-        tasks,
-        tmp_path,
-        settings=QUIET,
-        timings=Timings(None, tmp_path, flavour.load()),
-        jobs=2,
-        gpus=["3", "GPU-5"],
-        limit=1,
-        deadline=math.inf,
-        say=lambda line: None,
-    )
-    assert sorted(used) == ["3", "3", "GPU-5", "GPU-5"]
-
-
-def test_interrupted_builds_take_their_children_along(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-
-    def interrupted(*args: Any, started: Callable[[psutil.Process], None], **kwargs: Any) -> Prepared:
-        started(psutil.Process(child.pid))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(builds, "prepare", interrupted)
-    timings = Timings(None, tmp_path, flavour.load())
-    with pytest.raises(KeyboardInterrupt):
-        build_all(
-            [(case_of(models), Candidate("torch2trt"))],
-            tmp_path,
-            settings=QUIET,
-            timings=timings,
-            jobs=1,
-            limit=1,
-            deadline=math.inf,
-            say=print,
-        )
-    assert child.wait(10) != 0
-
-
-def test_timings_travel(tmp_path: Path) -> None:
-    file = tmp_path / "timings"
-    timings = Timings(file, tmp_path / "one", flavour.load())
-    timings.keep()
-    assert not file.exists()
-    (kept,) = [tmp_path / "one" / "timing"]
-    kept.mkdir(parents=True)
-    (kept / timings._cache.name).write_bytes(b"known")
-    timings.keep()
-    assert file.read_bytes() == b"known"
-    other = Timings(file, tmp_path / "two", flavour.load())
-    assert (tmp_path / "two" / "timing" / timings._cache.name).read_bytes() == b"known"
-    assert other.settings == {"timing_cache": True, "cache_dir": str(tmp_path / "two")}
-    assert Timings(None, tmp_path / "three", flavour.load()).settings == {}
-
-
-# Whole runs -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def fake_backends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
-    """Builds that return what the test says, and backends that return the truth plus an error."""
-    told: dict[str, Any] = {"outcomes": {}, "errors": {}}
-
-    def build(tasks: list[Any], *_: Any, deadline: float, **__: Any) -> dict[Any, Any]:
-        told["deadline"] = deadline
-        prepared = Prepared(tmp_path, 3.0, 1.0, 1000)
-        return {task: told["outcomes"].get(task[1].backend, prepared) for task in tasks}
-
-    def open_call(candidate: Candidate, subject: Subject, sets: Any, *_: Any) -> Callable[[int], Any]:
-        error = told["errors"].get(str(candidate), 0.0)
-        if isinstance(error, Exception):
-            raise error
-        args, kwargs = sets[0]
-        result = subject.module(CPU)(*args, **kwargs)
-        return named(str(candidate), result + error * result.abs().max())
-
-    monkeypatch.setattr(session, "build_all", build)
-    monkeypatch.setattr(session, "open_call", open_call)
-    return told
-
-
-def run_one(models: Path, tmp_path: Path, machine: FakeMachine, *backends: str, **options: Any) -> dict[str, Row]:
-    made = Session(Options(tmp_path, rounds=2, commit="abc", **options), machine)
-    kept: list[Row] = []
-    found = made.run([Request(case_of(models), backends or tuple(BACKENDS))], kept.extend)
-    assert kept == found
-    return {item.backend: item for item in found}
-
-
-def test_the_fastest_right_variant_is_the_row(models: Path, tmp_path: Path, fake_backends: dict[str, Any]) -> None:
-    times = {
-        "eager (nchw)": 4.0,
-        "eager (nhwc)": 3.0,
-        "onnx-tensorrt (dynamo)": 1.0,
-        "onnx-tensorrt (torchscript)": 2.0,
-    }
-    fake_backends["errors"] = {"onnx-tensorrt (dynamo)": 0.3}
-    found = run_one(models, tmp_path, FakeMachine({**times, "torch2trt": 1.5}))
-    assert list(found) == list(BACKENDS)
-    eager, onnx, ours = found["eager"], found["onnx-tensorrt"], found["torch2trt"]
-    assert (eager.variant, eager.gpu_ms_p50, eager.build_s) == ("nhwc", 3.0, None)
-    assert (onnx.variant, onnx.gpu_ms_p50, onnx.build_s, onnx.peak_host_bytes) == ("torchscript", 2.0, 3.0, 1000)
-    assert ours.speedup_over_eager == 2.0
-    assert ours.speedup_over_onnx == pytest.approx(4 / 3)
-    assert ours.max_rel_error is not None
-    assert ours.max_rel_error < 1e-5
-    assert ours.peak_gpu_bytes == 100
-    assert (ours.gpu, ours.commit, ours.batch, ours.precision) == ("Fake 9000", "abc", 2, "fp32")
-
-
-def test_a_failed_backend_is_a_row_with_a_reason(models: Path, tmp_path: Path, fake_backends: dict[str, Any]) -> None:
-    fake_backends["outcomes"] = {"torch2trt": BuildCrashError("died of SIGSEGV"), "inductor-max-autotune": Skipped()}
-    fake_backends["errors"] = {
-        "onnx-tensorrt (dynamo)": RuntimeError("no\nopset"),
-        "eager (nhwc)": RuntimeError("no layout"),
-    }
-    said: list[str] = []
-    found = run_one(models, tmp_path, FakeMachine(), say=said.append)
-    assert found["torch2trt"].error == "BuildCrashError: [T2T403] died of SIGSEGV"
-    assert found["torch2trt-static"].error == found["torch2trt"].error
-    assert found["torch2trt"].gpu_ms_p50 is None
-    assert "inductor-max-autotune" not in found
-    assert (found["onnx-tensorrt"].variant, found["onnx-tensorrt"].error) == ("torchscript", "")
-    assert found["eager"].variant == "nchw"
-    assert any("RuntimeError: no opset" in line for line in said)
-
-
-def test_a_model_that_cannot_be_loaded_fails_in_every_row(
-    models: Path, tmp_path: Path, fake_backends: dict[str, Any]
-) -> None:
-    made = Session(Options(tmp_path), FakeMachine())
-    absent = case_of(models, name="absent", model=f"{models}:absent")
-    found = made.run([Request(absent, ("eager", "torch2trt")), Request(case_of(models), ("eager",))])
-    assert [(item.model, bool(item.error)) for item in found] == [("absent", True), ("absent", True), ("net", False)]
-    assert "absent" in found[0].error
-
-
-def test_a_case_is_measured_before_the_next_is_built(
-    models: Path, tmp_path: Path, fake_backends: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    events: list[str] = []
-    build = session.build_all
-
-    def noted(tasks: list[Any], *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        events.append(f"build {tasks[0][0].batch}")
-        return build(tasks, *args, **kwargs)
-
-    monkeypatch.setattr(session, "build_all", noted)
-    requests = [Request(case_of(models, batch=size), ("eager", "torch2trt")) for size in (3, 1)]
-    made = Session(Options(tmp_path, rounds=2), FakeMachine())
-    made.run(requests, lambda found: events.append(f"keep {found[0].batch}"))
-    assert events == ["build 3", "keep 3", "build 1", "keep 1"]
-
-
-def test_a_run_ends_before_its_deadline(models: Path, tmp_path: Path, fake_backends: dict[str, Any]) -> None:
-    said: list[str] = []
-    assert run_one(models, tmp_path, FakeMachine(), "eager", deadline=10.0, say=said.append) == {}
-    assert "no time is left" in said[0]
-    start = time.monotonic()
-    assert run_one(models, tmp_path, FakeMachine(), "eager", deadline=100.0).keys() == {"eager"}
-    assert 80 < fake_backends["deadline"] - start < 90  # what measuring takes is kept back
-
-
-def test_what_fails_while_it_is_timed_fails_in_every_row(
-    models: Path, tmp_path: Path, fake_backends: dict[str, Any]
-) -> None:
-    class Late(FakeMachine):
-        def host_us(self, call: Callable[[int], Any], calls: int) -> float:
-            raise RuntimeError("TensorRT refused to run")
-
-    found = run_one(models, tmp_path, Late(), "eager", "torch2trt")
-    assert [item.error for item in found.values()] == ["RuntimeError: TensorRT refused to run"] * 2
-
-
-def test_a_dead_gpu_ends_the_run(models: Path, tmp_path: Path, fake_backends: dict[str, Any]) -> None:
-    class Dead(FakeMachine):
-        def synchronize(self) -> None:
-            raise RuntimeError("an illegal memory access was encountered")
-
-    fake_backends["errors"] = {"torch2trt": RuntimeError("it crashed")}
-    with pytest.raises(RuntimeError, match="illegal memory access"):
-        run_one(models, tmp_path, Dead(), "torch2trt")
-
-
-def test_torchs_switches_are_as_they_were_after_a_run(
-    models: Path, tmp_path: Path, fake_backends: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def switches() -> tuple[str, bool]:
-        return torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
-
-    seen = []
-
-    class Seeing(FakeMachine):
-        def host_us(self, call: Callable[[int], Any], calls: int) -> float:
-            seen.append(switches())
-            return super().host_us(call, calls)
-
-    before = switches()
-    run_one(models, tmp_path, Seeing(), "eager")
-    assert set(seen) == {("highest", True)}
-    assert switches() == before
-
-
 # The suites and the command line --------------------------------------------------------------------------------------
 
 
@@ -691,21 +300,3 @@ def test_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
         main_from_cli(["torchvision:resnet18"], backends=["eager,tensorflow"], **common)
     assert suite_runner.main(["--rows", "resnet50:1"]) == 2
     assert "T2T304" in capsys.readouterr().err
-
-
-@pytest.mark.gpu
-def test_a_run_on_the_gpu(models: Path, tmp_path: Path) -> None:
-    backends = ("eager", "onnx-tensorrt", "torch2trt", "torch2trt-static")
-    case = case_of(models, precision="fp16")
-    found = Session(Options(tmp_path, rounds=3, jobs=4), CudaMachine()).run([Request(case, backends)])
-    assert [item.backend for item in found] == list(backends)
-    for item in found:
-        assert item.error == ""
-        assert item.max_rel_error is not None
-        assert item.max_rel_error < 1e-2
-        assert item.gpu_ms_p50
-        assert item.gpu_ms_p99 is not None
-        assert item.gpu_ms_p50 <= item.gpu_ms_p99
-        assert item.host_us
-        assert 0 < item.host_us < 1e5
-    assert found[2].peak_gpu_bytes is not None  # the GPU's own count, which changes with whatever else runs there

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from benchmarks import host
+from tests.benching import FakeMachine
 from tests.pretending import no_gpu
-from tests.test_bench import FakeMachine
 
 
 class Counting(FakeMachine):

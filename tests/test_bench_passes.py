@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import passes
 from benchmarks.passes import Bench, Row, variants
-from tests.test_bench import FakeMachine, named
+from tests.benching import FakeMachine, named
 from torch2trt.errors import SettingError
 from torch2trt.tools.bench import rows
 from torch2trt.tools.bench.case import Case, Subject

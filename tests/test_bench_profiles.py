@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import run as suite_runner
 from benchmarks import summary
-from tests.test_bench import CPU, QUIET, FakeMachine, case_of, models, named, row
+from tests.benching import CPU, QUIET, FakeMachine, case_of, models, named, row
 from torch2trt.errors import DynamicShapeError, ExampleInputError
 from torch2trt.runtime.module import EngineModule
 from torch2trt.tools.bench import command, main_from_cli, rows, session, table

@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.test_bench import FakeMachine, named
+from tests.benching import FakeMachine, named
 from torch2trt.tools.bench import rows, table
 from torch2trt.tools.bench.case import Case
 from torch2trt.tools.bench.machine import CudaMachine

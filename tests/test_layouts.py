@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import torch2trt
-from tests.test_runtime_gpu import in_place_count
+from tests.mlp import in_place_count
 from torch2trt.api import engine_keys
 from torch2trt.errors import InputShapeError
 from torch2trt.graph.signature import channels_last

@@ -21,8 +21,8 @@ from torch.export import Dim
 
 import torch2trt
 from tests.harness import compare, truth
+from tests.plugging import Added, added, enterprise
 from tests.plugin_operators import OPERATORS, QUICK, Block, Function, X, gate, good_mood, plugged, recast, spread
-from tests.test_plugins import Added, added, enterprise
 from torch2trt import api
 from torch2trt.converters import own_operators as owning
 from torch2trt.converters import plugins, registry

@@ -1,95 +1,31 @@
-"""Hybrids: what TensorRT cannot do runs in torch, in few segments, and the whole is right, saved, and explained."""
+"""Hybrids: what TensorRT cannot do runs in torch, in few segments, and the whole is right and explained."""
 
 from __future__ import annotations
 
-import io
+import inspect
 import json
 import logging
-import os
 import pickle
-import subprocess
-import sys
 import time
-import zipfile
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
 import torch2trt
-from tests.harness import compare, truth
-from tests.threads import in_threads
+from tests.hybrids import QUICK, TORCH, Call, Rows, X, check, doubled, kinds, optimized
 from torch2trt import api
 from torch2trt.errors import ArtifactError, NetworkError, SettingError, UnsupportedOpsError
-from torch2trt.graph.program import Program
 from torch2trt.partition.explain import Explanation, Placement, explain
-from torch2trt.partition.partitioner import Partition, is_engine, partition
+from torch2trt.partition.partitioner import is_engine
 from torch2trt.partition.split import split
 from torch2trt.runtime.artifact import Artifact, to_bytes
-from torch2trt.runtime.module import EngineModule
 from torch2trt.settings import Settings
 from torch2trt.trt import flavour as flavours
 
 aten = torch.ops.aten
-QUICK: dict[str, Any] = {"precision": "fp32", "optimization_level": 0, "progress": "none", "min_segment": 1}
-
-
-@torch.library.custom_op("t2t_tests::doubled", mutates_args=())
-def doubled(x: Tensor) -> Tensor:
-    """An operator that nothing converts."""
-    return 2 * x
-
-
-@doubled.register_fake
-def _(x: Tensor) -> Tensor:
-    return torch.empty_like(x)
-
-
-class Call(nn.Module):
-    """A function of its inputs and two linear layers."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.function = function
-        self.first = nn.Linear(8, 8)
-        self.second = nn.Linear(8, 8)
-        self.eval()
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.function(self, *inputs)
-
-
-X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
-
-
-def check(module: nn.Module, *inputs: Tensor, others: tuple[Tensor, ...] = (), **keywords: Any) -> EngineModule:
-    """Compile, compare with float64 eager here and after saving and loading, and on the GPU where there is one."""
-    compiled = torch2trt.compile(module, inputs, **{**QUICK, **keywords})
-    loaded = torch2trt.load(to_bytes(compiled.artifact, program=compiled.program()))
-    for each in (compiled, loaded):
-        for arguments in (inputs, *((other,) for other in others)):
-            expected = truth(module, arguments)
-            compare(each.reference(*arguments), expected, 1.0)
-            if torch.cuda.is_available():
-                found = each(*(value.cuda() for value in arguments))
-                compare(torch.utils._pytree.tree_map_only(Tensor, Tensor.cpu, found), expected, 2.0)
-    return compiled
-
-
-def kinds(compiled: EngineModule) -> list[str]:
-    return ["engine" if isinstance(part, Artifact) else "torch" for part in compiled.artifact.parts]
-
-
-def optimized(module: nn.Module, *inputs: Tensor, **settings: Any) -> tuple[Program, Partition]:
-    chosen = Settings.make(**{**QUICK, **settings})
-    program = api.optimize(api.capture(module, inputs), chosen)
-    return program, partition(program, flavours.load(), chosen)
 
 
 # What runs where ------------------------------------------------------------------------------------------------------
@@ -133,7 +69,7 @@ def test_fallback_can_be_switched_off() -> None:
     with pytest.raises(UnsupportedOpsError) as caught:
         torch2trt.compile(module, (X,), fallback=False, **QUICK)
     assert caught.value.nodes[0].op == "t2t_tests.doubled.default"
-    assert all("test_partition.py" in node.source for node in caught.value.nodes)
+    assert all(inspect.getfile(Call) in node.source for node in caught.value.nodes)
 
 
 def test_engines_that_do_not_pay_are_not_built() -> None:
@@ -220,8 +156,6 @@ def test_what_tensorrt_refuses_while_it_is_lowered_goes_to_torch(monkeypatch: py
 
 # Values between segments ----------------------------------------------------------------------------------------------
 
-TORCH = ["aten.tanh"]
-
 
 def test_inputs_and_constants_among_the_results() -> None:
     class Hands(nn.Module):
@@ -259,18 +193,6 @@ def test_constants_are_computed_where_they_are_needed() -> None:
 
     compiled = check(Call(ramps), X, run_in_torch=TORCH)
     assert kinds(compiled) == ["engine", "torch", "engine"]
-
-
-class Rows(nn.Module):
-    """Sizes that only a sum of inputs tells."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.line = nn.Linear(8, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        twice = torch.cat([self.line(x), x]).tanh()
-        return self.line(twice).reshape(2, x.shape[0], 8).sum(0) + torch.full((x.shape[0], 1), 2.0, device=x.device)
 
 
 def test_dynamic_sizes_cross_segments() -> None:
@@ -317,67 +239,6 @@ def test_half_precision_leaves_foreign_operators_in_float32() -> None:
     assert compiled.verify(X).passed
 
 
-# Files ----------------------------------------------------------------------------------------------------------------
-
-
-def hybrid() -> EngineModule:
-    module = Call(lambda m, x: m.second(m.first(x).tanh()))
-    return torch2trt.compile(module, (X,), run_in_torch=TORCH, **QUICK)
-
-
-def test_a_hybrid_lives_in_a_state_dict_and_a_pickle() -> None:
-    compiled = hybrid()
-    parent, other = nn.ModuleDict({"net": compiled}), nn.ModuleDict({"net": hybrid()})
-    other.load_state_dict(parent.state_dict())
-    assert kinds(other["net"]) == ["engine", "torch", "engine"]  # type: ignore[arg-type]
-    copied = pickle.loads(pickle.dumps(compiled))
-    assert torch.equal(copied.reference(X), compiled.reference(X))
-
-
-def test_a_bare_plan_is_refused(tmp_path: Path) -> None:
-    module = Call(lambda m, x: m.second(m.first(x).tanh()))
-    with pytest.raises(UnsupportedOpsError):
-        torch2trt.export(module, (X,), tmp_path / "net.engine", run_in_torch=TORCH, **QUICK)
-    assert not list(tmp_path.iterdir())
-
-
-def test_damaged_files_are_refused() -> None:
-    data = to_bytes(hybrid().artifact)
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    assert sorted(members) == ["manifest.json", "part0.t2t", "part1.json", "part1.safetensors", "part2.t2t"]
-
-    def written(changes: dict[str, bytes], manifest: Callable[[Any], Any] = lambda data: data) -> bytes:
-        import hashlib
-
-        changed = {**members, **changes}
-        told = manifest(json.loads(changed["manifest.json"]))
-        told["members"] = {
-            name: hashlib.sha256(text).hexdigest() for name, text in changed.items() if name != "manifest.json"
-        }
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w") as archive:
-            for name, text in {**changed, "manifest.json": json.dumps(told).encode()}.items():
-                archive.writestr(name, text)
-        return buffer.getvalue()
-
-    assert torch2trt.load(written({})).artifact.results
-    broken = [
-        written({}, lambda told: {**told, "parts": ["engine", "torch"]}),
-        written({}, lambda told: {**told, "parts": ["engine", "other", "engine"]}),
-        written({}, lambda told: {**told, "parts": ["torch", "engine", "engine"]}),
-        written({}, lambda told: {**told, "results": {"output0": "nothing"}}),
-        written({}, lambda told: {**told, "results": {}}),
-        written({"part0.t2t": members["part2.t2t"], "part2.t2t": members["part0.t2t"]}),
-        written({"part0.t2t": data}),
-        written({"part1.json": b"{}"}),
-        written({"part1.json": b"["}),
-    ]
-    for number, bad in enumerate(broken):
-        with pytest.raises(ArtifactError):
-            pytest.fail(f"{number} was loaded: {torch2trt.load(bad)}")
-
-
 # Explaining -----------------------------------------------------------------------------------------------------------
 
 
@@ -391,7 +252,7 @@ def test_explain_says_where_and_why() -> None:
     assert found.segments == [("engine", 2), ("torch", 1), ("engine", 2)]
     (foreign,) = found.in_torch
     assert (foreign.op, foreign.reason, foreign.module) == ("t2t_tests.doubled.default", "no converter", "1")
-    assert "test_partition.py" in foreign.source
+    assert inspect.getfile(Call) in foreign.source
     assert [each.module for each in found.placements] == ["0", "1.first", "1", "1.second", "2"]
     text = str(found)
     assert "engine (2) → torch (1) → engine (2)" in text
@@ -447,87 +308,3 @@ def test_a_segments_program_is_sound_by_itself() -> None:
         inputs = [values[leaf.name] for leaf in made.signature.tensor_inputs]
         values |= dict(zip(made.output_names, made.run(*inputs), strict=True))
     torch.testing.assert_close(values[program.output_node.all_input_nodes[0].name], module(X))
-
-
-# Through torch.compile -----------------------------------------------------------------------------------------------
-
-
-def test_torch_compile_falls_back_too() -> None:
-    module = Call(lambda m, x: m.second(doubled(m.first(x))))
-    compiled = torch.compile(module, backend="torch2trt", options={**QUICK})
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(X), module(X), rtol=1e-4, atol=1e-5)
-    torch._dynamo.reset()
-
-
-# Converters of other packages -----------------------------------------------------------------------------------------
-
-
-OTHER = """
-import torch
-import torch2trt
-
-torch.library.define("t2t_other::thrice", "(Tensor x) -> Tensor")
-torch.library.impl("t2t_other::thrice", "CompositeExplicitAutograd", lambda x: 3 * x)
-torch.library.register_fake("t2t_other::thrice", lambda x: torch.empty_like(x))
-
-@torch2trt.converter(torch.ops.t2t_other.thrice.default)
-def thrice(net, x):
-    return net.binary("PROD", x, 3.0)
-"""
-USES = """
-import torch, torch2trt
-class Thrice(torch.nn.Module):
-    def forward(self, x):
-        return torch.ops.t2t_other.thrice(x)
-torch2trt.explain(torch.nn.ReLU().eval(), (torch.ones(2),))  # what first needs converters imports them
-compiled = torch2trt.compile(Thrice().eval(), (torch.ones(2),), progress="none", fallback=False)
-print(compiled.reference(torch.ones(2)).tolist())
-"""
-
-
-def test_packages_bring_their_converters(tmp_path: Path) -> None:
-    for name, text in (("t2t_other", OTHER), ("t2t_broken", "raise RuntimeError('its own fault')")):
-        (tmp_path / f"{name}.py").write_text(text)
-        info = tmp_path / f"{name}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[torch2trt.converters]\n{name} = {name}\n")
-    path = os.pathsep.join([str(tmp_path), str(Path(torch2trt.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    ran = subprocess.run(
-        [sys.executable, "-c", USES],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.stdout.strip() == "[3.0, 3.0]", ran.stderr
-    assert "t2t_broken" in ran.stderr
-    assert "its own fault" in ran.stderr
-
-
-# On the GPU -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("cuda_graphs", [True, False])
-def test_hybrids_run_on_any_stream_and_from_threads(cuda_graphs: bool) -> None:
-
-    module = Rows().eval().cuda()
-    compiled = torch2trt.compile(
-        module,
-        (X.cuda(),),
-        dynamic_shapes=({0: Dim("n", min=1, max=9)},),
-        run_in_torch=TORCH,
-        cuda_graphs=cuda_graphs,
-        **QUICK,
-    )
-
-    def work(seed: int) -> None:
-        with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
-            for turn in range(20):
-                x = torch.randn(1 + (seed + turn) % 9, 8, device="cuda")
-                torch.testing.assert_close(compiled(x), module(x), rtol=1e-4, atol=1e-4)
-
-    in_threads(work, 4)
-    assert F.relu(compiled(X.cuda())).device == compiled._session.device

@@ -1,90 +1,33 @@
-"""Operators of torch inside an engine: what a call is, what TensorRT is told of it, and what files hold."""
+"""Operators of torch inside an engine: what a call is, what TensorRT is told of it, and how it is computed."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._sympy.functions import FloorDiv
 
-import torch2trt
-from tests.harness import compare, truth
-from tests.plugin_operators import (
-    BATCH,
-    MOOD,
-    OPERATORS,
-    QUICK,
-    SEEN,
-    Block,
-    Function,
-    X,
-    gate,
-    good_mood,
-    kept,
-    plugged,
-    recast,
-    spread,
-)
-from tests.test_artifact import make_artifact, with_manifest
-from torch2trt import api
-from torch2trt.converters import plugins as converters
-from torch2trt.converters import registry
-from torch2trt.converters.lower import lower, unsupported_nodes
-from torch2trt.errors import (
-    ArtifactError,
-    ArtifactWriteError,
-    EngineError,
-    InterpreterError,
-    NetworkError,
-)
+from tests.plugging import N, spec, spreading
+from tests.plugin_operators import MOOD, OPERATORS, SEEN, X, good_mood, plugged
+from torch2trt.errors import EngineError, InterpreterError, NetworkError
 from torch2trt.graph.operator_call import OperatorCall
-from torch2trt.graph.program import Program
-from torch2trt.partition.explain import explain
 from torch2trt.reference.layers import LAYERS
-from torch2trt.runtime.artifact import Artifact, load, to_bytes
-from torch2trt.runtime.bare_plan import export_plan
-from torch2trt.settings import Settings
-from torch2trt.sizes import Size, TensorSpec, evaluate, symbol
+from torch2trt.sizes import Size, evaluate
 from torch2trt.trt import flavour as flavours
 from torch2trt.trt import plugins
 from torch2trt.trt.flavour import Flavour
-from torch2trt.trt.network import Network
 
 __all__ = ["good_mood", "plugged"]  # fixtures, which tests name
 
-ENTERPRISE = Flavour(flavours.TENSORRT, (10, 6), trt=None)
-N = symbol("n")
-
-
-def spec(*shape: Size, dtype: torch.dtype = torch.float32) -> TensorSpec:
-    return TensorSpec(shape, dtype)
-
-
-def optimized(module: nn.Module, *inputs: Tensor, shapes: Any = None, **settings: Any) -> Program:
-    return api.optimize(api.capture(module, inputs, dynamic_shapes=shapes), Settings.make(**settings))
-
-
-def reasons(function: Any, *inputs: Tensor) -> list[str]:
-    """Why enterprise TensorRT refuses the operators of this namespace."""
-    program = optimized(Function(function), *inputs)
-    return [each.reason for each in unsupported_nodes(program, ENTERPRISE) if each.op.startswith("t2t_plugins")]
-
 
 # Calls ----------------------------------------------------------------------------------------------------------------
-
-
-def spreading() -> OperatorCall:
-    arguments = {"xs": [spec(2 * N + 1, 3), spec(4, 3)], "rows": FloorDiv(N, 2), "mode": "ones"}
-    return OperatorCall.make(OPERATORS.spread.default, arguments, [spec(2 * N + 5 + FloorDiv(N, 2), 3)])
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -341,153 +284,6 @@ def test_results_of_another_shape_are_no_results() -> None:
         plugins.copy_result(torch.ones(3), torch.zeros(2, 3), torch.float32)
 
 
-# The converter --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("plugged")
-def test_all_of_a_module_is_one_engine_where_there_are_plugins() -> None:
-    program = optimized(Block(), X, shapes=BATCH, min_segment=1)
-    explained = explain(program, ENTERPRISE, Settings())
-    assert not explained.in_torch
-    assert [where for where, _ in explained.segments] == ["engine"]
-
-
-@pytest.mark.usefixtures("plugged")
-def test_where_there_are_none_it_runs_in_torch() -> None:
-    if flavours.load().has("plugins"):
-        pytest.skip("this flavour has plugins")
-    explained = torch2trt.explain(Block(), (X,), min_segment=1)
-    assert {each.op: each.reason for each in explained.in_torch if each.op != "operator.getitem"} == {
-        "t2t_plugins.gate.default": "tensorrt_rtx has no plugins",
-        "t2t_plugins.add_norm.default": "tensorrt_rtx has no plugins",
-    }
-    compiled = torch2trt.compile(Block(), (X,), dynamic_shapes=BATCH, min_segment=1, precision="fp32", **QUICK)
-    assert compiled.artifact.parts
-    assert not compiled.artifact.calls
-    compare(compiled.reference(X), truth(Block(), (X,)), 1.0)
-    # Had one of its engines calls, its file would name them.
-    first, *others = compiled.artifact.parts
-    mixed = dataclasses.replace(compiled.artifact, parts=(dataclasses.replace(first, calls=(spreading(),)), *others))
-    again = load(to_bytes(mixed), namespaces=["t2t_plugins"]).artifact.parts[0]
-    assert isinstance(again, Artifact)
-    assert again.calls == (spreading(),)
-
-
-def test_an_operator_that_is_none_is_as_before() -> None:
-    assert reasons(gate, X) == ["no converter"]
-
-
-@pytest.mark.usefixtures("plugged")
-def test_what_is_refused_says_why() -> None:
-    assert reasons(gate, X) == []
-    assert reasons(gate, X.to(torch.int8)) == [
-        "TensorRT has no torch.int8 but for quantized numbers, pass torch.int32 or torch.uint8"
-    ]
-    assert reasons(lambda x: recast(x, torch.float64).float(), X) == ["TensorRT has no torch.float64"]
-    assert reasons(lambda x: kept(x) + 1, X) == ["u0: a size that the shapes of its inputs do not tell"]
-
-
-def test_what_is_no_plugin_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_TABLE", dict(registry._TABLE))
-    with pytest.raises(TypeError, match=r"t2t_plugins.bump.default writes into its arguments"):
-        torch2trt.plugin(OPERATORS.bump)
-    with pytest.raises(TypeError, match="is no operator of torch"):
-        torch2trt.plugin(torch.sigmoid)
-    torch2trt.plugin(OPERATORS.gate)
-    with pytest.raises(TypeError, match="already has the converter"):
-        torch2trt.plugin(OPERATORS.gate.default)
-    with pytest.raises(TypeError, match="already has the converter"):
-        torch2trt.plugin(torch.ops.aten.sigmoid)
-
-
-@pytest.mark.parametrize("half", [False, True])
-def test_precision_leaves_it_in_float32_unless_told(half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_TABLE", dict(registry._TABLE))
-    torch2trt.plugin(gate, half=half)
-    program = optimized(Block(), X, precision="fp16")
-    (node,) = [node for node in program.calls if node.target is OPERATORS.gate.default]
-    wanted = torch.float16 if half else torch.float32
-    assert [program.spec(each).dtype for each in (node, *node.all_input_nodes)] == [wanted] * 2
-    own = optimized(Block().half(), X.half())
-    (node,) = [node for node in own.calls if node.target is OPERATORS.gate.default]
-    assert own.spec(node).dtype == torch.float16
-
-
-class Layer:
-    """A plugin layer, with other layers' outputs for its own."""
-
-    def __init__(self, outputs: list[Any]) -> None:
-        self.name = self.metadata = ""
-        self.outputs = outputs
-
-    def get_output(self, index: int) -> Any:
-        return self.outputs[index]
-
-
-Added = list[tuple[list[Any], Any]]
-
-
-@pytest.fixture
-def added(monkeypatch: pytest.MonkeyPatch) -> Added:
-    """The inputs and plugins of the layers that are added; their outputs are copies of their first inputs."""
-    found: Added = []
-    add = Network.add
-
-    def recorded(net: Network, method: str, *args: Any) -> Any:
-        if method != "add_plugin_v3":
-            return add(net, method, *args)
-        inputs, shape_inputs, plugin = args
-        assert not shape_inputs
-        found.append((inputs, plugin))
-        outputs = [add(net, "add_identity", inputs[0]).get_output(0) for _ in plugin.call.outputs]
-        return net.adopt(Layer(outputs), method)
-
-    monkeypatch.setattr(Network, "add", recorded)
-    monkeypatch.setattr(converters, "make_plugin", lambda flavour, call: SimpleNamespace(call=call))
-    return found
-
-
-def enterprise() -> Flavour:
-    """What is here, as if it had plugins."""
-    return dataclasses.replace(flavours.load(), name=flavours.TENSORRT, version=(10, 6))
-
-
-@pytest.mark.usefixtures("plugged")
-def test_the_layer_gets_the_tensors_and_the_call(added: Added) -> None:
-    net = lower(optimized(Block(), X, shapes=BATCH), enterprise())
-    assert net.plugins == [plugin for _, plugin in added]
-    first, second = (plugin.call for plugin in net.plugins)
-    batch = symbol("batch")
-    assert first.inputs == first.outputs == (spec(batch, 32),)
-    assert json.loads(first.arguments) == [{"node": 0}, 2.0]
-    assert second.inputs == (spec(batch, 32), spec(batch, 32), spec(32))
-    assert second.outputs == (spec(batch, 32),) * 2
-    assert json.loads(second.arguments) == [{"node": 0}, {"node": 1}, {"node": 2}, 1e-5]
-    assert [tuple(tensor.shape) for tensor in added[1][0]] == [(-1, 32), (-1, 32), (32,)]
-    assert net.definition.num_outputs == 2
-
-
-@pytest.mark.usefixtures("plugged")
-def test_booleans_and_bytes_are_cast_around_the_layer(added: Added) -> None:
-    lower(optimized(Function(lambda x: recast(x > 0, torch.uint8)), X), enterprise())
-    ((inputs, plugin),) = added
-    assert [tensor.dtype.name for tensor in inputs] == ["INT32"]
-    assert plugin.call.inputs == (spec(4, 16, dtype=torch.bool),)
-    assert plugin.call.outputs == (spec(4, 16, dtype=torch.uint8),)
-
-
-@pytest.mark.usefixtures("plugged")
-def test_lists_of_tensors_and_sizes(added: Added) -> None:
-    def listed(x: Tensor) -> Tensor:
-        return spread([x, x + 1], x.shape[0] - 1)[0]
-
-    lower(optimized(Function(listed), X, shapes=(({0: torch.export.Dim("n", min=2, max=9)},),)), enterprise())
-    ((_, plugin),) = added
-    call = plugin.call
-    assert call.outputs == (spec(3 * N - 1, 16),)
-    assert json.loads(call.arguments) == [[{"node": 0}, {"node": 1}], {"node": "n - 1"}, "zeros"]
-
-
 # The reference --------------------------------------------------------------------------------------------------------
 
 
@@ -516,29 +312,3 @@ def test_the_interpreter_says_which_kernel_is_missing() -> None:
         LAYERS["PLUGIN_V3"].function(node_of(call, torch.float32), X[0])
     with pytest.raises(InterpreterError, match="plugins of others"):
         LAYERS["PLUGIN_V3"].function(node_of(None, torch.float32), X[0])
-
-
-# Files ----------------------------------------------------------------------------------------------------------------
-
-
-def test_files_name_the_operators_that_their_plans_call() -> None:
-    artifact = make_artifact(calls=(spreading(),))
-    data = to_bytes(artifact)
-    assert load(data, namespaces=["t2t_plugins"]).artifact == artifact
-    with pytest.raises(ArtifactError, match=r"not allowed in a file: t2t_plugins.spread.default") as caught:
-        load(data)
-    assert "namespaces=" in caught.value.hint
-    with pytest.raises(ArtifactError, match="not a call"):
-        load(with_manifest(data, calls=[spreading().to_json() | {"arguments": "[]"}]), namespaces=["t2t_plugins"])
-    with pytest.raises(ArtifactError, match="malformed"):
-        load(with_manifest(data, calls=[{}]))
-    named = spreading().to_json() | {"operator": "t2t_absent.thing.default"}
-    with pytest.raises(ArtifactError, match=r"no such operator: t2t_absent.thing.default") as caught:
-        load(with_manifest(data, calls=[named]), namespaces=["t2t_absent"])
-    assert "import the package" in caught.value.hint
-
-
-def test_a_bare_plan_cannot_call_torch(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactWriteError, match=r"t2t_plugins.spread.default"):
-        export_plan(make_artifact(calls=(spreading(),)), tmp_path / "net.engine")
-    assert list(tmp_path.iterdir()) == []

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import torch2trt
+from tests.artifacts import with_manifest
 from tests.pretending import make_module
-from tests.test_artifact import with_manifest
 from torch2trt.engine import child
 from torch2trt.errors import ArtifactError, SettingError, UnsupportedOpsError
 from torch2trt.runtime import artifact

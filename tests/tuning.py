@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import torch2trt
+from tests.benching import FakeMachine
 from tests.pretending import running
-from tests.test_bench import FakeMachine
 from torch2trt import api
 from torch2trt.graph.program import Program
 from torch2trt.runtime.artifact import Artifact
