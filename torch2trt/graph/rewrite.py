@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
-from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
@@ -43,7 +43,9 @@ def call(graph: fx.Graph, target: Any, *args: Any, like: fx.Node, **kwargs: Any)
 def refresh(node: fx.Node) -> None:
     """Compute a call's fake value anew, after its arguments changed."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: arg.meta["val"])
-    mode = detect_fake_mode(pytree.tree_leaves((args, kwargs))) or _mode_of(node.graph)
+    mode = _mode_of(pytree.tree_leaves((args, kwargs))) or _mode_of(
+        other.meta.get("val") for other in node.graph.nodes if other.op == "placeholder"
+    )
     # Composite operators written in C++ know no symbolic sizes, their counterparts in Python do.
     with mode, enable_python_dispatcher(), shapes_of_quantiles():
         value = node.target(*args, **kwargs)  # type: ignore[operator]
@@ -58,8 +60,9 @@ def _with_dtype(before: Any, like: Any) -> Any:
     return before.to(like.dtype) if isinstance(before, torch.Tensor) else before
 
 
-def _mode_of(graph: fx.Graph) -> Any:
-    return detect_fake_mode([node.meta.get("val") for node in graph.nodes if node.op == "placeholder"])
+def _mode_of(values: Iterable[Any]) -> Any:
+    # Not whichever is active: a graph's values are of one mode.
+    return next((value.fake_mode for value in values if isinstance(value, FakeTensor)), None)
 
 
 def only_user(node: fx.Node) -> fx.Node | None:
