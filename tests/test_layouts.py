@@ -14,10 +14,11 @@ from torch.export import Dim
 import torch2trt
 from tests.mlp import in_place_count
 from torch2trt.api import engine_keys
-from torch2trt.errors import InputShapeError
-from torch2trt.graph.signature import channels_last
+from torch2trt.errors import ArtifactError, InputShapeError
+from torch2trt.graph.signature import Signature, channels_last
 from torch2trt.runtime.module import EngineModule
 from torch2trt.settings import Settings
+from torch2trt.tools.inputs import InputSpec, draw_for
 from torch2trt.trt import flavour as flavours
 
 QUICK: dict[str, Any] = {"precision": "fp32", "progress": "none", "optimization_level": 0}
@@ -176,6 +177,23 @@ def test_it_is_saved(tmp_path: Path) -> None:
     loaded = torch2trt.load(tmp_path / "net.t2t")
     assert loaded.artifact.signature == module.artifact.signature
     check(loaded, images())
+
+
+def test_inputs_are_drawn_so() -> None:
+    module = compiled(images())
+    (drawn,) = draw_for(module.artifact.signature)
+    assert channels_last(drawn) == LAST
+    (drawn,) = draw_for(module.artifact.signature, [InputSpec.parse("images:2x3x9x8")], seed=1)
+    assert channels_last(drawn) == LAST
+
+
+@pytest.mark.parametrize("order", [[0, 2, 3], [0, 2, 3, 3], [1, 2, 3, 4], ["0", "1", "2", "3"]])
+def test_a_file_with_another_order(order: list[Any]) -> None:
+    data = json.loads(json.dumps(compiled(images()).artifact.signature.to_json()))
+    assert Signature.from_json(data).tensor_inputs[0].order == LAST
+    data["inputs"][0]["order"] = order
+    with pytest.raises(ArtifactError, match="no order of 4 axes"):
+        Signature.from_json(data)
 
 
 def test_a_bare_plan_says_so(tmp_path: Path) -> None:

@@ -345,7 +345,10 @@ def _leaf_to_json(leaf: Leaf) -> dict[str, Any]:
 def _leaf_from_json(data: Mapping[str, Any]) -> Leaf:
     match data["kind"]:
         case "tensor":
-            return TensorLeaf(data["name"], spec_from_json(data), tuple(data.get("order", ())))
+            spec, order = spec_from_json(data), tuple(data.get("order", ()))
+            if order and (len(order) != spec.rank or not all(axis in order for axis in range(spec.rank))):
+                raise ArtifactError(f"no order of {spec.rank} axes: {list(order)}")
+            return TensorLeaf(data["name"], spec, order)
         case "constant":
             return ConstantLeaf(data["value"])
         case "input":

@@ -167,7 +167,7 @@ def note(axis: Axis, name: str, known: dict[str, Axis]) -> None:
 def draw_for(
     signature: Signature, specs: Sequence[InputSpec] = (), *, seed: int = 0, spans: Mapping[str, Span] | None = None
 ) -> list[torch.Tensor]:
-    """Draw what an engine reads, but its state: tensors on the CPU, in the signature's order.
+    """Draw what an engine reads, but its state: tensors on the CPU, in the signature's order, in memory as it has them.
 
     Args:
         signature: tells names and dtypes, and the usual shapes.
@@ -189,16 +189,13 @@ def draw_for(
     usual = {name: span.opt for name, span in signature.ranges[0].items()}
     generator = torch.Generator().manual_seed(seed)
     spans = {"": _UNKNOWN_SPAN, **(spans or {})}
-    return [
-        _random(
-            leaf.name,
-            [axis.opt for axis in given[leaf.name].shape] if leaf.name in given else list(leaf.spec.at(usual)),
-            leaf.spec.dtype,
-            spans,
-            generator,
-        )
-        for leaf in leaves
-    ]
+    drawn = []
+    for leaf in leaves:
+        own = given.get(leaf.name)
+        sizes = [axis.opt for axis in own.shape] if own else list(leaf.spec.at(usual))
+        value = _random(leaf.name, sizes, leaf.spec.dtype, spans, generator)
+        drawn.append(leaf.show(leaf.store(value).contiguous()) if value.dim() == leaf.spec.rank else value)
+    return drawn
 
 
 def _random(
