@@ -21,7 +21,7 @@ import torch2trt
 from tests import inspector_samples as samples
 from tests.inspector_samples import Net, X, program_of
 from torch2trt import api
-from torch2trt.errors import ExampleInputError, NoGPUError, SettingError
+from torch2trt.errors import ExampleInputError, InputShapeError, NoGPUError, SettingError
 from torch2trt.graph.program import Program, provenance
 from torch2trt.partition import engines
 from torch2trt.runtime.layers import LayerTimes
@@ -431,3 +431,23 @@ def test_the_command_writes_what_is_asked_for(tmp_path: Path, capsys: pytest.Cap
     assert cli.main(argv[:4]) == 0
     assert "module, with its children" in capsys.readouterr().out
     assert cli.main([*argv[:5], str(tmp_path / "missing" / "page.html")]) == 2
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_the_example_says_which_optimization_profile_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dynamic: dict[str, Any] = {"x": {0: torch.export.Dim("batch", min=1, max=8)}}
+    profiles: list[dict[str, Any]] = [{"batch": 1}, {"batch": (2, 4, 8)}]
+    found = torch2trt.profile(Net(), (X,), dynamic_shapes=dynamic, profiles=profiles)
+    assert found.shapes == {"x": (2, 3, 10, 10)}
+    assert torch2trt.profile(Net(), examples=[X, X[:1]]).shapes == found.shapes
+    with pytest.raises(InputShapeError, match="no profile"):
+        torch2trt.profile(Net(), (X,), dynamic_shapes=dynamic, profiles=profiles[:1])
+    argv = ["profile", f"{samples.__file__}:Net", "--input", "batch=1..4..8x3x10x10", "--profile", "batch=2..4..8"]
+    assert cli.main([*argv, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["inputs"] == {"x": [4, 3, 10, 10]}
+    compiled = torch2trt.compile(Net(), (X,))
+    with pytest.raises(SettingError, match="compiled before"):
+        torch2trt.profile(compiled, (X,), profiles=profiles)
+    compiled.save(tmp_path / "net.t2t")
+    assert cli.main(["profile", str(tmp_path / "net.t2t"), "--profile", "batch=1"]) == 2
+    assert "has its own profiles" in capsys.readouterr().err

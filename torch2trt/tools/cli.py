@@ -165,8 +165,8 @@ def _profile(options: argparse.Namespace) -> Outcome:
         _check_folder(path)
     specs, spans = _inputs(options)
     files = {"html": options.html, "svg": options.svg}
-    own = {"specs": specs, "spans": spans, "seed": options.seed, "runs": options.runs, **files}
-    return Outcome(*main_from_cli(options.model, lambda: _model(options), settings=_settings(options), **own))
+    own = {"profiles": options.profile, "specs": specs, "spans": spans, "seed": options.seed, "runs": options.runs}
+    return Outcome(*main_from_cli(options.model, lambda: _model(options), settings=_settings(options), **own, **files))
 
 
 def _tune(options: argparse.Namespace) -> Outcome:
@@ -407,7 +407,7 @@ def _parser() -> Parser:
         add_model(parser_of_one, what)
         add_settings(parser_of_one)
 
-    for building in (compiling, exporting, verifying, explaining, comparing, reducing):
+    for building in (compiling, exporting, verifying, explaining, comparing, reducing, profiling):
         add_profile(building)
     add_at(comparing, several=True)
     add_at(reducing, several=False)

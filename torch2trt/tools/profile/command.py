@@ -9,8 +9,9 @@ from typing import Any
 from rich.text import Text
 
 from torch2trt import api
+from torch2trt.errors import SettingError
 from torch2trt.tools import inspect, page
-from torch2trt.tools.inputs import Example, InputSpec, Span, draw_for
+from torch2trt.tools.inputs import Example, InputSpec, Span, draw_for, parse_profile
 from torch2trt.tools.models import Model
 from torch2trt.tools.profile.profiling import check_gpu, profile, profile_artifact
 from torch2trt.tools.profile.report import Profile
@@ -21,6 +22,7 @@ def main_from_cli(
     model: Callable[[], tuple[Model, Example]],
     *,
     settings: Mapping[str, Any],
+    profiles: Sequence[str],
     specs: Sequence[InputSpec],
     spans: Mapping[str, Span],
     seed: int,
@@ -34,6 +36,7 @@ def main_from_cli(
         name: an artifact's file, or a model's name.
         model: the model and its example, for a model's name.
         settings: fields of :class:`torch2trt.Settings`, for a model.
+        profiles: optimization profiles, for a model, as :func:`torch2trt.tools.inputs.parse_profile` takes them.
         specs, spans, seed: an artifact's inputs, as :func:`torch2trt.tools.inputs.draw_for` takes them.
         runs: how often each kernel is timed.
         html, svg: files to write.
@@ -43,10 +46,13 @@ def main_from_cli(
 
     Raises:
         NoGPUError: there is no GPU.
+        SettingError: profiles for an artifact, which has its own.
         Torch2TRTError: it cannot be loaded, compiled or run.
     """
     check_gpu()
     if inspect.is_artifact(name):
+        if profiles:
+            raise SettingError("has its own profiles", subject=name, hint="give the sizes of a call with --input")
         found = profile_file(name, specs, spans=spans, seed=seed, runs=runs)
     else:
         resolved, example = model()
@@ -55,6 +61,7 @@ def main_from_cli(
             example.args,
             example.kwargs,
             dynamic_shapes=example.dynamic_shapes,
+            profiles=[parse_profile(text) for text in profiles] or None,
             name=resolved.name,
             runs=runs,
             **settings,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 
 from torch2trt import api
 from torch2trt.errors import NoGPUError, SettingError
+from torch2trt.examples import Calls
 from torch2trt.graph.program import Program
 from torch2trt.graph.signature import Signature, TensorLeaf, dtype_to_json
 from torch2trt.runtime import inputs as checks
@@ -38,7 +39,9 @@ def profile(
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
+    examples: Iterable[Any] | Calls | None = None,
     dynamic_shapes: Any = None,
+    profiles: Sequence[Mapping[str, Any]] | None = None,
     name: str | None = None,
     runs: int = RUNS,
     **settings: Any,
@@ -53,9 +56,10 @@ def profile(
     What runs in torch is one row for each segment.
 
     Args:
-        module, args, kwargs, dynamic_shapes, name, settings: as :func:`torch2trt.compile` takes them; or a compiled
-            module, with a call's arguments and no settings. Of one that was compiled with another verbosity only names
-            and times are known, of one that was loaded without its Program no lines and FLOPs.
+        module, args, kwargs, examples, dynamic_shapes, profiles, name, settings: as :func:`torch2trt.compile` takes
+            them; the call that is profiled is the example, and its sizes say which optimization profile runs. Or a
+            compiled module, with a call's arguments and no settings. Of one that was compiled with another verbosity
+            only names and times are known, of one that was loaded without its Program no lines and FLOPs.
         runs: how often each kernel is timed.
 
     Returns:
@@ -69,7 +73,7 @@ def profile(
     if runs < 1:
         raise SettingError(f"must be positive, got {runs}", subject="runs")
     if isinstance(module, EngineModule):
-        if settings or dynamic_shapes is not None or name is not None:
+        if settings or any(given is not None for given in (examples, dynamic_shapes, profiles, name)):
             raise SettingError("was compiled before: it takes a call's arguments alone", subject=module.artifact.name)
         return profile_artifact(
             module.artifact,
@@ -79,7 +83,10 @@ def profile(
         )
     chosen = Settings.make(**{"profiling_verbosity": "detailed", **settings})
     flavour = flavours.load(chosen.flavour)
-    captured = api.capture(module, args, kwargs, dynamic_shapes=dynamic_shapes, name=name)
+    args, kwargs, calls = api.first_call(module, args, kwargs, examples)
+    captured = api.capture(
+        module, args, kwargs, calls=calls, dynamic_shapes=dynamic_shapes, profiles=profiles, name=name
+    )
     program = api.optimize(captured, chosen)
     artifact = api.build(program, flavour, chosen).artifact
     return profile_artifact(artifact, tensors_of(artifact, args, dict(kwargs or {})), program, runs=runs)
