@@ -48,7 +48,6 @@ def test_parts_of_a_call(tmp_path: Path) -> None:
     assert host.main(options) == 0
     with (tmp_path / "a.csv").open() as file:
         times = {line["what"]: float(line["us_in_1"]) for line in csv.DictReader(file)}
-    assert list(times) == [
-        *("nothing", "replay of the graph", "replay, and fresh outputs", "run of the session", "call of the module")
-    ]
+    parts = ["replay of the graph", "replay, and fresh outputs", "run of the session", "call of the module"]
+    assert [name for name in times if name not in ("nothing", "launch by the driver")] == parts
     assert 0 <= times["nothing"] < times["call of the module"]
