@@ -20,12 +20,21 @@ def trace_counts() -> bool:
 
 @functools.cache
 def multiply_groups() -> bool:
-    """Whether the CPU multiplies groups of float32; else of bfloat16 alone."""
+    """Whether products of groups of float32 can be traced; else of bfloat16 alone."""
     try:
-        torch._grouped_mm(torch.ones(2, 16), torch.ones(1, 16, 8), offs=torch.tensor([2], dtype=torch.int32))
+        with FakeTensorMode():
+            torch._grouped_mm(torch.ones(2, 16), torch.ones(1, 16, 8), offs=torch.ones(1, dtype=torch.int32))
     except RuntimeError:
         return False
     return True
+
+
+@functools.cache
+def trace_last_segments() -> bool:
+    """Whether segments along the last dimension, counted from the right, are traced in their own shape."""
+    with FakeTensorMode():
+        lengths = torch.ones(2, 3, dtype=torch.int64)
+        return torch.segment_reduce(torch.ones(2, 3), "sum", lengths=lengths, axis=-1).shape == (2, 3)
 
 
 def compute_ends_of_slices() -> bool:

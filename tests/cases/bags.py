@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.export import Dim
 
+from tests import torch_can
 from tests.cases import normal, together
 from tests.harness import OpCase
 
@@ -86,8 +87,14 @@ CASES = [
     OpCase("segments", segments(), (normal(8), LENGTHS)),
     OpCase("segments-wide", segments(), (normal(8, 3, 2), LENGTHS.int())),
     OpCase("segments-inner", segments(axis=1), (normal(2, 5, 3), LINES)),
-    OpCase("segments-last", segments(axis=-1), (normal(2, 5), LINES)),
-    OpCase("segments-negative", segments(axis=-2), (normal(2, 5, 3), LINES), unsupported="axis counted from the front"),
+    OpCase("segments-last", segments(axis=-1), (normal(2, 5), LINES), needs=torch_can.trace_last_segments),
+    OpCase(
+        "segments-negative",
+        segments(axis=-2),
+        (normal(2, 5, 3), LINES),
+        unsupported="axis counted from the front",
+        needs=torch_can.trace_last_segments,
+    ),
     OpCase("segments-some", segments(unsafe=True), (normal(12, 2), LENGTHS)),
     OpCase("segments-one", segments(), (normal(1), LENGTHS[3:4])),
     OpCase("segments-empty", segments(), (normal(0, 2), LENGTHS * 0)),
