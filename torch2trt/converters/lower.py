@@ -151,8 +151,7 @@ def lower(program: Program, flavour: Flavour) -> Network:
     with net.scope("inputs"):
         for node, leaf in zip(program.input_placeholders, program.signature.tensor_inputs, strict=True):
             stored = net.input(leaf.name, leaf.stored.shape, leaf.spec.dtype)
-            axes = [leaf.order.index(axis) for axis in range(len(leaf.order))]
-            values[node] = net.permute(stored, axes) if axes else stored
+            values[node] = net.permute(stored, leaf.axes) if leaf.order else stored
     weights = program.weights.evaluate()
     for node in program.weight_placeholders:
         name = str(node.target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import sys
@@ -35,13 +36,18 @@ class TensorLeaf:
         """The shape as the engine has it."""
         return replace(self.spec, shape=ordered(self.spec.shape, self.order)) if self.order else self.spec
 
+    @functools.cached_property
+    def axes(self) -> tuple[int, ...]:
+        """The engine's axes in the caller's order; empty where the order is the same."""
+        return tuple(self.order.index(axis) for axis in range(len(self.order)))
+
     def store(self, value: torch.Tensor) -> torch.Tensor:
         """A view of the caller's tensor with its axes as the engine has them."""
         return value.permute(self.order) if self.order else value
 
     def show(self, value: torch.Tensor) -> torch.Tensor:
         """A view of the engine's tensor with its axes as the caller has them."""
-        return value.permute([self.order.index(axis) for axis in range(len(self.order))]) if self.order else value
+        return value.permute(self.axes) if self.order else value
 
 
 @dataclass(frozen=True)
