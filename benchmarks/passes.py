@@ -24,19 +24,18 @@ from rich.console import Console
 from rich.table import Table
 from torch import fx
 
-from benchmarks.run import select
+from benchmarks.run import add_run, names, select
 from benchmarks.suites import SUITES
 from torch2trt import api
 from torch2trt.converters.lower import lower
 from torch2trt.errors import SettingError, Torch2TRTError
 from torch2trt.graph.program import Program
-from torch2trt.settings import ExtraPass, Precision, Settings, SkippablePass
+from torch2trt.settings import ExtraPass, Settings, SkippablePass
 from torch2trt.tools.bench import measure, rows
 from torch2trt.tools.bench.backends import arithmetic, open_call
 from torch2trt.tools.bench.builds import Timings
 from torch2trt.tools.bench.candidate import Candidate
 from torch2trt.tools.bench.case import INPUT_SETS, Case, Subject, error_of
-from torch2trt.tools.bench.command import commit_here
 from torch2trt.tools.bench.machine import CudaMachine, Machine
 from torch2trt.tools.bench.prepare import prepare
 from torch2trt.trt import flavour as flavours
@@ -338,22 +337,9 @@ def table(found: Sequence[Row]) -> Table:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.passes", description=__doc__, allow_abbrev=False)
-
-    def names(text: str) -> tuple[str, ...]:
-        return tuple(text.split(","))
-
-    parser.add_argument("--suite", choices=SUITES, default="passes")
-    parser.add_argument("--rows", type=names, default=(), metavar="MODEL[:BATCH],…", help="only these of the suite")
+    add_run(parser, suite="passes")
     parser.add_argument("--passes", type=names, default=(*SKIPPABLE, *EXTRA), metavar="NAME,…", help="only these")
     parser.add_argument("--count", action="store_true", help="build nothing: count calls and layers, without a GPU")
-    parser.add_argument("--precision", choices=get_args(Precision), help="unset: the suite's own")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR", help="of the CSV")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="keep builds there")
-    parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="TensorRT's timings, carried from run to run")
-    parser.add_argument("--rounds", type=int, default=measure.ROUNDS, metavar="N", help="measurements of each engine")
-    parser.add_argument("--limit", type=float, default=900.0, metavar="SECONDS", help="that one build may take")
-    parser.add_argument("--deadline", type=float, metavar="SECONDS", help="begin no model after that")
-    parser.add_argument("--commit", default=commit_here(), help="to record, where there is no git (default: HEAD)")
     return parser
 
 

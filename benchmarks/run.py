@@ -102,28 +102,38 @@ def keep(path: Path, new: list[Row]) -> None:
         print(f"    {row.backend:26} {row.variant:11} {text}", flush=True)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__, allow_abbrev=False)
+def names(text: str) -> tuple[str, ...]:
+    """An option's list."""
+    return tuple(text.split(","))
 
-    def names(text: str) -> tuple[str, ...]:
-        return tuple(text.split(","))
 
-    parser.add_argument("--suite", choices=SUITES, default="road")
+def add_run(parser: argparse.ArgumentParser, *, suite: str) -> None:
+    """What is measured, how, and where it is kept: options of every runner.
+
+    Args:
+        suite: the usual one.
+    """
+    parser.add_argument("--suite", choices=SUITES, default=suite)
     parser.add_argument("--rows", type=names, default=(), metavar="MODEL[:BATCH],…", help="only these of the suite")
-    parser.add_argument("--backends", type=names, default=candidate.DEFAULT, metavar="NAME,…", help="only these")
-    parser.add_argument(
-        "--max-autotune", type=names, default=(), metavar="MODEL[:BATCH],…", help="rows to measure Inductor's best on"
-    )
     parser.add_argument("--precision", choices=get_args(Precision), help="unset: the suite's own")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR", help="of the CSV")
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep builds there for the next run of this commit")
     parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="TensorRT's timings, carried from run to run")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="builds at a time (default: 1)")
-    parser.add_argument("--rounds", type=int, default=measure.ROUNDS, metavar="N", help="measurements of each backend")
+    parser.add_argument("--rounds", type=int, default=measure.ROUNDS, metavar="N", help="measurements of each")
     parser.add_argument("--limit", type=float, default=900.0, metavar="SECONDS", help="that one build may take")
-    parser.add_argument("--deadline", type=float, metavar="SECONDS", help="begin nothing that would end later")
-    parser.add_argument("--again", action="store_true", help="measure rows that this commit has already, too")
+    parser.add_argument("--deadline", type=float, metavar="SECONDS", help="begin nothing after that")
     parser.add_argument("--commit", default=commit_here(), help="to record, where there is no git (default: HEAD)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__, allow_abbrev=False)
+    add_run(parser, suite="road")
+    parser.add_argument("--backends", type=names, default=candidate.DEFAULT, metavar="NAME,…", help="only these")
+    parser.add_argument(
+        "--max-autotune", type=names, default=(), metavar="MODEL[:BATCH],…", help="rows to measure Inductor's best on"
+    )
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="builds at a time (default: 1)")
+    parser.add_argument("--again", action="store_true", help="measure rows that this commit has already, too")
     return parser
 
 
