@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import types
 from typing import Any
 
 import pytest
 import torch
 
+from torch2trt.runtime import cuda_graphs
 from torch2trt.runtime.context import ALIGNMENT
 from torch2trt.runtime.cuda_graphs import CAPACITY, Graph, GraphCache, _NotCapturable
 from torch2trt.runtime.recent import Recent
@@ -81,7 +83,7 @@ def test_a_capture_in_place_that_fails_is_tried_once(caplog: pytest.LogCaptureFi
 
         tries = 0
 
-        def _capture(self, inputs: Any, *, warm: bool) -> Any:
+        def _capture(self, inputs: Any, outputs: Any, *, warm: bool) -> Any:
             if warm:
                 return types.SimpleNamespace(replay=lambda: self.outputs[0].copy_(self.inputs[0] + 1))
             self.tries += 1
@@ -97,6 +99,38 @@ def test_a_capture_in_place_that_fails_is_tried_once(caplog: pytest.LogCaptureFi
         assert graph.replay([x])[0].eq(number + 1).all()
     assert graph.tries == 1
     assert ["goes on copying" in record.message for record in caplog.records] == [True]
+
+
+def test_outputs_that_lie_where_earlier_ones_lay_are_written_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of this size freed memory is handed out again, as on a GPU.
+    captured, size = list[tuple[int, int]](), 8192
+
+    class Copy(Graph):
+        """Moves bytes from address to address, as a captured graph does, and holds no tensor."""
+
+        def _capture(self, inputs: Any, outputs: Any, *, warm: bool) -> Any:
+            source, target = inputs[0].data_ptr(), outputs[0].data_ptr()
+            captured.append((source, target))
+            return types.SimpleNamespace(replay=lambda: ctypes.memmove(target, source, 4 * size))
+
+    monkeypatch.setattr(cuda_graphs, "ALIGNMENT", 1)
+    engine: Any = types.SimpleNamespace(name="net", device=torch.device("cpu"), output_dtypes=(torch.float32,))
+    shapes: Any = types.SimpleNamespace(output_shapes=lambda inputs, given: given)
+    x = torch.zeros(size)
+    graph = Copy(engine, shapes, [x])
+    kept = [torch.zeros(size)]
+    for number in range(40):
+        x.fill_(number)
+        (y,) = graph.replay([x])
+        assert y.eq(number).all()
+        if number % 10 == 9:
+            kept.append(y)
+    assert [int(y[0]) for y in kept] == [0, 9, 19, 29, 39], "what the caller holds is not written again"
+    own, buffer = graph.inputs[0].data_ptr(), graph.outputs[0].data_ptr()
+    assert captured[0] == (own, buffer)
+    written = [target for source, target in captured if source == x.data_ptr() and target != buffer]
+    assert written
+    assert len(captured) == len(set(captured)) <= CAPACITY + 1
 
 
 def test_what_comes_once_makes_nothing() -> None:

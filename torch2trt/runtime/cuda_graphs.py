@@ -32,8 +32,9 @@ class _NotCapturable(Exception):
 class Graph:
     """Captured runs at one combination of shapes, their buffers, and the context whose scratch they have baked in.
 
-    One run reads buffers that the inputs are copied into. Inputs that lie where earlier ones lay get a run that reads
-    them in place.
+    One run reads buffers that the inputs are copied into, and writes buffers that the outputs are copied from. Inputs
+    that lie where earlier ones lay get a run that reads them in place; where the fresh outputs come to lie where
+    earlier ones lay too, as the allocator has it in a loop, a run that writes these as well.
     """
 
     def __init__(self, engine: Engine, context: Context, inputs: Sequence[torch.Tensor]) -> None:
@@ -51,8 +52,8 @@ class Graph:
             )
         # The first run after a change of shapes does what cannot be captured; it needs sound values, indices say.
         self._fill(inputs)
-        self._buffered = self._capture(self.inputs, warm=True)
-        self._reads_in_place = True
+        self._buffered = self._capture(self.inputs, self.outputs, warm=True)
+        self._runs_in_place = True
         self._in_place: Recent[tuple[int, ...], torch.cuda.CUDAGraph] = Recent(
             CAPACITY, first=_SETTLED, later=_DISPLACES
         )
@@ -63,53 +64,67 @@ class Graph:
 
     def replay(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Run on the current stream; the outputs are fresh tensors."""
-        graph = self._graph_at(inputs)
+        outputs = [torch.empty_like(buffer) for buffer in self.outputs]
+        places = self._places(inputs)
+        if places is not None:
+            all_places = (*places, *[value.data_ptr() for value in outputs])
+            graph = self._in_place.get(all_places) or self._capture_at(all_places, inputs, outputs)
+            if graph is not None:
+                graph.replay()
+                return outputs
+            graph = self._in_place.get(places) or self._capture_at(places, inputs, self.outputs)
+        else:
+            graph = None
         if graph is None:
             self._fill(inputs)
             graph = self._buffered
         graph.replay()
-        return [buffer.clone() for buffer in self.outputs]
+        _copy(outputs, self.outputs)
+        return outputs
 
-    def _graph_at(self, inputs: Sequence[torch.Tensor]) -> torch.cuda.CUDAGraph | None:
-        """The run that reads the inputs where they are, if they can be read there and it pays."""
+    def _places(self, inputs: Sequence[torch.Tensor]) -> tuple[int, ...] | None:
+        """Where the inputs are, if they can be read there."""
         # A view of another layout, or one that negates lazily, may begin where a plain tensor did.
         if not all(value.is_contiguous() and not value.is_neg() for value in inputs):
             return None
-        addresses = tuple([value.data_ptr() for value in inputs])
-        graph = self._in_place.get(addresses)
-        if graph is not None:
-            return graph
-        aligned = not any(address % ALIGNMENT for address in addresses)
-        if not self._reads_in_place or not aligned or not self._in_place.missed(addresses):
+        return tuple([value.data_ptr() for value in inputs])
+
+    def _capture_at(
+        self, places: tuple[int, ...], inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
+    ) -> torch.cuda.CUDAGraph | None:
+        """The run at places that it does not have yet, if it pays."""
+        aligned = not any(place % ALIGNMENT for place in places)
+        if not self._runs_in_place or not aligned or not self._in_place.missed(places):
             return None
         _make_place(self._in_place, self._engine.device)
         try:
-            graph = self._capture(inputs, warm=False)
+            graph = self._capture(inputs, outputs, warm=False)
         except _NotCapturable as error:
-            self._reads_in_place = False
-            log.warning("%s goes on copying its inputs, no run reads them in place: %s", self._engine.name, error)
+            self._runs_in_place = False
+            log.warning("%s goes on copying what it reads and writes: %s", self._engine.name, error)
             return None
-        self._in_place.put(addresses, graph)
+        self._in_place.put(places, graph)
         return graph
 
     def _fill(self, inputs: Sequence[torch.Tensor]) -> None:
-        for buffer, value in zip(self.inputs, inputs, strict=True):
-            buffer.copy_(value)
+        _copy(self.inputs, inputs)
 
-    def _capture(self, inputs: Sequence[torch.Tensor], *, warm: bool) -> torch.cuda.CUDAGraph:
+    def _capture(
+        self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], *, warm: bool
+    ) -> torch.cuda.CUDAGraph:
         device = self._engine.device
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             if warm:
-                self.context.enqueue(inputs, self.outputs, side.cuda_stream)
+                self.context.enqueue(inputs, outputs, side.cuda_stream)
                 side.synchronize()
             graph = torch.cuda.CUDAGraph()
             try:
                 # Other threads may allocate memory meanwhile.
                 graph.capture_begin(capture_error_mode="thread_local")
                 try:
-                    self.context.enqueue(inputs, self.outputs, side.cuda_stream)
+                    self.context.enqueue(inputs, outputs, side.cuda_stream)
                 except BaseException:
                     with warnings.catch_warnings():
                         # Of a capture that TensorRT refused at once torch says that it is empty.
@@ -120,6 +135,14 @@ class Graph:
             except RuntimeError as error:
                 raise _NotCapturable(str(error)) from error
         return graph
+
+
+def _copy(to: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+    """Copy tensors of like shapes, several in one kernel where their memory allows it."""
+    if len(to) == 1:
+        to[0].copy_(values[0])
+    elif to:
+        torch._foreach_copy_(list(to), list(values))
 
 
 def _make_place(kept: Recent[Any, Any], device: torch.device) -> None:

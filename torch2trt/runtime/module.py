@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
-import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -25,8 +23,8 @@ from torch2trt.graph.exact import run_exact
 from torch2trt.graph.program import Program
 from torch2trt.graph.signature import TensorLeaf
 from torch2trt.runtime import artifact as artifacts
+from torch2trt.runtime import dynamo, placement, state, summary
 from torch2trt.runtime import inputs as checks
-from torch2trt.runtime import placement, state, summary
 from torch2trt.runtime.artifact import Artifact, LoadedArtifact, TorchPart
 from torch2trt.runtime.files import StrPath
 from torch2trt.runtime.gradients import Inference
@@ -151,8 +149,8 @@ class EngineModule(nn.Module):
             NoGPUError, UnsupportedGPUError, ArtifactMismatchError: the engine cannot run on this machine.
             EngineError: TensorRT failed.
         """
-        if "torch._dynamo" in sys.modules:
-            return _outside_dynamo()(self, args, kwargs)
+        if torch.compiler.is_dynamo_compiling() or dynamo.watched():
+            return dynamo.outside(EngineModule._run)(self, args, kwargs)
         return self._run(args, kwargs)
 
     def map(
@@ -465,15 +463,6 @@ class EngineModule(nn.Module):
 
     def _repr_html_(self) -> str:
         return summary.html_table(self.artifact)
-
-
-@functools.cache
-def _outside_dynamo() -> Callable[[EngineModule, tuple[Any, ...], dict[str, Any]], Any]:
-    """A call at which Dynamo breaks its graph, and inside which it looks at nothing.
-
-    Made when Dynamo is there: importing it takes as long as importing torch.
-    """
-    return torch.compiler.disable(EngineModule._run)  # type: ignore[no-any-return]
 
 
 # Shared by copies, left out of pickles.
