@@ -92,4 +92,6 @@ def graph_count(module: EngineModule) -> int:
 
 
 def in_place_count(module: EngineModule) -> int:
-    return sum(len(graph._in_place) for graph in module._session._contexts.graphs)  # type: ignore[union-attr]
+    """Places of inputs that are read there, wherever the outputs are written."""
+    graphs = module._session._contexts.graphs  # type: ignore[union-attr]
+    return sum(len({places[: len(graph.inputs)] for places in graph._in_place._values}) for graph in graphs)

@@ -75,7 +75,13 @@ BITS = [
     OpCase("bits-promoted", BITWISE, (WIDE, WIDE.int()), tensorrt="more than 8 bits"),
     OpCase("bits-of-one", BITWISE, (WIDE, WIDE[1, 1]), tensorrt="more than 8 bits"),
     OpCase("bits-of-number", BITWISE_NUMBER, (WIDE,), dynamic={0: {0: (1, 5)}}, tensorrt="more than 8 bits"),
-    OpCase("bits-of-many", torch.bitwise_or, (torch.zeros(2**21, dtype=torch.int64), 4), unsupported="bits of more"),
+    OpCase(
+        "bits-of-many",
+        torch.bitwise_or,
+        (torch.zeros(2**21, dtype=torch.int64), 4),
+        unsupported="bits of more",
+        tensorrt="more than 8 bits",
+    ),
     OpCase("bits-not", torch.bitwise_not, (A,)),
     OpCase(
         "bits-bool",
