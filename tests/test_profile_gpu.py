@@ -8,12 +8,12 @@ from xml.etree import ElementTree as ET
 
 import pytest
 import torch
-from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils.flop_counter import FlopCounterMode
 
 import torch2trt
 from tests.inspector_samples import Net, X
+from tests.models.counter import Counter
 from torch2trt.tools import cli
 from torch2trt.tools.profile.report import Profile
 
@@ -105,15 +105,6 @@ def test_saved_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_state_stays_as_it_is() -> None:
-    class Counter(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("seen", torch.zeros(4))
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.seen += x.sum(0)
-            return x * self.seen
-
     x = torch.ones(3, 4, device="cuda")
     compiled = torch2trt.compile(Counter().eval().cuda(), (x,), progress="none", fallback=False)
     found = torch2trt.profile(compiled, (x,))

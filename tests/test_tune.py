@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import torch2trt
+from tests.models.counter import Counter
 from tests.tuning import QUIET, Machine, Net, World, X, named, times, tuned, world
 from torch2trt import api
 from torch2trt.errors import (
@@ -304,16 +305,6 @@ def test_what_is_wrong_with_the_module_is_raised(world: World) -> None:
     with pytest.raises(ExampleInputError, match="no tensor has a dimension"):
         torch2trt.tune(nn.ReLU().eval(), (torch.tensor(1.0),), **QUIET)
     assert world.built == []
-
-
-class Counter(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("seen", torch.zeros(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen += x.sum(0)
-        return x * self.seen
 
 
 def test_what_a_module_writes_is_compared_too(world: World) -> None:

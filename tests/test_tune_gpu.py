@@ -12,6 +12,7 @@ from torch import nn
 from torch.export import Dim
 
 import torch2trt
+from tests.models.counter import Counter
 from torch2trt.settings import Settings
 from torch2trt.tools import cli
 
@@ -86,15 +87,6 @@ def test_a_dynamic_batch_within_a_bound(tmp_path: Path) -> None:
 
 
 def test_a_model_that_changes_its_buffers(tmp_path: Path) -> None:
-    class Counter(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("seen", torch.zeros(4))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            self.seen += x.sum(0)
-            return x * self.seen
-
     module, x = Counter().eval().cuda(), torch.ones(3, 4, device="cuda")
     found = torch2trt.tune(module, (x,), levels=(0,), streams=(), rounds=3, cache_dir=tmp_path, **QUICK)
     assert [trial.error for trial in found.trials] == [""] * 2
