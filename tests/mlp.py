@@ -94,4 +94,7 @@ def graph_count(module: EngineModule) -> int:
 def in_place_count(module: EngineModule) -> int:
     """Places of inputs that are read there, wherever the outputs are written."""
     graphs = module._session._contexts.graphs  # type: ignore[union-attr]
-    return sum(len({places[: len(graph.inputs)] for places in graph._in_place._values}) for graph in graphs)
+    return sum(
+        len({places[: len(graph.inputs)] for places in (*graph._in_place._values, *graph._all_in_place._values)})
+        for graph in graphs
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import types
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -30,6 +30,16 @@ class CountingCache(GraphCache):
 
 def shapes_of(count: int) -> tuple[tuple[int, ...], ...]:
     return ((count, 3),)
+
+
+_Kind = TypeVar("_Kind", bound=Graph)
+
+
+def on_the_cpu(kind: type[_Kind], x: torch.Tensor) -> _Kind:
+    """A graph of one input and an output like it."""
+    engine: Any = types.SimpleNamespace(name="net", device=torch.device("cpu"), output_dtypes=(torch.float32,))
+    shapes: Any = types.SimpleNamespace(output_shapes=lambda inputs, given: given)
+    return kind(engine, shapes, [x])
 
 
 @pytest.fixture
@@ -89,11 +99,9 @@ def test_a_capture_in_place_that_fails_is_tried_once(caplog: pytest.LogCaptureFi
             self.tries += 1
             raise _NotCapturable("no memory")
 
-    engine: Any = types.SimpleNamespace(name="net", device=torch.device("cpu"), output_dtypes=(torch.float32,))
-    shapes: Any = types.SimpleNamespace(output_shapes=lambda inputs, given: given)
     memory = torch.zeros(128)
     x = next(memory[start:][:64] for start in range(64) if memory[start:].data_ptr() % ALIGNMENT == 0)
-    graph = Placed(engine, shapes, [x])
+    graph = on_the_cpu(Placed, x)
     for number in range(40):
         x.fill_(number)
         assert graph.replay([x])[0].eq(number + 1).all()
@@ -114,10 +122,8 @@ def test_outputs_that_lie_where_earlier_ones_lay_are_written_there(monkeypatch: 
             return types.SimpleNamespace(replay=lambda: ctypes.memmove(target, source, 4 * size))
 
     monkeypatch.setattr(cuda_graphs, "ALIGNMENT", 1)
-    engine: Any = types.SimpleNamespace(name="net", device=torch.device("cpu"), output_dtypes=(torch.float32,))
-    shapes: Any = types.SimpleNamespace(output_shapes=lambda inputs, given: given)
     x = torch.zeros(size)
-    graph = Copy(engine, shapes, [x])
+    graph = on_the_cpu(Copy, x)
     kept = [torch.zeros(size)]
     for number in range(40):
         x.fill_(number)
@@ -148,3 +154,28 @@ def test_what_comes_once_makes_nothing() -> None:
     assert list(kept) == ["one", "three"]
     # One that was displaced starts from nothing.
     assert not kept.missed(2)
+
+
+@pytest.mark.usefixtures("stream")
+@pytest.mark.parametrize("held", [0, 30])
+def test_places_in_turns_do_not_capture_again_and_again(monkeypatch: pytest.MonkeyPatch, held: int) -> None:
+    captured = 0
+
+    class Counted(Graph):
+        def _capture(self, inputs: Any, outputs: Any, *, warm: bool) -> Any:
+            nonlocal captured
+            captured += 1
+            return types.SimpleNamespace(replay=lambda: None)
+
+    monkeypatch.setattr(cuda_graphs, "ALIGNMENT", 1)
+    # Of five inputs with results in two places, or of one with many results that are held, not all runs have a place.
+    values = [torch.zeros(8) for _ in range(1 if held else 5)]
+    results = [torch.zeros(8) for _ in range(held or 2)]
+    graph = on_the_cpu(Counted, values[0])
+    turn = iter(range(10**6))
+    monkeypatch.setattr(torch, "empty_like", lambda buffer: results[next(turn) % len(results)])
+    for number in range(6000):
+        graph.replay([values[number % len(values)]])
+        if number == 1000:
+            before = captured
+    assert before == captured <= 2 * CAPACITY + 1

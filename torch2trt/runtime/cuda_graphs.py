@@ -23,6 +23,8 @@ CAPACITY = 8
 _DISPLACES = 16
 # Memory that comes back this often is likely to go on doing so; a loop's first calls often do not.
 _SETTLED = 4
+# A result that is held for some calls has many places in turns: they would go on displacing each other for a copy each.
+_DISPLACES_WRITTEN = 1024
 
 
 class _NotCapturable(Exception):
@@ -51,11 +53,14 @@ class Graph:
                 for shape, dtype in zip(shapes, engine.output_dtypes, strict=True)
             )
         # The first run after a change of shapes does what cannot be captured; it needs sound values, indices say.
-        self._fill(inputs)
+        _copy(self.inputs, inputs)
         self._buffered = self._capture(self.inputs, self.outputs, warm=True)
         self._runs_in_place = True
         self._in_place: Recent[tuple[int, ...], torch.cuda.CUDAGraph] = Recent(
             CAPACITY, first=_SETTLED, later=_DISPLACES
+        )
+        self._all_in_place: Recent[tuple[int, ...], torch.cuda.CUDAGraph] = Recent(
+            CAPACITY, first=_SETTLED, later=_DISPLACES_WRITTEN
         )
 
     def repeat(self) -> None:
@@ -68,15 +73,15 @@ class Graph:
         places = self._places(inputs)
         if places is not None:
             all_places = (*places, *[value.data_ptr() for value in outputs])
-            graph = self._in_place.get(all_places) or self._capture_at(all_places, inputs, outputs)
+            graph = self._run_at(self._all_in_place, all_places, inputs, outputs)
             if graph is not None:
                 graph.replay()
                 return outputs
-            graph = self._in_place.get(places) or self._capture_at(places, inputs, self.outputs)
+            graph = self._run_at(self._in_place, places, inputs, self.outputs)
         else:
             graph = None
         if graph is None:
-            self._fill(inputs)
+            _copy(self.inputs, inputs)
             graph = self._buffered
         graph.replay()
         _copy(outputs, self.outputs)
@@ -89,25 +94,29 @@ class Graph:
             return None
         return tuple([value.data_ptr() for value in inputs])
 
-    def _capture_at(
-        self, places: tuple[int, ...], inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
+    def _run_at(
+        self,
+        kept: Recent[tuple[int, ...], torch.cuda.CUDAGraph],
+        places: tuple[int, ...],
+        inputs: Sequence[torch.Tensor],
+        outputs: Sequence[torch.Tensor],
     ) -> torch.cuda.CUDAGraph | None:
-        """The run at places that it does not have yet, if it pays."""
+        """The run at these places, captured where it pays."""
+        graph = kept.get(places)
+        if graph is not None:
+            return graph
         aligned = not any(place % ALIGNMENT for place in places)
-        if not self._runs_in_place or not aligned or not self._in_place.missed(places):
+        if not self._runs_in_place or not aligned or not kept.missed(places):
             return None
-        _make_place(self._in_place, self._engine.device)
+        _make_place(kept, self._engine.device)
         try:
             graph = self._capture(inputs, outputs, warm=False)
         except _NotCapturable as error:
             self._runs_in_place = False
             log.warning("%s goes on copying what it reads and writes: %s", self._engine.name, error)
             return None
-        self._in_place.put(places, graph)
+        kept.put(places, graph)
         return graph
-
-    def _fill(self, inputs: Sequence[torch.Tensor]) -> None:
-        _copy(self.inputs, inputs)
 
     def _capture(
         self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], *, warm: bool
