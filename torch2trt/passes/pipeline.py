@@ -10,6 +10,7 @@ from typing import Any, get_args
 from torch2trt.graph.contract import check
 from torch2trt.graph.program import Program
 from torch2trt.graph.rewrite import FOREIGN, IN_TORCH, asked_for
+from torch2trt.passes.averages_as_products import averages_as_products
 from torch2trt.passes.defer_blind_queries import defer_blind_queries
 from torch2trt.passes.fold_batch_norm import BATCH_NORMS, fold_batch_norm
 from torch2trt.passes.fuse_conv_blocks import fuse_conv_blocks
@@ -55,6 +56,7 @@ PASSES: tuple[Pass, ...] = (
     fold_batch_norm,
     set_precision,
     remove_noops,
+    averages_as_products,
     reduce_strength,
     merge_common_subexpressions,
     widen_masked_writes,
