@@ -27,6 +27,7 @@ SkippablePass = Literal[
     "simplify_slices",
     "simplify_casts",
     "sink_permutes",
+    "group_attention",
     "merge_views",
     "defer_blind_queries",
     "fuse_conv_blocks",
