@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses import fake_impls
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 
 import torch2trt
 from tests.mlp import in_place_count
 from torch2trt.api import engine_keys
 from torch2trt.errors import ArtifactError, InputShapeError
+from torch2trt.frontend import export
+from torch2trt.frontend.dynamic_shapes import resized
 from torch2trt.graph.signature import Signature, channels_last
 from torch2trt.runtime.module import EngineModule
 from torch2trt.settings import Settings
@@ -215,6 +222,108 @@ def test_engines_of_other_layouts_are_others() -> None:
     assert len(keys) == 2
 
 
+def test_a_dynamic_batch_of_one_image() -> None:
+    module = compiled(images(1), dynamic_shapes={"images": {0: Dim("batch", min=1, max=4)}})
+    assert orders(module) == [LAST, LAST, ()]
+    volumes = torch.randn(1, 2, 3, 4, 5).to(memory_format=torch.channels_last_3d)
+    assert channels_last(resized(volumes, 0, 3)) == LAST_3D
+    assert torch.equal(resized(volumes, 0, 3), volumes.repeat(3, 1, 1, 1, 1))
+    assert resized(volumes.contiguous(), 0, 3).is_contiguous()
+
+
+class Viewing(Net):
+    """What eager copies, since it cannot view a convolution's result in this shape."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        found = self.first(images)
+        return found.flatten(2), found.flatten(1).reshape(found.shape) + 1, self.second(found)
+
+
+class Interpolating(Net):
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        found = F.max_pool2d(self.first(images), 2)
+        wider = F.interpolate(found, scale_factor=2.0)
+        plain = wider.contiguous()
+        return wider, plain, torch.cat([wider, plain], 1), found.permute(0, 2, 3, 1), found.transpose(2, 3)
+
+
+@contextlib.contextmanager
+def on_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Makes fake tensors, since there may be no GPU."""
+    # Checking the module reads its weights' values.
+    monkeypatch.setattr(export, "check_module", lambda module: None)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda:0"):
+        yield
+
+
+def captured(module: nn.Module, example: Tensor, dynamic: Sequence[int] = ()) -> list[tuple[int, ...]]:
+    sizes = {axis: Dim(f"d{axis}", min=5 if axis else 1, max=32) for axis in dynamic}
+    program = export.capture(module, (example,), dynamic_shapes=(sizes,) if sizes else None)
+    return [leaf.order for leaf in program.signature.tensor_outputs]
+
+
+@pytest.mark.parametrize("kind", [Net, Viewing, Interpolating])
+@pytest.mark.parametrize("dynamic", [(), (0,), (0, 2, 3)])
+@pytest.mark.parametrize("last", ["image", "weights", "none"])
+def test_on_cuda_results_are_as_eager_leaves_them(
+    kind: type[Net], dynamic: tuple[int, ...], last: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with on_cuda(monkeypatch), torch.no_grad():
+        example = torch.empty(2, 3, 10, 8)
+        module = kind()
+        if last == "image":
+            example = example.to(memory_format=torch.channels_last)
+        elif last == "weights":
+            for layer in (module.first, module.second):
+                layer.weight.data = layer.weight.to(memory_format=torch.channels_last)
+        wanted = [channels_last(value) for value in module(example)]
+        assert captured(module, example, dynamic) == wanted
+        assert (LAST in wanted) == (last != "none")
+
+
+def test_on_cuda_one_image_of_a_dynamic_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    with on_cuda(monkeypatch):
+        example = torch.empty(1, 3, 9, 8).to(memory_format=torch.channels_last)
+        assert captured(Net(), example, (0,)) == [LAST, ()]
+
+
+def test_on_cuda_a_result_of_a_size_that_depends_on_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Choosing(Net):
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            found = self.first(images)
+            return found, found[torch.nonzero(images[:, 0, 0, 0])[:, 0]]
+
+    with on_cuda(monkeypatch):
+        assert captured(Choosing(), torch.empty(2, 3, 9, 8).to(memory_format=torch.channels_last)) == [LAST, LAST]
+
+
+def test_on_cuda_an_export_before_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with on_cuda(monkeypatch):
+        example = torch.empty(2, 3, 9, 8).to(memory_format=torch.channels_last)
+        torch.export.export(Net(), (example,)).run_decompositions({})
+        assert captured(Net(), example) == [LAST, ()]
+
+
+def test_on_cuda_without_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    with on_cuda(monkeypatch), torch.backends.cudnn.flags(enabled=False):
+        assert captured(Net(), torch.empty(2, 3, 9, 8).to(memory_format=torch.channels_last)) == [(), ()]
+
+
+def test_on_cuda_a_layout_that_torch_cannot_tell_ends_no_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    convolution = torch.ops.aten.convolution.default
+    own = fake_impls.op_implementations_dict[convolution]
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        if torch.backends.cudnn.enabled:
+            raise RuntimeError("no such GPU")
+        return own(*args, **kwargs)
+
+    monkeypatch.setitem(fake_impls.op_implementations_dict, convolution, failing)
+    with on_cuda(monkeypatch):
+        assert captured(Net(), torch.empty(2, 3, 9, 8).to(memory_format=torch.channels_last)) == [(), ()]
+    assert fake_impls.op_implementations_dict[convolution] is failing
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("cuda_graphs", [True, False])
 def test_they_are_read_and_written_where_they_are(cuda_graphs: bool) -> None:
@@ -225,14 +334,13 @@ def test_they_are_read_and_written_where_they_are(cuda_graphs: bool) -> None:
         dynamic_shapes={"images": {0: Dim("batch", min=1, max=4)}},
         profiles=[{"batch": 1}, {"batch": (2, 2, 4)}],
     )
+    assert orders(module) == [LAST, LAST, ()]
     for batch in (1, 2, 4):
         value = images(batch).cuda()
         for _ in range(6):
             value.normal_()
             found = check(module, value, on_gpu=True)
-            # torch.export takes what a convolution on CUDA returns as contiguous, where eager's is channels-last.
-            written = torch.channels_last if orders(module)[1] == LAST else torch.contiguous_format
-            assert found[0].is_contiguous(memory_format=written)
+            assert found[0].is_contiguous(memory_format=torch.channels_last)
         check(module, images(batch, last=False).cuda(), on_gpu=True)
     if cuda_graphs:
         assert in_place_count(module) == 3

@@ -23,6 +23,7 @@ def everything(self: Any, x: Tensor, mask: Tensor) -> Any:
     """Something to do for every pass that can be left out."""
     heads = F.scaled_dot_product_attention(*(x[:, :, :2],) * 3, attn_mask=mask[:2, :2])
     attended = self.project(heads.transpose(1, 2).reshape(2, 2, 32))
+    shared = F.scaled_dot_product_attention(x, *(x[:, :2].repeat_interleave(2, 1),) * 2)
     product = x @ self.matrix + self.vector
     gated = product * torch.sigmoid(product)
     repeated = gated.pow(2) * self.vector.expand(6, 8).exp() + x[:, :1].expand(2, 4, 6, 8)
@@ -31,7 +32,15 @@ def everything(self: Any, x: Tensor, mask: Tensor) -> Any:
     turned = F.relu(joined[:, 1:].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     viewed = turned.reshape(2, 3, 48).reshape(2, 144).sin()
     images = [F.relu(each(x)).permute(0, 2, 3, 1) for each in (self.one, self.two)]
-    return attended, rounded, viewed, F.relu(self.first(viewed)), images, self.tall(x).sin() @ self.wide(x).sin().mT
+    return (
+        attended,
+        shared,
+        rounded,
+        viewed,
+        F.relu(self.first(viewed)),
+        images,
+        self.tall(x).sin() @ self.wide(x).sin().mT,
+    )
 
 
 def net() -> Net:

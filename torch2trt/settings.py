@@ -27,6 +27,7 @@ SkippablePass = Literal[
     "simplify_slices",
     "simplify_casts",
     "sink_permutes",
+    "group_attention",
     "merge_views",
     "defer_blind_queries",
     "fuse_conv_blocks",
@@ -62,7 +63,7 @@ class Settings:
     )
     keep_io_layouts: bool = _setting(
         True,
-        "inputs and results that are channels-last in the example, as it was captured, are so in the engine; off: none",
+        "inputs and results that are channels-last where eager computes the example are so in the engine; off: none",
         engine=True,
         in_program=True,
     )

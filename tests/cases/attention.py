@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -65,6 +66,12 @@ def masked(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *masks: 
     return tuple(F.scaled_dot_product_attention(query, key, value, mask) for mask in masks)
 
 
+def grouped(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *masks: torch.Tensor) -> Any:
+    """Every form of attention whose queries share keys."""
+    attend = functools.partial(F.scaled_dot_product_attention, query, key, value, enable_gqa=True)
+    return attend(), attend(is_causal=True), *(attend(mask) for mask in masks)
+
+
 def every_form(*tensors: torch.Tensor) -> Any:
     query, key, value, *masks = tensors
     causal = F.scaled_dot_product_attention(query, key, value, is_causal=True)
@@ -90,6 +97,38 @@ CASES = [
     attention("grouped-queries-one-head", *qkv(heads=1), VISIBLE, enable_gqa=True),
     attention("grouped-queries-equal", *QKV, enable_gqa=True),
     attention("grouped-queries-dynamic", *qkv(heads=2), enable_gqa=True, is_causal=True, dynamic=DYNAMIC),
+    attention("grouped-queries-rank-3", *(tensor[0] for tensor in qkv(heads=2)), some(H, L, S), enable_gqa=True),
+    attention(
+        "grouped-queries-rank-5", *(tensor[None] for tensor in qkv(heads=2)), some(B, H, L, S)[None], enable_gqa=True
+    ),
+    attention("grouped-queries-value-of-another-size", *qkv(heads=2)[:2], normal(B, 2, S, 3), enable_gqa=True),
+    attention("grouped-queries-broadcast", QKV[0], *(each[:1] for each in qkv(heads=2)[1:]), VISIBLE, enable_gqa=True),
+    attention(
+        "grouped-queries-dynamic-head-size",
+        *qkv(heads=2),
+        enable_gqa=True,
+        scale=0.5,
+        dynamic={position: {0: BATCH, 2: QUERIES if position == 0 else KEYS, 3: SIZE} for position in range(3)},
+    ),
+    *(
+        OpCase(f"attention-grouped-queries-{heads}-of-{H}", grouped, (*qkv(heads=heads), *MASKS, some(B, H, 1, S)))
+        for heads in (1, 2)
+    ),
+    OpCase(
+        "attention-grouped-queries-constant-masks",
+        grouped,
+        (*qkv(heads=2), *MASKS, some(1, H, 1, S)),
+        weights=range(3, 4 + len(MASKS)),
+    ),
+    OpCase(
+        "attention-grouped-queries-dynamic-masks",
+        grouped,
+        (*qkv(heads=2), BLIND, additive(some(B, 1, L, S)), some(B, 1, 1, S), some(B, H, 1, S), some(B, H, L, S)),
+        dynamic=DYNAMIC
+        | {3: {0: QUERIES, 1: KEYS}}
+        | {position: {0: BATCH, 2: QUERIES, 3: KEYS} for position in (4, 7)}
+        | {position: {0: BATCH, 3: KEYS} for position in (5, 6)},
+    ),
     attention("dynamic", *QKV, dynamic=DYNAMIC),
     attention("dynamic-causal", *QKV, is_causal=True, dynamic=DYNAMIC),
     attention("dynamic-mask", *QKV, BLIND, dynamic={**DYNAMIC, 3: {0: QUERIES, 1: KEYS}}),
@@ -106,5 +145,13 @@ CASES = [
         OpCase(f"attention-{str(dtype)[6:]}-{size}", every_form, (*qkv(dtype, size), BLIND, additive(BLIND).to(dtype)))
         for dtype in (torch.float16, torch.bfloat16)
         for size in (8, 80)
+    ),
+    *(
+        OpCase(
+            f"attention-grouped-queries-{str(dtype)[6:]}",
+            grouped,
+            (*qkv(dtype, heads=2), BLIND, additive(BLIND).to(dtype), some(B, H, 1, S)),
+        )
+        for dtype in (torch.float16, torch.bfloat16)
     ),
 ]

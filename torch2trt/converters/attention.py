@@ -52,8 +52,10 @@ def scaled_dot_product_attention(
     **_: Any,
 ) -> Tensor:
     """scaled_dot_product_attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask=None, ...) -> Tensor"""
-    seen = None if attn_mask is None else _seen(net, attn_mask)
-    return _attend(net, query, key, value, scale, enable_gqa, mask=attn_mask, seen=seen, is_causal=is_causal)
+    zero_blind = attn_mask is not None and _may_be_blind(attn_mask)
+    return _attend(
+        net, query, key, value, scale, enable_gqa, mask=attn_mask, is_causal=is_causal, zero_blind=zero_blind
+    )
 
 
 @converter(ATTENTION, unsupported=_unsupported)
@@ -79,14 +81,22 @@ def _attend(
     enable_gqa: bool,
     *,
     mask: Tensor | None,
-    seen: Tensor | None = None,
     is_causal: bool = False,
+    zero_blind: bool = False,
 ) -> Tensor:
-    """Attention, with a result of zero for the queries that may attend to nothing where ``seen`` says which do."""
+    """Attention; the result is zero for queries that may attend to nothing where ``zero_blind`` asks for it."""
     if scale is None:
         scale = 1 / math.sqrt(query.shape[-1])
+    shape, share = query.shape, 1
     if enable_gqa:
-        key, value = (_repeat_heads(net, tensor, query.shape[-3]) for tensor in (key, value))
+        heads = query.shape[-3]
+        groups = math.lcm(key.shape[-3], value.shape[-3])
+        key, value = (_repeat_heads(net, tensor, groups) for tensor in (key, value))
+        share = heads // groups
+        if share > 1:
+            # The queries that share keys become rows of one product: nothing is repeated but a mask.
+            query = net.reshape(query, (*shape[:-3], groups, share * shape[-2], shape[-1]))
+            mask = None if mask is None else _fold(net, mask, heads, share, shape[-2])
     # BF16 has too few digits for the scaled query, and the range for unscaled scores; FP16 the other way round.
     scale_scores = query.dtype == torch.bfloat16
     if not scale_scores:
@@ -95,17 +105,19 @@ def _attend(
     if scale_scores:
         scores = net.binary("PROD", scores, scale)
     if is_causal:
-        scores = net.select(_future(net, *scores.shape[-2:]), net.constant(torch.tensor(_LOWEST)), scores)
-    elif mask is not None and mask.dtype == torch.bool and seen is None:
+        future = _future(net, shape[-2], scores.shape[-1], share)
+        scores = net.select(future, net.constant(torch.tensor(_LOWEST)), scores)
+    elif mask is not None and mask.dtype == torch.bool and not zero_blind:
         # What TensorRT 10.6 has its fastest kernels for.
         scores = net.select(mask, scores, net.constant(torch.tensor(_LOWEST)))
     elif mask is not None:
         scores = net.elementwise("SUM", scores, _added(net, mask))
     weights = net.cast(net.softmax(scores, -1), value.dtype)
-    if seen is not None:
+    if mask is not None and zero_blind:
         # The weights of all other queries are 0 here already. With this, adding the mask is the faster way.
-        weights = net.select(seen, weights, net.constant(torch.zeros((), dtype=weights.dtype)))
-    return net.matmul(weights, value)
+        weights = net.select(_seen(net, mask), weights, net.constant(torch.zeros((), dtype=weights.dtype)))
+    result = net.matmul(weights, value)
+    return net.reshape(result, (*result.shape[:-3], *shape[-3:-1], value.shape[-1])) if share > 1 else result
 
 
 def _added(net: Network, mask: Tensor) -> Tensor:
@@ -114,24 +126,51 @@ def _added(net: Network, mask: Tensor) -> Tensor:
     return net.select(mask, net.constant(torch.tensor(0.0)), net.constant(torch.tensor(_LOWEST)))
 
 
-def _seen(net: Network, mask: Tensor) -> Tensor | None:
-    """Which keys each query may attend to; None where it is known that every query may attend to some."""
-    if mask.value is not None:
-        seen = mask.value if mask.dtype == torch.bool else mask.value > -math.inf
-        if seen.any(-1).all():
-            return None
+def _may_be_blind(mask: Tensor) -> bool:
+    """Whether a query may attend to nothing, unless it is known that every one may attend to some key."""
+    if mask.value is None:
+        return True
+    seen = mask.value if mask.dtype == torch.bool else mask.value > -math.inf
+    return not seen.any(-1).all()
+
+
+def _seen(net: Network, mask: Tensor) -> Tensor:
+    """Which keys each query may attend to."""
     if mask.dtype == torch.bool:
         return mask
     return net.elementwise("GREATER", mask, net.constant(torch.tensor(-math.inf, dtype=mask.dtype)))
 
 
-def _future(net: Network, queries: Size, keys: Size) -> Tensor:
-    """[queries, keys]: keys that come after the query, both counted from the first (the upper left corner)."""
+def _future(net: Network, queries: Size, keys: Size, share: int) -> Tensor:
+    """[share * queries, keys]: keys that come after the query, both counted from the first (the upper left corner)."""
     query, key = (net.iota(0, 1, size, torch.int32) for size in (queries, keys))
+    if share > 1 and query.value is not None:
+        query = net.constant(query.value.repeat(share))
+    elif share > 1:
+        query = net.reshape(net.expand(query, (share, queries)), (share * queries,))
     return net.elementwise("GREATER", key, net.unsqueeze(query, 1))
 
 
-def _repeat_heads(net: Network, tensor: Tensor, heads: Size) -> Tensor:
+def _fold(net: Network, mask: Tensor, heads: int, share: int, queries: Size) -> Tensor:
+    """A mask [..., heads or 1, queries or 1, keys] for scores whose rows are the queries of ``share`` heads in turn."""
+    known = ("folded mask", mask, heads, share, queries)
+    if known not in net.shared:
+        net.shared[known] = _folded(net, net.to_rank(mask, max(mask.rank, 3)), heads, share, queries)
+    return net.shared[known]  # type: ignore[no-any-return]
+
+
+def _folded(net: Network, mask: Tensor, heads: int, share: int, queries: Size) -> Tensor:
+    *outer, own_heads, rows, keys = mask.shape
+    if own_heads == 1 and rows == 1:
+        return mask
+    if own_heads == 1:
+        tiled = net.expand(mask, (*outer, share, rows, keys))
+        return net.reshape(tiled, (*outer, 1, share * rows, keys))
+    each = net.expand(mask, (*outer, heads, queries, keys))
+    return net.reshape(each, (*outer, heads // share, share * queries, keys))
+
+
+def _repeat_heads(net: Network, tensor: Tensor, heads: int) -> Tensor:
     """[..., groups, tokens, size] with each head repeated for the queries of its group, up to this many."""
     *outer, groups, tokens, size = tensor.shape
     if groups == heads:

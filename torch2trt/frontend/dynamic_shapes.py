@@ -17,7 +17,7 @@ from torch.export.graph_signature import InputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
 from torch2trt.errors import DynamicShapeError, ExampleInputError
-from torch2trt.graph.signature import Signature
+from torch2trt.graph.signature import Signature, channels_last
 from torch2trt.sizes import DimRange, depends_on_data, symbol, to_shape
 
 Axes = list[dict[int, Any]]
@@ -194,10 +194,16 @@ def _resized(
 
 
 def resized(value: torch.Tensor, axis: int, size: int) -> torch.Tensor:
-    """A tensor with another size of one dimension, itself where it has that; values repeat, or are left out."""
+    """A tensor with another size of one dimension, itself where it has that; values repeat, or are left out.
+
+    Where its channels come last in memory, they still do.
+    """
     if value.shape[axis] == size:
         return value
-    return value.index_select(axis, torch.arange(size, device=value.device) % max(value.shape[axis], 1))
+    chosen = value.index_select(axis, torch.arange(size, device=value.device) % max(value.shape[axis], 1))
+    if not channels_last(value):
+        return chosen
+    return chosen.contiguous(memory_format=torch.channels_last if value.dim() == 4 else torch.channels_last_3d)
 
 
 def dimensions(

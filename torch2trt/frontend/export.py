@@ -39,6 +39,7 @@ from torch2trt.frontend.dynamic_shapes import (
     dynamic_axes,
     positional_parameters,
 )
+from torch2trt.frontend.layouts import layouts_of_cudnn
 from torch2trt.frontend.recurrent import involves_packed_sequences, whole_recurrences
 from torch2trt.graph.devices import unify_devices
 from torch2trt.graph.kernels import shapes_of_quantiles
@@ -141,6 +142,7 @@ def _export_mode() -> Iterator[None]:
             _divisions_without_remainders(),
             whole_recurrences(),
             shapes_of_quantiles(),
+            layouts_of_cudnn(),
             symbolic_config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
             warnings.catch_warnings(),
         ):

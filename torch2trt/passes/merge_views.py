@@ -11,14 +11,10 @@ from torch2trt.graph.program import Program
 from torch2trt.graph.rewrite import IN_TORCH, call, erase_unused
 from torch2trt.graph.schema import bind
 from torch2trt.passes.pieces import selection_of
-from torch2trt.passes.views import MOST_DIMS, PERMUTING, View, axes_of, emit
+from torch2trt.passes.views import MOST_DIMS, PERMUTING, RESHAPING, View, applied, emit
 from torch2trt.settings import Settings
 
 aten = torch.ops.aten
-
-_RESHAPING = frozenset(
-    {aten.reshape.default, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims}
-)
 
 # Attention reads heads where a projection leaves them: [batch, tokens, heads, size] as [batch, heads, tokens, size].
 _WIDTH_OF_ATTENTION = 4
@@ -71,9 +67,9 @@ class _Merger:
         """The node as a view, if it is one."""
         if IN_TORCH in node.meta:
             return None
-        if node.target in PERMUTING or node.target in _RESHAPING:
+        if node.target in PERMUTING or node.target in RESHAPING:
             base = self._base(node.all_input_nodes[0])
-            view = self._applied(node, base.view)
+            view = applied(self.program, node, base.view)
             must_go = base.must_go or len(self.program.spec(node).shape) > MOST_DIMS
             return None if view is None else _Tracked(base.source, view, base.calls + 1, must_go)
         if selection_of(self.program, node) is not None:
@@ -84,11 +80,6 @@ class _Merger:
 
     def _base(self, node: fx.Node) -> _Tracked:
         return self.tracked.get(node) or _Tracked(node, View.of(self.program.spec(node).shape), 0, False)
-
-    def _applied(self, node: fx.Node, view: View) -> View | None:
-        if node.target in _RESHAPING:
-            return view.reshape(self.program.spec(node).shape)
-        return view.permute(axes_of(node, len(view.dims)))
 
     def _selected(self, node: fx.Node) -> _Tracked | None:
         selection = selection_of(self.program, node)
@@ -115,7 +106,7 @@ class _Merger:
     def _through_linear(self, node: fx.Node) -> _Tracked | None:
         bound = bind(node)
         base = self.tracked.get(bound["input"])
-        views = PERMUTING | _RESHAPING | {aten.select.int, aten.unbind.int}
+        views = PERMUTING | RESHAPING | {aten.select.int, aten.unbind.int}
         if base is None or not node.users or any(user.target not in views for user in node.users):
             return None
         view = base.view
@@ -164,8 +155,8 @@ class _Merger:
         return [*found, view] if stops else found
 
     def _followed_by(self, user: fx.Node, view: View) -> View | None:
-        if user.target in PERMUTING or user.target in _RESHAPING:
-            return self._applied(user, view)
+        if user.target in PERMUTING or user.target in RESHAPING:
+            return applied(self.program, user, view)
         if (atom := self._atom_selected(user, view)) is None:
             return None
         return view.without(view.dims.index((atom,)), atom)

@@ -15,6 +15,7 @@ from torch2trt.passes.defer_blind_queries import defer_blind_queries
 from torch2trt.passes.fold_batch_norm import BATCH_NORMS, fold_batch_norm
 from torch2trt.passes.fuse_conv_blocks import fuse_conv_blocks
 from torch2trt.passes.fuse_linear_blocks import fuse_linear_blocks
+from torch2trt.passes.group_attention import group_attention
 from torch2trt.passes.hoist_weights import hoist_weights
 from torch2trt.passes.merge_common_subexpressions import merge_common_subexpressions
 from torch2trt.passes.merge_sibling_convolutions import merge_sibling_convolutions
@@ -64,6 +65,7 @@ PASSES: tuple[Pass, ...] = (
     simplify_slices,
     simplify_casts,
     sink_permutes,
+    group_attention,
     merge_views,
     merge_common_subexpressions,
     hoist_weights,

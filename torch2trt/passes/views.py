@@ -20,6 +20,11 @@ aten = torch.ops.aten
 PERMUTING = frozenset({aten.permute.default, aten.transpose.int, aten.t.default})
 """The operators that bring dimensions into another order."""
 
+RESHAPING = frozenset(
+    {aten.reshape.default, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims}
+)
+"""The operators that keep the order of the elements."""
+
 MOST_DIMS = 8
 """Of TensorRT's tensors."""
 
@@ -141,6 +146,13 @@ def axes_of(node: fx.Node, rank: int) -> tuple[int, ...]:
         first, second = (bind(node)[name] % rank for name in ("dim0", "dim1"))
         axes[first], axes[second] = axes[second], axes[first]
     return tuple(axes)
+
+
+def applied(program: Program, node: fx.Node, view: View) -> View | None:
+    """What a call of one of :data:`PERMUTING` or :data:`RESHAPING` makes of a view; None where the atoms do not fit."""
+    if node.target in RESHAPING:
+        return view.reshape(program.spec(node).shape)
+    return view.permute(axes_of(node, len(view.dims)))
 
 
 def emit(program: Program, source: fx.Node, view: View, *, like: fx.Node) -> fx.Node | None:
