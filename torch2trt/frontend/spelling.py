@@ -10,7 +10,7 @@ from __future__ import annotations
 import builtins
 import operator
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import EllipsisType
 from typing import Any
@@ -152,7 +152,7 @@ class _Speller:
         return self._symbols.setdefault(name, sympy.Symbol(f"n{len(self._symbols)}", integer=True))
 
 
-def _name(target: Callable[..., Any]) -> str:
+def _name(target: Any) -> str:
     """What a function is called by all; it is checked that they mean this one."""
     if isinstance(target, OpOverload | OpOverloadPacket):
         return f"torch.ops.{target}"

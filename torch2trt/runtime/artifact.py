@@ -158,12 +158,6 @@ def _members(artifact: Artifact, program: Program | None) -> dict[str, bytes]:
         members[_STATE] = safetensors.torch.save(tensors)
     if program is not None:
         members |= zip((_GRAPH, _WEIGHTS), _program_members(program), strict=True)
-    # The cache folder is the builder's own and says nothing to whoever loads this.
-    settings = {
-        item.name: getattr(artifact.settings, item.name)
-        for item in dataclasses.fields(Settings)
-        if item.name != "cache_dir"
-    }
     manifest = {
         "name": artifact.name,
         "flavour": artifact.flavour,
@@ -171,13 +165,20 @@ def _members(artifact: Artifact, program: Program | None) -> dict[str, bytes]:
         "torch_version": str(torch.__version__),
         "gpu": artifact.gpu,
         "calls": [call.to_json() for call in artifact.calls],
-        "settings": settings,
+        "settings": settings_to_json(artifact.settings),
         "signature": signature,
         "report": artifact.report,
         "parts": [_ENGINE_PART if isinstance(part, Artifact) else _TORCH_PART for part in artifact.parts],
         "results": dict(artifact.results),
     }
     return archive.with_manifest(archive.WHOLE, manifest, members)
+
+
+def settings_to_json(settings: Settings) -> dict[str, Any]:
+    """Settings as a manifest has them."""
+    # The cache folder is the builder's own and says nothing to whoever loads this.
+    names = [item.name for item in dataclasses.fields(Settings) if item.name != "cache_dir"]
+    return {name: getattr(settings, name) for name in names}
 
 
 def _part_names(kind: str, number: int) -> tuple[str, ...]:
