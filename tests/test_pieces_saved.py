@@ -1,0 +1,636 @@
+"""Modules in pieces, saved and loaded: what the file's engines stand for, and what they are never mistaken for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torch2trt
+from tests.artifacts import make_artifact, with_manifest, with_members
+from tests.scripts import run_script
+from tests.test_pieces import QUICK, Detector, Forked, X
+from torch2trt import api, backend
+from torch2trt.errors import (
+    ArtifactError,
+    ArtifactMismatchError,
+    ArtifactWriteError,
+    ExampleInputError,
+    ProgramMissingError,
+    TrainingModeError,
+    UnsupportedOpsError,
+)
+from torch2trt.frontend.dynamo import Region
+from torch2trt.frontend.spelling import NoSpellingError, spell
+from torch2trt.pieces import PiecewiseModule
+from torch2trt.runtime import artifact, pieces_file
+from torch2trt.runtime.module import EngineModule
+from torch2trt.tools import cli
+
+Other = Callable[[], nn.Module]
+BIG = 10 * X.abs()  # takes the other way
+
+
+@dataclasses.dataclass
+class Counts:
+    """How often something was captured and built."""
+
+    captured: int = 0
+    built: int = 0
+
+
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
+    found = Counts()
+    capture, build = backend.capture, api.build
+
+    def captured(*args: Any) -> Any:
+        found.captured += 1
+        return capture(*args)
+
+    def built(*args: Any, **kwargs: Any) -> Any:
+        found.built += 1
+        return build(*args, **kwargs)
+
+    monkeypatch.setattr(backend, "capture", captured)
+    monkeypatch.setattr(api, "build", built)
+    return found
+
+
+def pieces(module: nn.Module, *args: Any, **settings: Any) -> PiecewiseModule:
+    compiled = torch2trt.compile(module, args or (X,), **(QUICK | settings))
+    assert isinstance(compiled, PiecewiseModule)
+    return compiled
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``Forked`` with the engines of both ways, and their Programs."""
+    path = tmp_path_factory.mktemp("saved") / "forked.t2t"
+    compiled = pieces(Forked().eval())
+    compiled.reference(BIG)
+    compiled.save(path, program=True)
+    return path
+
+
+def check(compiled: PiecewiseModule, module: nn.Module, *inputs: Any) -> None:
+    for each in inputs:
+        with torch.no_grad():
+            torch.testing.assert_close(compiled.reference(each), module(each), rtol=1e-4, atol=1e-5)
+
+
+# What is in the file --------------------------------------------------------------------------------------------------
+
+_SCRIPT = """
+import json, torch, torch2trt
+from tests.test_pieces import Forked, X
+from torch2trt import api, backend
+
+def never(*args, **kwargs):
+    raise AssertionError("what is in the file is captured or built")
+
+backend.capture = api.capture = api.optimize = api.build = never
+module = Forked().eval()
+loaded = torch2trt.load({path!r}, module=module)
+listed = len(loaded.engines)
+results = [loaded.reference(x) for x in (X, 10 * X.abs())]
+torch.save(results, {results!r})
+print(json.dumps([listed, loaded.report["engines"], loaded.verify(X).passed, loaded.settings.precision]))
+"""
+
+
+def test_a_fresh_process_builds_and_captures_nothing(saved: Path, tmp_path: Path) -> None:
+    path, results = tmp_path / "load.py", tmp_path / "results.pt"
+    path.write_text(_SCRIPT.format(path=str(saved), results=str(results)))
+    done = run_script(path)
+    assert done.returncode == 0, done.stderr
+    assert "is built" not in done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [3, 3, True, "fp32"]
+    module = Forked().eval()
+    for x, found in zip((X, BIG), torch.load(results), strict=True):
+        with torch.no_grad():
+            torch.testing.assert_close(found, module(x), rtol=1e-4, atol=1e-5)
+
+
+def test_without_programs_the_reference_captures_and_builds_nothing(tmp_path: Path, counts: Counts) -> None:
+    module = Forked().eval()
+    pieces(module).save(tmp_path / "forked.t2t")
+    before = counts.built
+    loaded = torch2trt.load(tmp_path / "forked.t2t", module=module)
+    assert [engine.has_program for engine in loaded.engines] == [False, False]
+    with pytest.raises(ProgramMissingError, match="loaded without"):
+        loaded.save(tmp_path / "again.t2t", program=True)
+    if not torch.cuda.is_available():
+        check(loaded, module, X, X)
+        assert (counts.built, counts.captured) == (before, before + 2)
+        assert len(loaded.engines) == 2
+
+
+def test_equal_modules_are_equal_files(saved: Path, tmp_path: Path) -> None:
+    module = Forked().eval()
+    loaded = torch2trt.load(saved.read_bytes(), module=module)
+    assert loaded.name == "Forked"
+    loaded.save(tmp_path / "before.t2t", program=True)
+    check(loaded, module, BIG, X)
+    loaded.save(tmp_path / "after.t2t", program=True)
+    assert saved.read_bytes() == (tmp_path / "before.t2t").read_bytes() == (tmp_path / "after.t2t").read_bytes()
+
+
+def test_what_is_left_to_eager_is_not_tried_again(
+    tmp_path: Path, counts: Counts, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Odd(Forked):
+        def forward(self, x: Tensor) -> dict[str, Any]:
+            return super().forward(torch.special.bessel_j0(x))
+
+    module = Odd().eval()
+    compiled = pieces(module)
+    assert len(compiled.refusals) == 1
+    compiled.save(tmp_path / "odd.t2t", program=True)
+    before = dataclasses.replace(counts)
+    loaded = torch2trt.load(tmp_path / "odd.t2t", module=module)
+    (refusal,) = loaded.refusals
+    assert isinstance(refusal, UnsupportedOpsError)
+    assert str(refusal) == str(compiled.refusals[0])
+    check(loaded, module, X)
+    assert counts == before
+    assert len(loaded.refusals) == 1
+    assert "is left to eager" in caplog.text
+    assert "is built" not in caplog.text
+
+
+def test_a_piece_that_is_a_hybrid(tmp_path: Path, counts: Counts) -> None:
+    class Mixed(Forked):
+        def forward(self, x: Tensor) -> dict[str, Any]:
+            return super().forward(torch.special.bessel_j0(self.first(x)))
+
+    module = Mixed().eval()
+    compiled = pieces(module)
+    assert compiled.report["calls_in_torch"] == 1
+    compiled.save(tmp_path / "mixed.t2t", program=True)
+    before = dataclasses.replace(counts)
+    loaded = torch2trt.load(tmp_path / "mixed.t2t", module=module)
+    check(loaded, module, X)
+    assert counts == before
+    assert loaded.report == compiled.report
+
+
+def test_lists_of_images(tmp_path: Path, counts: Counts) -> None:
+    module, draw = Detector().eval(), torch.Generator().manual_seed(0)
+    images = [torch.randn(3, size, 8, generator=draw) for size in (8, 12, 8)]
+    compiled = pieces(module, images)
+    compiled.save(tmp_path / "detector.t2t", program=True)
+    before = dataclasses.replace(counts)
+    torch._dynamo.reset()
+    again = Detector().eval()
+    loaded = torch2trt.load(tmp_path / "detector.t2t", module=again)
+    check(loaded, again, images)
+    assert counts == before
+
+
+# What is not --------------------------------------------------------------------------------------------------------
+
+
+def test_other_weights_are_built_and_right(saved: Path, counts: Counts, caplog: pytest.LogCaptureFixture) -> None:
+    module = Forked().eval()
+    with torch.no_grad():
+        module.up.weight.mul_(2)
+        module.down.bias.sub_(1)
+    loaded = torch2trt.load(saved, module=module)
+    check(loaded, module, X, BIG, X)
+    assert counts.built == 2  # both ways; what comes before is the same
+    assert len(loaded.engines) == 5
+    assert caplog.text.count("what is not in the file is built now") == 1
+    assert "inputs of [4, 8]: its weights are others" in caplog.text
+    assert loaded.verify(X).passed
+
+
+def test_weights_that_change_later(saved: Path, tmp_path: Path, counts: Counts) -> None:
+    module = Forked().eval()
+    loaded = torch2trt.load(saved, module=module)
+    check(loaded, module, X)
+    assert counts.built == 0
+    with torch.no_grad():
+        module.first.weight.mul_(-1)
+    check(loaded, module, X)
+    assert counts.built == 1
+    loaded.save(tmp_path / "both.t2t")
+    with torch.no_grad():
+        module.first.weight.mul_(-1)
+    check(loaded, module, X)
+    assert counts.built == 1  # known from before
+    for sign in (1, -1):
+        other = Forked().eval()
+        with torch.no_grad():
+            other.first.weight.mul_(sign)
+        check(torch2trt.load(tmp_path / "both.t2t", module=other), other, X)
+    assert counts.built == 1
+
+
+def test_other_numbers_calls_and_order(saved: Path, counts: Counts) -> None:
+    class Scaled(Forked):
+        def forward(self, x: Tensor, *, scale: float = 2.5) -> dict[str, Any]:
+            return super().forward(x, scale=scale)
+
+    class Otherwise(Forked):
+        def forward(self, x: Tensor) -> dict[str, Any]:  # type: ignore[override]
+            x = self.first(x).relu()
+            y = self.up(x).sigmoid() * 2.0 if x.sum() > 10 else 2.0 - self.down(x).sigmoid()
+            return {"y": y, "rows": y[y.sum(1) > 0]}
+
+    for kind in (Scaled, Otherwise):
+        module = kind().eval()
+        before = counts.built
+        check(torch2trt.load(saved, module=module), module, X, BIG)
+        assert counts.built == before + 2
+
+
+def test_a_second_size(saved: Path, tmp_path: Path, counts: Counts, caplog: pytest.LogCaptureFixture) -> None:
+    module, more = Forked().eval(), torch.randn(7, 8, generator=torch.Generator().manual_seed(1))
+    loaded = torch2trt.load(saved, module=module)
+    check(loaded, module, X, more)
+    assert counts.built == 2
+    assert "inputs of [7, 8]: there is none of these calls and sizes" in caplog.text
+    loaded.save(tmp_path / "two.t2t", program=True)
+    again = torch2trt.load(tmp_path / "two.t2t", module=module)
+    check(again, module, more, X)
+    assert counts.built == 2
+    assert len(again.engines) == 5
+
+
+def test_another_torch_is_named(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+    module = Forked().eval()
+    loaded = torch2trt.load(with_manifest(saved.read_bytes(), torch_version="2.9.0"), module=module)
+    check(loaded, module, X)
+    assert "is built" not in caplog.text  # it traces the same
+    check(loaded, module, X[:3])
+    assert f"(saved with torch 2.9.0, this is {torch.__version__})" in caplog.text
+
+
+def test_autocast_is_another_computation(saved: Path, counts: Counts) -> None:
+    module = Forked().eval()
+    loaded = torch2trt.load(saved, module=module)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        found, wanted = loaded.reference(X)["y"], module(X)["y"]
+    assert counts.captured > 0
+    assert found.dtype == wanted.dtype
+    torch.testing.assert_close(found, wanted, rtol=0.02, atol=0.02)
+
+
+def test_one_engine_for_pieces_that_compute_the_same(counts: Counts) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = Forked(), Forked()
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [self.one(x)["y"], self.two(x)["y"]]
+
+    module = Twice().eval()
+    compiled = pieces(module)
+    check(compiled, module, X)
+    assert len(compiled.engines) == counts.built <= 3
+
+
+@pytest.mark.parametrize("from_file", [True, False])
+def test_an_engine_that_does_not_run_here_is_built_again(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, from_file: bool
+) -> None:
+    module = Forked().eval()
+    loaded = torch2trt.load(saved, module=module) if from_file else pieces(module)
+    (region, args), *_ = regions(module, X)
+    engine, other = loaded.engines[0], EngineModule(make_artifact())
+
+    def refuse(engine: EngineModule) -> None:
+        raise ArtifactMismatchError("built for a GPU of another kind", subject=engine.artifact.name)
+
+    monkeypatch.setattr(EngineModule, "open", refuse)
+    monkeypatch.setattr(Region, "device", lambda region, args: torch.device("cuda", 0))
+    count = len(loaded.engines)
+    assert loaded._store.find(region, args, lambda: other) is other
+    assert loaded.engines[0] is other is not engine
+    assert len(loaded.engines) == count
+    assert ("built for a GPU of another kind" in caplog.text) is from_file
+
+
+# Spelling -----------------------------------------------------------------------------------------------------------
+
+
+def regions(module: nn.Module | Callable[..., Any], *args: Any) -> list[tuple[Region, tuple[Any, ...]]]:
+    """What Dynamo makes of a call, and each one's arguments."""
+    found: list[tuple[Region, tuple[Any, ...]]] = []
+
+    def look(graph: Any, inputs: Any) -> Any:
+        region = Region(graph)
+
+        def run(*values: Any) -> Any:
+            found.append((region, values))
+            return graph(*values)
+
+        return run
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        torch.compile(module, backend=look, dynamic=False)(*args)
+    return found
+
+
+def lines(function: Callable[..., Any], *args: Any) -> tuple[str, ...]:
+    ((region, values),) = regions(function, *args)
+    return spell(region, values).lines
+
+
+def test_names_are_no_part_of_a_spelling() -> None:
+    def one(x: Tensor) -> Tensor:
+        y = x * 2
+        return y.relu() + torch.arange(8)
+
+    def other(first: Tensor) -> Tensor:
+        doubled = first * 2
+        return doubled.relu() + torch.arange(8)
+
+    assert lines(one, X) == lines(other, X)
+
+
+def test_what_differs_is_spelled() -> None:
+    y = torch.ones(4, 8)
+
+    def ordered(compute: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+        # An argument's place is that of its first use.
+        return lambda x, y: compute(x.exp(), y.exp())
+
+    different: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
+        (lambda x, y: x - y, (X, y)),
+        (ordered(lambda x, y: x - y), (X, y)),
+        (ordered(lambda x, y: y - x), (X, y)),
+        (lambda x, y: torch.rsub(x, y), (X, y)),
+        (lambda x, y: torch.sub(x, y, alpha=2), (X, y)),
+        (lambda x, y: torch.sub(x, y, alpha=2.0), (X, y)),
+        (lambda x, y: x - y, (X.double(), y)),
+        (lambda x, y: x - y, (X[:2], y[:2])),
+        (lambda x, y: x - y, (X.t().contiguous().t(), y)),
+        (lambda x, y: (x - y, x + y), (X, y)),
+        (lambda x, y: (x + y, x - y), (X, y)),
+        (lambda x, y: (x - y, x + y)[0], (X, y)),
+        (lambda x, y: (x - y)[:1], (X, y)),
+        (lambda x, y: (x - y)[None], (X, y)),
+        (lambda x, y: (x - y)[...], (X, y)),
+        (lambda x, y: (x - y).to(torch.float16), (X, y)),
+        (lambda x, y: (x - y).to(torch.bfloat16), (X, y)),
+        (lambda x, y: x - y + torch.tensor([1.0]), (X, y)),
+        (lambda x, y: x - y + torch.tensor([-0.0]), (X, y)),
+        (lambda x, y: x - y + torch.tensor([0.0]), (X, y)),
+        (lambda x, y: x - y + torch.zeros(1), (X, y)),
+        (ordered(lambda x, y: torch.cat([x, y])), (X, y)),
+        (ordered(lambda x, y: torch.cat([y, x])), (X, y)),
+        (lambda x, y: torch.cat([x, y], 1), (X, y)),
+        (lambda x, y: torch.cat([x, x]), (X, y)),
+    ]
+    found = [lines(function, *args) for function, args in different]
+    assert len(set(found)) == len(found)
+
+
+def test_the_default_dtype_is_spelled() -> None:
+    before = lines(lambda x: x.relu(), X)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert lines(lambda x: x.relu(), X) != before
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_ranges_are_spelled() -> None:
+    def dynamic(low: int, high: int, count: int = 4) -> tuple[str, ...]:
+        x = torch.ones(count, 8)
+        torch._dynamo.mark_dynamic(x, 0, min=low, max=high)
+        return lines(lambda x: x * x.shape[0], x)
+
+    assert dynamic(2, 16) == dynamic(2, 16, 5)
+    assert len({dynamic(2, 16), dynamic(3, 16), dynamic(2, 17), lines(lambda x: x * x.shape[0], torch.ones(4, 8))}) == 4
+
+
+def test_ranges_that_are_impossible_are_sizes_in_the_file(
+    tmp_path: Path, counts: Counts, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Halves(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            # Dynamo guards on what is seen here: fewer than 100 rows, and an even number of them.
+            if x.shape[0] < 100:
+                x = torch.relu(x)
+            y = x.view(x.shape[0] // 2, 16) * 2
+            return y + 1 if y.sum() > 1e9 else y.tanh() - 1
+
+    def dynamic(count: int) -> Tensor:
+        x = torch.randn(count, 8)
+        torch._dynamo.maybe_mark_dynamic(x, 0)
+        return x
+
+    module = Halves().eval()
+    compiled = pieces(module, dynamic(8))
+    check(compiled, module, dynamic(6), dynamic(4))
+    assert "a range is impossible" in caplog.text
+    compiled.save(tmp_path / "halves.t2t", program=True)
+    before = dataclasses.replace(counts)
+    torch._dynamo.reset()
+    loaded = torch2trt.load(tmp_path / "halves.t2t", module=module)
+    check(loaded, module, dynamic(4), dynamic(6))
+    assert counts == before
+
+
+@torch._dynamo.allow_in_graph
+def _own(x: Tensor) -> Tensor:
+    return x.relu() * 3
+
+
+class Own(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = _own(x) + 1
+        return y * 2 if y.sum() > 1e9 else y.sin() + y.cos()
+
+
+def test_functions_of_others_have_no_spelling(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (region, args), *_ = regions(Own().eval(), X)
+    with pytest.raises(NoSpellingError, match="_own, which is no function of torch"):
+        spell(region, args)
+    module = Own().eval()
+    compiled = pieces(module)
+    assert len(compiled.engines) == 2
+    compiled.save(tmp_path / "own.t2t", program=True)
+    assert "1 of 2 engines are not written, and will be built" in caplog.text
+    loaded = torch2trt.load(tmp_path / "own.t2t", module=module)
+    assert len(loaded.engines) == 1
+    check(loaded, module, X)
+    assert len(loaded.engines) == 2
+    assert "which is no function of torch" in caplog.text
+
+
+def test_nothing_to_write_is_an_error(tmp_path: Path) -> None:
+    class Whole(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = _own(x) + 1
+            return torch.ones(int(y.sum().item()) % 3 + 1)
+
+    compiled = pieces(Whole().eval())
+    with pytest.raises(ArtifactWriteError, match=r"no engine that can be found again.*_own"):
+        compiled.save(tmp_path / "nothing.t2t")
+    assert not list(tmp_path.iterdir())
+
+
+# Files --------------------------------------------------------------------------------------------------------------
+
+
+def test_what_to_pass_is_said(saved: Path, tmp_path: Path) -> None:
+    module = Forked().eval()
+    for load in (torch2trt.load, EngineModule.load, artifact.load):
+        with pytest.raises(ArtifactError, match=r"forked.t2t: holds the engines of a module in pieces") as caught:
+            load(saved)
+        assert "load(path, module=model)" in caught.value.hint
+    artifact.save(make_artifact(), tmp_path / "whole.t2t")
+    with pytest.raises(ArtifactError, match=r"whole.t2t: is the artifact of a whole module") as caught:
+        torch2trt.load(tmp_path / "whole.t2t", module=module)
+    assert "without module=" in caught.value.hint
+    with pytest.raises(ExampleInputError, match="device: is where the module is"):
+        torch2trt.load(saved, module=module, device="cuda:0")  # type: ignore[call-overload]
+    with pytest.raises(ExampleInputError, match="module: is type"):
+        torch2trt.load(saved, module=Forked)  # type: ignore[call-overload]
+    with pytest.raises(TrainingModeError):
+        torch2trt.load(saved, module=Forked().train())
+    with pytest.raises(FileNotFoundError):
+        torch2trt.load(tmp_path / "none.t2t", module=module)
+
+
+def test_truncated_or_damaged(saved: Path) -> None:
+    data, module, draw = saved.read_bytes(), Forked().eval(), random.Random(0)
+    for end in (0, 1, 30, *(draw.randrange(len(data)) for _ in range(20)), len(data) - 1):
+        with pytest.raises(ArtifactError):
+            torch2trt.load(data[:end], module=module)
+    manifest = data.index(b"part") if b"part" in data[:2000] else 2000
+    refused = 0
+    places = [*range(0, manifest, 17), *(draw.randrange(len(data)) for _ in range(60))]
+    for place in places:
+        changed = bytearray(data)
+        changed[place] ^= 1 << draw.randrange(8)
+        try:
+            torch2trt.load(bytes(changed), module=module)
+        except ArtifactError:
+            refused += 1
+    assert refused > 0.8 * len(places)
+
+
+def test_members_that_are_exchanged(saved: Path) -> None:
+    data, module = saved.read_bytes(), Forked().eval()
+    first, second, _ = [f"{key.graph}-{key.weights}.t2t" for key in pieces_file.load(data).engines]
+    for changes in ({first: None}, {first: b"another"}, {"more.t2t": b"more"}, {first: None, "../more": b"more"}):
+        with pytest.raises(ArtifactError, match=r"its manifest names|is corrupt"):
+            torch2trt.load(with_members(data, **changes), module=module)
+    with pytest.raises(ArtifactError, match="other members than its engines"):
+        torch2trt.load(with_manifest(data, engines=[[*second.removesuffix(".t2t").split("-")]]), module=module)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"name": 3}, {"torch_version": None}, {"settings": {"unknown": 1}}, {"settings": []}, {"members": None}),
+        *({"engines": None}, {"engines": [3]}, {"engines": [["a", "b"]]}, {"engines": [["a" * 32] * 3]}),
+        *({"refusals": 3}, {"refusals": [{}]}, {"refusals": [{"region": ["a" * 32] * 2, "code": "T2T999"}]}),
+        {"refusals": [{"region": ["a" * 32] * 2, "code": "T2T104", "reason": 3}]},
+        {"refusals": [{"region": ["a" * 32] * 2, "code": "T2T104", "subject": "x"}]},
+        {"refusals": [{"region": ["a" * 32] * 2, "code": "T2T201", "nodes": [{"node": 1, "op": "", "reason": ""}]}]},
+        {"version": 99},
+    ],
+    ids=str,
+)
+def test_a_malformed_manifest(saved: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(ArtifactError):
+        torch2trt.load(with_manifest(saved.read_bytes(), **changes), module=Forked().eval())
+
+
+def test_a_file_does_not_say_where_builds_write(saved: Path, tmp_path: Path) -> None:
+    data = with_manifest(saved.read_bytes(), settings={**QUICK, "cache_dir": str(tmp_path / "elsewhere")})
+    assert torch2trt.load(data, module=Forked().eval()).settings.cache_dir is None
+
+
+def test_an_engine_that_is_no_artifact_is_named(saved: Path) -> None:
+    found = pieces_file.load(saved)
+    first = next(iter(found.engines))
+    with pytest.raises(ArtifactError, match="is no artifact of torch2trt: " + first.graph):
+        pieces_file.load(_with_engine(saved.read_bytes(), f"{first.graph}-{first.weights}.t2t", b"PKnothing"[2:]))
+
+
+def _with_engine(data: bytes, name: str, content: bytes) -> bytes:
+    """The file with another member that its manifest agrees to."""
+    import hashlib
+    import io
+    import zipfile
+
+    with zipfile.ZipFile(io.BytesIO(data)) as file:
+        digests = json.loads(file.read("manifest.json"))["members"]
+    digests[name] = hashlib.sha256(content).hexdigest()
+    return with_manifest(with_members(data, **{name: content}), members=digests)
+
+
+# The command line ---------------------------------------------------------------------------------------------------
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "odd_model.py"
+    source.write_text(
+        "import torch\nfrom tests.test_pieces import Forked\n\n\nclass Odd(Forked):\n    def forward(self, x):\n"
+        "        return super().forward(torch.special.bessel_j0(x))\n"
+    )
+    path = tmp_path / "odd.t2t"
+    options = ["--input", "4x8", "--min-segment", "1", "--progress", "none", "-o", str(path), "--json"]
+    assert cli.main(["compile", f"{source}:Odd", *options]) == 0
+    written = json.loads(capsys.readouterr().out)
+    assert (written["output"], written["pieces"]) == (str(path), 2)
+
+    assert cli.main(["inspect", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["name"] == "Odd"
+    assert found["settings"] == {"min_segment": 1, "progress": "none"}
+    assert [each["program"] for each in found["engines"]] == [False, False]
+    assert found["engines"][0]["report"]["layers"] > 0
+    assert "bessel_j0" in found["left_to_eager"][0]
+    assert found["engine_bytes"] < found["file_bytes"] == path.stat().st_size
+    assert cli.main(["inspect", str(path)]) == 0
+    shown = capsys.readouterr().out.replace("\n", "")
+    assert "Odd, in pieces" in shown
+    assert "left to eager: [T2T201]" in shown
+    assert "module=model" in shown
+
+    monkeypatch.setattr("torch2trt.tools.profile.command.check_gpu", lambda: None)
+    assert cli.main(["profile", str(path)]) == 2
+    assert "load(path, module=model)" in capsys.readouterr().err
+
+
+# On a GPU -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+def test_saved_pieces_run_on_the_gpu(tmp_path: Path, counts: Counts, caplog: pytest.LogCaptureFixture) -> None:
+    module = Forked().eval().cuda()
+    compiled = pieces(module, X.cuda())
+    compiled.save(tmp_path / "forked.t2t")
+    torch._dynamo.reset()
+    before = dataclasses.replace(counts)
+    loaded = torch2trt.load(tmp_path / "forked.t2t", module=module)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(X.cuda()), module(X.cuda()), rtol=1e-4, atol=1e-4)
+    assert counts == before
+    assert loaded.verify(X.cuda()).passed
+    for engine in compiled.engines:
+        engine.artifact = dataclasses.replace(engine.artifact, gpu="a GPU of another kind (1.0)")
+    compiled.save(tmp_path / "other.t2t")
+    torch._dynamo.reset()
+    elsewhere = torch2trt.load(tmp_path / "other.t2t", module=module)
+    with torch.no_grad():
+        torch.testing.assert_close(elsewhere(X.cuda()), module(X.cuda()), rtol=1e-4, atol=1e-4)
+    assert counts.built == before.built + len(compiled.engines)
+    assert "built for a GPU of another kind" in caplog.text
