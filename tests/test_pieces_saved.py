@@ -444,6 +444,15 @@ def test_ranges_that_are_impossible_are_sizes_in_the_file(
     assert counts == before
 
 
+def test_operators_that_call_functions_have_no_spelling() -> None:
+    def chosen(x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,))
+
+    ((region, args),) = regions(chosen, X)
+    with pytest.raises(NoSpellingError, match=r"cond, which calls functions|holds a GraphModule"):
+        spell(region, args)
+
+
 @torch._dynamo.allow_in_graph
 def _own(x: Tensor) -> Tensor:
     return x.relu() * 3

@@ -18,12 +18,13 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
-from torch._ops import OpOverload, OpOverloadPacket
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch.fx.node import _get_qualified_name
 
 from torch2trt.frontend.dynamo import Region
 
-# Functions by whose names all is said; what one of somebody else's does may change between processes.
+# Functions by whose names all is said. What another does nobody knows from its name; operators are as in any artifact,
+# where a name stands for one too.
 _KNOWN = frozenset({"torch", "_operator", "math", "builtins"})
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, EllipsisType})
 
@@ -156,6 +157,9 @@ def _name(target: Any) -> str:
     """What a function is called by all; it is checked that they mean this one."""
     if isinstance(target, OpOverload | OpOverloadPacket):
         return f"torch.ops.{target}"
+    if isinstance(target, HigherOrderOperator):
+        # Some know what they call by a number that this process gave it.
+        raise NoSpellingError(f"it calls {target.name()}, which calls functions of its own")
     try:
         name = _get_qualified_name(target)
     except (RuntimeError, AttributeError) as error:
