@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import random
@@ -34,7 +35,7 @@ from torch2trt.runtime import artifact, pieces_file
 from torch2trt.runtime.module import EngineModule
 from torch2trt.tools import cli
 
-Other = Callable[[], nn.Module]
+REGION = {"region": ["a" * 32] * 2, "flavour": "tensorrt 11.0"}
 BIG = 10 * X.abs()  # takes the other way
 
 
@@ -164,6 +165,37 @@ def test_what_is_left_to_eager_is_not_tried_again(
     assert len(loaded.refusals) == 1
     assert "is left to eager" in caplog.text
     assert "is built" not in caplog.text
+
+
+def test_another_tensorrt_tries_what_one_refuses(tmp_path: Path, counts: Counts) -> None:
+    class Odd(Forked):
+        def forward(self, x: Tensor) -> dict[str, Any]:
+            return super().forward(torch.special.bessel_j0(x))
+
+    module = Odd().eval()
+    pieces(module).save(tmp_path / "odd.t2t", program=True)
+    file = pieces_file.load(tmp_path / "odd.t2t")
+    older = {key: refusal._replace(flavour="tensorrt_rtx 1.0") for key, refusal in file.refusals.items()}
+    engines = {key: (loaded.artifact, loaded.program()) for key, loaded in file.engines.items()}
+    pieces_file.save(tmp_path / "older.t2t", file.name, file.settings, engines, older)
+    before = dataclasses.replace(counts)
+    loaded = torch2trt.load(tmp_path / "older.t2t", module=module)
+    check(loaded, module, X)
+    assert (counts.built, counts.captured) == (before.built + 1, before.captured + 1)
+    assert len(loaded.refusals) == 1
+    loaded.save(tmp_path / "again.t2t", program=True)
+    assert (tmp_path / "again.t2t").read_bytes() == (tmp_path / "odd.t2t").read_bytes()
+
+
+def test_copies_share_engines(saved: Path, tmp_path: Path, counts: Counts) -> None:
+    module = Forked().eval()
+    loaded = torch2trt.load(saved, module=module)
+    copied = copy.deepcopy(nn.Sequential(loaded))[0]
+    assert isinstance(copied, PiecewiseModule)
+    check(copied, module, X, BIG)
+    assert counts.captured == 0
+    copied.save(tmp_path / "copied.t2t", program=True)
+    assert (tmp_path / "copied.t2t").read_bytes() == saved.read_bytes()
 
 
 def test_a_piece_that_is_a_hybrid(tmp_path: Path, counts: Counts) -> None:
@@ -548,10 +580,15 @@ def test_members_that_are_exchanged(saved: Path) -> None:
     [
         *({"name": 3}, {"torch_version": None}, {"settings": {"unknown": 1}}, {"settings": []}, {"members": None}),
         *({"engines": None}, {"engines": [3]}, {"engines": [["a", "b"]]}, {"engines": [["a" * 32] * 3]}),
-        *({"refusals": 3}, {"refusals": [{}]}, {"refusals": [{"region": ["a" * 32] * 2, "code": "T2T999"}]}),
-        {"refusals": [{"region": ["a" * 32] * 2, "code": "T2T104", "reason": 3}]},
-        {"refusals": [{"region": ["a" * 32] * 2, "code": "T2T104", "subject": "x"}]},
-        {"refusals": [{"region": ["a" * 32] * 2, "code": "T2T201", "nodes": [{"node": 1, "op": "", "reason": ""}]}]},
+        *({"refusals": 3}, {"refusals": [{}]}, {"refusals": [{**REGION, "code": "T2T999"}]}),
+        {"refusals": [{**REGION, "code": "T2T104", "reason": 3}]},
+        {"refusals": [{**REGION, "code": "T2T104", "subject": "x"}]},
+        {"refusals": [{**REGION, "code": "T2T201", "nodes": [{"node": 1, "op": "", "reason": ""}]}]},
+        {
+            "refusals": [
+                {**REGION, "flavour": 3, "code": "T2T104", "reason": "", "subject": "", "source": "", "hint": ""}
+            ]
+        },
         {"version": 99},
     ],
     ids=str,

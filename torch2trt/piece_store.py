@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,8 +32,9 @@ from torch2trt.frontend.spelling import NoSpellingError, spell
 from torch2trt.runtime import pieces_file
 from torch2trt.runtime.files import StrPath
 from torch2trt.runtime.module import EngineModule
-from torch2trt.runtime.pieces_file import PieceKey, PiecesFile
+from torch2trt.runtime.pieces_file import PieceKey, PiecesFile, Refusal
 from torch2trt.settings import Settings
+from torch2trt.trt import flavour as flavours
 
 log = logging.getLogger(__name__)
 
@@ -59,17 +61,22 @@ class PieceStore:
         self._name = name
         self._settings = settings
         self._by_key: dict[PieceKey, EngineModule] = {}
-        self._refused: dict[PieceKey, Torch2TRTError] = {}
+        self._refused: dict[PieceKey, Refusal] = {}
+        self._lock = threading.Lock()
         self._unspelled: dict[str, None] = {}
         self._traced_by = str(torch.__version__) if file is None else file.torch_version
-        # Until the first piece that is not in the file.
-        self._is_from_file = file is not None
+        # The first piece that is not in the file is said.
+        self._announces = file is not None
         if file is not None:
             for key, loaded in file.engines.items():
                 program = loaded.program if loaded.has_program else None
                 self._put(key, EngineModule(loaded.artifact, program=program, interpret=api.interpret))
             self._refused.update(file.refusals)
-            self.refusals.extend(file.refusals.values())
+            self.refusals.extend(error for error, _ in file.refusals.values())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PieceStore:
+        # What an engine stands for is known by content, so copies of a module share them.
+        return self
 
     def find(self, region: Region, args: Sequence[Any], build: backends.Build) -> EngineModule:
         """The engine for a region and the sizes and weights of a call, on its device: one that is known, or a new one.
@@ -93,9 +100,9 @@ class PieceStore:
                 missing = str(error)
                 self._unspelled[missing] = None
             except _MISFITS as error:
-                missing = str(error)
-        if missing and self._is_from_file:
-            self._is_from_file = False
+                missing = error.reason
+        if missing and self._announces:
+            self._announces = False
             sizes = ", ".join(str(list(args[position].shape)) for position in region.inputs)
             log.warning(
                 "%s: what is not in the file is built now, first %s for inputs of %s: %s",
@@ -106,7 +113,8 @@ class PieceStore:
         except backends.REFUSALS as error:
             self.refusals.append(error)
             if keys and not isinstance(error, _PASSING):
-                self._refused[_chosen(keys, region)] = error
+                with self._lock:
+                    self._refused[_chosen(keys, region)] = Refusal(error, self._flavour())
             raise
         self._put(_chosen(keys, region) if keys else None, engine)
         return engine
@@ -121,37 +129,38 @@ class PieceStore:
             ArtifactWriteError: there is nothing to write, or it could not be written whole.
             ProgramMissingError: an engine has no Program to write.
         """
-        reasons = "; ".join(self._unspelled)
-        if not self._by_key:
+        with self._lock:
+            known, refused, count = dict(self._by_key), dict(self._refused), len(self.engines)
+        reasons = "; ".join([*self._unspelled])
+        if not known:
             raise ArtifactWriteError(
                 f"has no engine that can be found again: {reasons}" if reasons else "has no engine to write",
                 subject=self._name,
                 hint="compile and save the submodules that torch.export captures whole",
             )
-        if missing := len(self.engines) - len(self._by_key):
+        if missing := count - len(known):
             log.warning(
                 "%s: %d of %d engines are not written, and will be built where the file is loaded: %s",
-                *(self._name, missing, len(self.engines), reasons),
+                *(self._name, missing, count, reasons),
             )
-        if program and not all(engine.has_program for engine in self._by_key.values()):
+        if program and not all(engine.has_program for engine in known.values()):
             raise ProgramMissingError(
                 "has engines without a Program to write: they were loaded without one",
                 subject=self._name,
                 hint="save it without program=True, or compile the module again",
             )
-        engines = {
-            key: (engine.artifact, engine.program() if program else None) for key, engine in self._by_key.items()
-        }
-        pieces_file.save(path, self._name, self._settings, engines, self._refused)
+        engines = {key: (engine.artifact, engine.program() if program else None) for key, engine in known.items()}
+        pieces_file.save(path, self._name, self._settings, engines, refused)
 
     def _put(self, key: PieceKey | None, engine: EngineModule) -> None:
-        known = None if key is None else self._by_key.get(key)
-        if known is None:
-            self.engines.append(engine)
-        else:
-            self.engines[self.engines.index(known)] = engine
-        if key is not None:
-            self._by_key[key] = engine
+        with self._lock:
+            known = None if key is None else self._by_key.get(key)
+            if known is None:
+                self.engines.append(engine)
+            else:
+                self.engines[self.engines.index(known)] = engine
+            if key is not None:
+                self._by_key[key] = engine
 
     def _known(self, key: PieceKey, region: Region, args: Sequence[Any]) -> EngineModule | None:
         """The engine with a key, ready to run where a call's tensors are.
@@ -159,8 +168,14 @@ class PieceStore:
         Raises:
             Torch2TRTError: it is known that there can be none, or it does not run here.
         """
-        if key in self._refused:
-            raise copy.copy(self._refused[key])
+        if (refusal := self._refused.get(key)) is not None:
+            if self._flavour() in (refusal.flavour, ""):
+                raise copy.copy(refusal.error)
+            # Another TensorRT may do what that one could not.
+            log.info("%s: %s is tried again, which %s refused", self._name, region.name, refusal.flavour)
+            with self._lock:
+                self._refused.pop(key, None)
+                self.refusals[:] = [error for error in self.refusals if error is not refusal.error]
         engine = self._by_key.get(key)
         if engine is None:
             return None
@@ -179,6 +194,14 @@ class PieceStore:
             engine = EngineModule(engine.artifact, program=program, interpret=api.interpret)
             self._put(key, engine)
         return engine
+
+    def _flavour(self) -> str:
+        """The TensorRT that builds here; empty where there is none."""
+        try:
+            flavour = flavours.load(self._settings.flavour)
+        except Torch2TRTError:
+            return ""
+        return f"{flavour.name} {flavour.version_text}"
 
     def _missing(self, key: PieceKey) -> str:
         """What is different from what is known, where something is."""

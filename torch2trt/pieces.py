@@ -64,10 +64,6 @@ class PiecewiseModule(nn.Module):
         self.name = name
         self.settings = settings
         self._store = PieceStore(name, settings, file)
-        self.engines: list[EngineModule] = self._store.engines
-        """The engines so far, in the order in which they were built; those of a file from the beginning."""
-        self.refusals: list[Torch2TRTError] = self._store.refusals
-        """Why pieces are left to eager."""
         self._graphs: Counter[str] = Counter()
         self._most = torch._dynamo.config.recompile_limit
         self._is_full = False
@@ -87,6 +83,16 @@ class PiecewiseModule(nn.Module):
 
         # Python code that computes with sizes is seldom right for all of them, so each has a graph of its own.
         self._compiled = torch.compile(module, backend=build, dynamic=False)
+
+    @property
+    def engines(self) -> list[EngineModule]:
+        """The engines so far, in the order in which they were built; those of a file from the beginning."""
+        return self._store.engines
+
+    @property
+    def refusals(self) -> list[Torch2TRTError]:
+        """Why pieces are left to eager."""
+        return self._store.refusals
 
     def _run(self, args: Any, kwargs: Any) -> Any:
         known = torch.compiler.set_stance("eager_on_recompile") if self._is_full else contextlib.nullcontext()

@@ -38,6 +38,14 @@ class PieceKey(NamedTuple):
     """A digest of what its weights hold."""
 
 
+class Refusal(NamedTuple):
+    """Why a region is left to eager."""
+
+    error: Torch2TRTError
+    flavour: str
+    """Flavour and version of the TensorRT that it holds for."""
+
+
 @dataclass(frozen=True)
 class PiecesFile:
     """What such a file holds."""
@@ -48,8 +56,8 @@ class PiecesFile:
     """Of the torch that traced the regions."""
     engines: Mapping[PieceKey, LoadedArtifact]
     """In the order in which they were built."""
-    refusals: Mapping[PieceKey, Torch2TRTError]
-    """Why other regions are left to eager."""
+    refusals: Mapping[PieceKey, Refusal]
+    """The regions that are left to eager."""
 
 
 def save(
@@ -57,7 +65,7 @@ def save(
     name: str,
     settings: Settings,
     engines: Mapping[PieceKey, tuple[Artifact, Program | None]],
-    refusals: Mapping[PieceKey, Torch2TRTError],
+    refusals: Mapping[PieceKey, Refusal],
 ) -> None:
     """Write a file that :func:`load` reads.
 
@@ -73,7 +81,10 @@ def save(
         "torch_version": str(torch.__version__),
         "settings": artifacts.settings_to_json(settings),
         "engines": [list(key) for key in engines],
-        "refusals": [{"region": list(key), **_error_to_json(error)} for key, error in refusals.items()],
+        "refusals": [
+            {"region": list(key), "flavour": flavour, **_error_to_json(error)}
+            for key, (error, flavour) in refusals.items()
+        ],
     }
     whole = archive.with_manifest(archive.PIECES, manifest, members)
     with atomic_file(path) as file:
@@ -107,7 +118,7 @@ def load(source: StrPath | bytes, *, namespaces: Collection[str] = ()) -> Pieces
             dataclasses.replace(Settings.from_json(manifest["settings"]), cache_dir=None),
             version,
             {key: _engine(key, members[_member(key)], namespaces) for key in keys},
-            {_key(item["region"]): _error_from_json(item) for item in manifest["refusals"]},
+            {_key(item["region"]): _refusal(item) for item in manifest["refusals"]},
         )
     except ArtifactError as error:
         if error.subject == subject:
@@ -133,6 +144,12 @@ def _key(item: Sequence[str]) -> PieceKey:
     if not all(_DIGEST.fullmatch(digest) for digest in key):
         raise ValueError(f"{item!r} are no digests")
     return key
+
+
+def _refusal(item: Mapping[str, Any]) -> Refusal:
+    if not isinstance(item["flavour"], str):
+        raise TypeError("flavour is a text")
+    return Refusal(_error_from_json(item), item["flavour"])
 
 
 def _error_to_json(error: Torch2TRTError) -> dict[str, Any]:

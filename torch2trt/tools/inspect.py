@@ -71,7 +71,7 @@ def _pieces(path: str) -> tuple[dict[str, Any], RenderableType]:
         "torch_version": found.torch_version,
         "settings": settings,
         "engines": [_artifact(loaded) for loaded in found.engines.values()],
-        "left_to_eager": [str(error) for error in found.refusals.values()],
+        "left_to_eager": [str(error) for error, _ in found.refusals.values()],
         "engine_bytes": sum(engine.engine_bytes for engine in engines),
         "file_bytes": size,
     }
@@ -80,7 +80,7 @@ def _pieces(path: str) -> tuple[dict[str, Any], RenderableType]:
         f"settings: {_spell(settings)}; program: {', '.join(sorted(programs))}; file size: {size / 1e6:.1f} MB; "
         f"traced by torch {found.torch_version}; to load it: torch2trt.load(path, module=model)"
     )
-    return data, Group(pieces(found.name, engines, [*found.refusals.values()]), Text(foot))
+    return data, Group(pieces(found.name, engines, [error for error, _ in found.refusals.values()]), Text(foot))
 
 
 _SAVED = {True: "saved with it", False: "not saved with it"}
