@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,60 +13,27 @@ import torch
 from torch import Tensor, nn
 
 import torch2trt
-from tests.artifacts import make_artifact, with_manifest, with_members
+from tests.artifacts import make_artifact, with_manifest
+from tests.piecewise import Counts, Own, check, counting, own, pieces, regions
 from tests.scripts import run_script
-from tests.test_pieces import QUICK, Detector, Forked, X
-from torch2trt import api, backend
+from tests.test_pieces import Detector, Forked, X
 from torch2trt.errors import (
-    ArtifactError,
     ArtifactMismatchError,
     ArtifactWriteError,
-    ExampleInputError,
     ProgramMissingError,
-    TrainingModeError,
     UnsupportedOpsError,
 )
 from torch2trt.frontend.dynamo import Region
-from torch2trt.frontend.spelling import NoSpellingError, spell
 from torch2trt.pieces import PiecewiseModule
-from torch2trt.runtime import artifact, pieces_file
+from torch2trt.runtime import pieces_file
 from torch2trt.runtime.module import EngineModule
-from torch2trt.tools import cli
 
-REGION = {"region": ["a" * 32] * 2, "flavour": "tensorrt 11.0"}
 BIG = 10 * X.abs()  # takes the other way
-
-
-@dataclasses.dataclass
-class Counts:
-    """How often something was captured and built."""
-
-    captured: int = 0
-    built: int = 0
 
 
 @pytest.fixture
 def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
-    found = Counts()
-    capture, build = backend.capture, api.build
-
-    def captured(*args: Any) -> Any:
-        found.captured += 1
-        return capture(*args)
-
-    def built(*args: Any, **kwargs: Any) -> Any:
-        found.built += 1
-        return build(*args, **kwargs)
-
-    monkeypatch.setattr(backend, "capture", captured)
-    monkeypatch.setattr(api, "build", built)
-    return found
-
-
-def pieces(module: nn.Module, *args: Any, **settings: Any) -> PiecewiseModule:
-    compiled = torch2trt.compile(module, args or (X,), **(QUICK | settings))
-    assert isinstance(compiled, PiecewiseModule)
-    return compiled
+    return counting(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +44,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compiled.reference(BIG)
     compiled.save(path, program=True)
     return path
-
-
-def check(compiled: PiecewiseModule, module: nn.Module, *inputs: Any) -> None:
-    for each in inputs:
-        with torch.no_grad():
-            torch.testing.assert_close(compiled.reference(each), module(each), rtol=1e-4, atol=1e-5)
 
 
 # What is in the file --------------------------------------------------------------------------------------------------
@@ -227,6 +186,24 @@ def test_lists_of_images(tmp_path: Path, counts: Counts) -> None:
     assert counts == before
 
 
+@pytest.mark.sweep
+@pytest.mark.timeout(900)
+def test_a_detector_of_torchvision(tmp_path: Path, counts: Counts) -> None:
+    from torchvision.models.detection import ssdlite320_mobilenet_v3_large
+
+    torch.manual_seed(0)
+    module = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=5).eval()
+    images = [torch.rand(3, 320, 320)]
+    compiled = pieces(module, images)
+    compiled.save(tmp_path / "detector.t2t", program=True)
+    before = dataclasses.replace(counts)
+    torch._dynamo.reset()
+    loaded = torch2trt.load(tmp_path / "detector.t2t", module=module)
+    (found,), (wanted,) = loaded.reference(images), compiled.reference(images)
+    assert counts == before
+    torch.testing.assert_close(found, wanted)
+
+
 # What is not --------------------------------------------------------------------------------------------------------
 
 
@@ -352,102 +329,6 @@ def test_an_engine_that_does_not_run_here_is_built_again(
     assert ("built for a GPU of another kind" in caplog.text) is from_file
 
 
-# Spelling -----------------------------------------------------------------------------------------------------------
-
-
-def regions(module: nn.Module | Callable[..., Any], *args: Any) -> list[tuple[Region, tuple[Any, ...]]]:
-    """What Dynamo makes of a call, and each one's arguments."""
-    found: list[tuple[Region, tuple[Any, ...]]] = []
-
-    def look(graph: Any, inputs: Any) -> Any:
-        region = Region(graph)
-
-        def run(*values: Any) -> Any:
-            found.append((region, values))
-            return graph(*values)
-
-        return run
-
-    torch._dynamo.reset()
-    with torch.no_grad():
-        torch.compile(module, backend=look, dynamic=False)(*args)
-    return found
-
-
-def lines(function: Callable[..., Any], *args: Any) -> tuple[str, ...]:
-    ((region, values),) = regions(function, *args)
-    return spell(region, values).lines
-
-
-def test_names_are_no_part_of_a_spelling() -> None:
-    def one(x: Tensor) -> Tensor:
-        y = x * 2
-        return y.relu() + torch.arange(8)
-
-    def other(first: Tensor) -> Tensor:
-        doubled = first * 2
-        return doubled.relu() + torch.arange(8)
-
-    assert lines(one, X) == lines(other, X)
-
-
-def test_what_differs_is_spelled() -> None:
-    y = torch.ones(4, 8)
-
-    def ordered(compute: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
-        # An argument's place is that of its first use.
-        return lambda x, y: compute(x.exp(), y.exp())
-
-    different: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
-        (lambda x, y: x - y, (X, y)),
-        (ordered(lambda x, y: x - y), (X, y)),
-        (ordered(lambda x, y: y - x), (X, y)),
-        (lambda x, y: torch.rsub(x, y), (X, y)),
-        (lambda x, y: torch.sub(x, y, alpha=2), (X, y)),
-        (lambda x, y: torch.sub(x, y, alpha=2.0), (X, y)),
-        (lambda x, y: x - y, (X.double(), y)),
-        (lambda x, y: x - y, (X[:2], y[:2])),
-        (lambda x, y: x - y, (X.t().contiguous().t(), y)),
-        (lambda x, y: (x - y, x + y), (X, y)),
-        (lambda x, y: (x + y, x - y), (X, y)),
-        (lambda x, y: (x - y, x + y)[0], (X, y)),
-        (lambda x, y: (x - y)[:1], (X, y)),
-        (lambda x, y: (x - y)[None], (X, y)),
-        (lambda x, y: (x - y)[...], (X, y)),
-        (lambda x, y: (x - y).to(torch.float16), (X, y)),
-        (lambda x, y: (x - y).to(torch.bfloat16), (X, y)),
-        (lambda x, y: x - y + torch.tensor([1.0]), (X, y)),
-        (lambda x, y: x - y + torch.tensor([-0.0]), (X, y)),
-        (lambda x, y: x - y + torch.tensor([0.0]), (X, y)),
-        (lambda x, y: x - y + torch.zeros(1), (X, y)),
-        (ordered(lambda x, y: torch.cat([x, y])), (X, y)),
-        (ordered(lambda x, y: torch.cat([y, x])), (X, y)),
-        (lambda x, y: torch.cat([x, y], 1), (X, y)),
-        (lambda x, y: torch.cat([x, x]), (X, y)),
-    ]
-    found = [lines(function, *args) for function, args in different]
-    assert len(set(found)) == len(found)
-
-
-def test_the_default_dtype_is_spelled() -> None:
-    before = lines(lambda x: x.relu(), X)
-    torch.set_default_dtype(torch.float64)
-    try:
-        assert lines(lambda x: x.relu(), X) != before
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-def test_ranges_are_spelled() -> None:
-    def dynamic(low: int, high: int, count: int = 4) -> tuple[str, ...]:
-        x = torch.ones(count, 8)
-        torch._dynamo.mark_dynamic(x, 0, min=low, max=high)
-        return lines(lambda x: x * x.shape[0], x)
-
-    assert dynamic(2, 16) == dynamic(2, 16, 5)
-    assert len({dynamic(2, 16), dynamic(3, 16), dynamic(2, 17), lines(lambda x: x * x.shape[0], torch.ones(4, 8))}) == 4
-
-
 def test_ranges_that_are_impossible_are_sizes_in_the_file(
     tmp_path: Path, counts: Counts, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -476,30 +357,7 @@ def test_ranges_that_are_impossible_are_sizes_in_the_file(
     assert counts == before
 
 
-def test_operators_that_call_functions_have_no_spelling() -> None:
-    def chosen(x: Tensor) -> Tensor:
-        return torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,))
-
-    ((region, args),) = regions(chosen, X)
-    with pytest.raises(NoSpellingError, match=r"cond, which calls functions|holds a GraphModule"):
-        spell(region, args)
-
-
-@torch._dynamo.allow_in_graph
-def _own(x: Tensor) -> Tensor:
-    return x.relu() * 3
-
-
-class Own(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        y = _own(x) + 1
-        return y * 2 if y.sum() > 1e9 else y.sin() + y.cos()
-
-
-def test_functions_of_others_have_no_spelling(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (region, args), *_ = regions(Own().eval(), X)
-    with pytest.raises(NoSpellingError, match="_own, which is no function of torch"):
-        spell(region, args)
+def test_what_has_no_spelling_is_not_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     module = Own().eval()
     compiled = pieces(module)
     assert len(compiled.engines) == 2
@@ -515,145 +373,13 @@ def test_functions_of_others_have_no_spelling(tmp_path: Path, caplog: pytest.Log
 def test_nothing_to_write_is_an_error(tmp_path: Path) -> None:
     class Whole(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            y = _own(x) + 1
+            y = own(x) + 1
             return torch.ones(int(y.sum().item()) % 3 + 1)
 
     compiled = pieces(Whole().eval())
-    with pytest.raises(ArtifactWriteError, match=r"no engine that can be found again.*_own"):
+    with pytest.raises(ArtifactWriteError, match=r"no engine that can be found again.*own"):
         compiled.save(tmp_path / "nothing.t2t")
     assert not list(tmp_path.iterdir())
-
-
-# Files --------------------------------------------------------------------------------------------------------------
-
-
-def test_what_to_pass_is_said(saved: Path, tmp_path: Path) -> None:
-    module = Forked().eval()
-    for load in (torch2trt.load, EngineModule.load, artifact.load):
-        with pytest.raises(ArtifactError, match=r"forked.t2t: holds the engines of a module in pieces") as caught:
-            load(saved)
-        assert "load(path, module=model)" in caught.value.hint
-    artifact.save(make_artifact(), tmp_path / "whole.t2t")
-    with pytest.raises(ArtifactError, match=r"whole.t2t: is the artifact of a whole module") as caught:
-        torch2trt.load(tmp_path / "whole.t2t", module=module)
-    assert "without module=" in caught.value.hint
-    with pytest.raises(ExampleInputError, match="device: is where the module is"):
-        torch2trt.load(saved, module=module, device="cuda:0")  # type: ignore[call-overload]
-    with pytest.raises(ExampleInputError, match="module: is type"):
-        torch2trt.load(saved, module=Forked)  # type: ignore[call-overload]
-    with pytest.raises(TrainingModeError):
-        torch2trt.load(saved, module=Forked().train())
-    with pytest.raises(FileNotFoundError):
-        torch2trt.load(tmp_path / "none.t2t", module=module)
-
-
-def test_truncated_or_damaged(saved: Path) -> None:
-    data, module, draw = saved.read_bytes(), Forked().eval(), random.Random(0)
-    for end in (0, 1, 30, *(draw.randrange(len(data)) for _ in range(20)), len(data) - 1):
-        with pytest.raises(ArtifactError):
-            torch2trt.load(data[:end], module=module)
-    manifest = data.index(b"part") if b"part" in data[:2000] else 2000
-    refused = 0
-    places = [*range(0, manifest, 17), *(draw.randrange(len(data)) for _ in range(60))]
-    for place in places:
-        changed = bytearray(data)
-        changed[place] ^= 1 << draw.randrange(8)
-        try:
-            torch2trt.load(bytes(changed), module=module)
-        except ArtifactError:
-            refused += 1
-    assert refused > 0.8 * len(places)
-
-
-def test_members_that_are_exchanged(saved: Path) -> None:
-    data, module = saved.read_bytes(), Forked().eval()
-    first, second, _ = [f"{key.graph}-{key.weights}.t2t" for key in pieces_file.load(data).engines]
-    for changes in ({first: None}, {first: b"another"}, {"more.t2t": b"more"}, {first: None, "../more": b"more"}):
-        with pytest.raises(ArtifactError, match=r"its manifest names|is corrupt"):
-            torch2trt.load(with_members(data, **changes), module=module)
-    with pytest.raises(ArtifactError, match="other members than its engines"):
-        torch2trt.load(with_manifest(data, engines=[[*second.removesuffix(".t2t").split("-")]]), module=module)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        *({"name": 3}, {"torch_version": None}, {"settings": {"unknown": 1}}, {"settings": []}, {"members": None}),
-        *({"engines": None}, {"engines": [3]}, {"engines": [["a", "b"]]}, {"engines": [["a" * 32] * 3]}),
-        *({"refusals": 3}, {"refusals": [{}]}, {"refusals": [{**REGION, "code": "T2T999"}]}),
-        {"refusals": [{**REGION, "code": "T2T104", "reason": 3}]},
-        {"refusals": [{**REGION, "code": "T2T104", "subject": "x"}]},
-        {"refusals": [{**REGION, "code": "T2T201", "nodes": [{"node": 1, "op": "", "reason": ""}]}]},
-        {
-            "refusals": [
-                {**REGION, "flavour": 3, "code": "T2T104", "reason": "", "subject": "", "source": "", "hint": ""}
-            ]
-        },
-        {"version": 99},
-    ],
-    ids=str,
-)
-def test_a_malformed_manifest(saved: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(ArtifactError):
-        torch2trt.load(with_manifest(saved.read_bytes(), **changes), module=Forked().eval())
-
-
-def test_a_file_does_not_say_where_builds_write(saved: Path, tmp_path: Path) -> None:
-    data = with_manifest(saved.read_bytes(), settings={**QUICK, "cache_dir": str(tmp_path / "elsewhere")})
-    assert torch2trt.load(data, module=Forked().eval()).settings.cache_dir is None
-
-
-def test_an_engine_that_is_no_artifact_is_named(saved: Path) -> None:
-    found = pieces_file.load(saved)
-    first = next(iter(found.engines))
-    with pytest.raises(ArtifactError, match="is no artifact of torch2trt: " + first.graph):
-        pieces_file.load(_with_engine(saved.read_bytes(), f"{first.graph}-{first.weights}.t2t", b"PKnothing"[2:]))
-
-
-def _with_engine(data: bytes, name: str, content: bytes) -> bytes:
-    """The file with another member that its manifest agrees to."""
-    import hashlib
-    import io
-    import zipfile
-
-    with zipfile.ZipFile(io.BytesIO(data)) as file:
-        digests = json.loads(file.read("manifest.json"))["members"]
-    digests[name] = hashlib.sha256(content).hexdigest()
-    return with_manifest(with_members(data, **{name: content}), members=digests)
-
-
-# The command line ---------------------------------------------------------------------------------------------------
-
-
-def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    source = tmp_path / "odd_model.py"
-    source.write_text(
-        "import torch\nfrom tests.test_pieces import Forked\n\n\nclass Odd(Forked):\n    def forward(self, x):\n"
-        "        return super().forward(torch.special.bessel_j0(x))\n"
-    )
-    path = tmp_path / "odd.t2t"
-    options = ["--input", "4x8", "--min-segment", "1", "--progress", "none", "-o", str(path), "--json"]
-    assert cli.main(["compile", f"{source}:Odd", *options]) == 0
-    written = json.loads(capsys.readouterr().out)
-    assert (written["output"], written["pieces"]) == (str(path), 2)
-
-    assert cli.main(["inspect", str(path), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["name"] == "Odd"
-    assert found["settings"] == {"min_segment": 1, "progress": "none"}
-    assert [each["program"] for each in found["engines"]] == [False, False]
-    assert found["engines"][0]["report"]["layers"] > 0
-    assert "bessel_j0" in found["left_to_eager"][0]
-    assert found["engine_bytes"] < found["file_bytes"] == path.stat().st_size
-    assert cli.main(["inspect", str(path)]) == 0
-    shown = capsys.readouterr().out.replace("\n", "")
-    assert "Odd, in pieces" in shown
-    assert "left to eager: [T2T201]" in shown
-    assert "module=model" in shown
-
-    monkeypatch.setattr("torch2trt.tools.profile.command.check_gpu", lambda: None)
-    assert cli.main(["profile", str(path)]) == 2
-    assert "load(path, module=model)" in capsys.readouterr().err
 
 
 # On a GPU -----------------------------------------------------------------------------------------------------------
