@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import torch2trt
-from torch2trt.errors import ArtifactWriteError, CaptureError, DataDependentError, NoGPUError, UnsupportedOpsError
+from torch2trt.errors import CaptureError, DataDependentError, NoGPUError, UnsupportedOpsError
 from torch2trt.pieces import PiecewiseModule
 
 QUICK: dict[str, Any] = {"precision": "fp32", "optimization_level": 0, "progress": "none", "min_segment": 1}
@@ -71,11 +70,6 @@ def test_verify_report_and_looks(forked: tuple[Forked, PiecewiseModule]) -> None
 def test_a_call_needs_a_gpu(forked: tuple[Forked, PiecewiseModule]) -> None:
     with pytest.raises(NoGPUError, match="reference"):
         forked[1](X, scale=3.0)
-
-
-def test_it_cannot_be_saved(forked: tuple[Forked, PiecewiseModule], tmp_path: Path) -> None:
-    with pytest.raises(ArtifactWriteError, match="Python code joins"):
-        forked[1].save(tmp_path / "forked.t2t")
 
 
 def test_compiling_says_so_and_fallback_refuses_it(caplog: pytest.LogCaptureFixture) -> None:

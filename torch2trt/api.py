@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 import time
@@ -11,12 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from torch2trt.errors import DataDependentError, ExampleInputError, NetworkError
-from torch2trt.graph.exact import Exact, widened
+from torch2trt.graph.exact import Truth
 from torch2trt.graph.program import Program
-from torch2trt.graph.signature import Signature
 from torch2trt.runtime.artifact import Artifact, TorchPart
 from torch2trt.runtime.bare_plan import export_plan
 from torch2trt.runtime.files import StrPath
@@ -133,20 +130,47 @@ def compile(
     return build(program, flavour, chosen, truth=truth, report={"capture_s": capture_s})
 
 
+@overload
 def load(
-    path: StrPath | bytes, *, device: torch.device | str | None = None, namespaces: Collection[str] = ()
-) -> EngineModule:
-    """The module that :meth:`EngineModule.save` wrote; the engine is deserialised at the first call.
+    path: StrPath | bytes,
+    *,
+    module: None = None,
+    device: torch.device | str | None = None,
+    namespaces: Collection[str] = (),
+) -> EngineModule: ...
+
+
+@overload
+def load(path: StrPath | bytes, *, module: nn.Module, namespaces: Collection[str] = ()) -> PiecewiseModule: ...
+
+
+def load(
+    path: StrPath | bytes,
+    *,
+    module: nn.Module | None = None,
+    device: torch.device | str | None = None,
+    namespaces: Collection[str] = (),
+) -> EngineModule | PiecewiseModule:
+    """The module that ``.save`` wrote; an engine is deserialised at its first call.
 
     Args:
         path: the file, or its bytes.
+        module: for a file of a module in pieces, the module that was compiled: in evaluation mode, with the weights it
+            had then, on the device where it is to run. What is not in the file is built when it is first called.
         device: the CUDA device to run on; unset: the one that is current at the first call.
         namespaces: of your own operators that the file may name (``mylib`` of ``torch.ops.mylib``), which are trusted.
 
     Raises:
-        ArtifactError: it is no artifact, truncated, corrupt, or of another format version.
+        ArtifactError: it is no artifact, truncated, corrupt, of another format version, or needs a ``module``, or none.
+        ExampleInputError: ``module`` is no module, or comes with a ``device``.
         OSError: the file cannot be opened.
     """
+    if module is not None:
+        from torch2trt import pieces
+
+        if device is not None:
+            raise ExampleInputError("is where the module is", subject="device", hint="move the module there instead")
+        return pieces.load(path, module, namespaces=namespaces)
     return EngineModule.load(path, interpret=interpret, device=device, namespaces=namespaces)
 
 
@@ -443,46 +467,3 @@ def _interpreted(program: Program, flavour: Flavour) -> Callable[[Sequence[torch
 def truth_of(module: nn.Module) -> Truth:
     """A function from a call's arguments to the module's result in float64, with the weights as they are now."""
     return Truth(module)
-
-
-class Truth:
-    """A module, computed in float64; itself it stays as it is.
-
-    Args:
-        device: where it is computed.
-    """
-
-    def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
-        self._module = module
-        self._device = device
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The result."""
-        return self._run({}, args, kwargs)[0]
-
-    def writing(
-        self, signature: Signature, state: Tensors, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any, list[torch.Tensor]]:
-        """The result, and what the module writes into arguments and buffers, in the order of the updates.
-
-        Args:
-            state: the buffers that the module changes, by path, as they are before.
-        """
-        result, module, moved = self._run(state, args, kwargs)
-        leaves = signature.flatten(*moved) + [module.get_buffer(leaf.buffer) for leaf in signature.state]
-        return result, [leaves[update.position] for update in signature.updates]
-
-    def _run(self, state: Tensors, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, nn.Module, Any]:
-        exact = copy.deepcopy(self._module).to(self._device)._apply(widened)
-        for path, value in state.items():
-            exact.get_buffer(path).copy_(value)
-        moved = pytree.tree_map_only(
-            torch.Tensor, lambda tensor: _copied(widened(tensor.detach().to(self._device))), (args, kwargs)
-        )
-        with torch.no_grad(), Exact():  # type: ignore[no-untyped-call]
-            return exact(*moved[0], **moved[1]), exact, moved
-
-
-def _copied(tensor: torch.Tensor) -> torch.Tensor:
-    # Modules may write into their arguments.
-    return tensor.clone()

@@ -46,13 +46,17 @@ log = logging.getLogger(__name__)
 _NAME = "torch2trt"
 
 # What one region cannot be compiled for; settings and the environment are the same for all.
-_REFUSALS = (
+REFUSALS = (
     *(CaptureError, DynamicShapeError, ExampleInputError, RandomOpError, WeightError),
     *(UnsupportedOpsError, NetworkError, BuildError),
 )
 
 Run = Callable[[Sequence[Any]], Sequence[Any]]
 """A call's arguments to its results."""
+
+Build = Callable[[], EngineModule]
+Find = Callable[[Region, Sequence[Any], Build], EngineModule]
+"""A region, a call's arguments and how to build an engine for it, to one that was there before, or is built now."""
 
 
 def backend(
@@ -61,8 +65,7 @@ def backend(
     *,
     options: dict[str, Any] | None = None,
     name: str | None = None,
-    built: Callable[[EngineModule], object] = lambda engine: None,
-    left: Callable[[Torch2TRTError], object] = lambda error: None,
+    find: Find = lambda region, args, build: build(),
     **unknown: Any,
 ) -> Callable[..., Any]:
     """Compile one graph of Dynamo's.
@@ -75,8 +78,7 @@ def backend(
         example_inputs: not looked at.
         options: fields of :class:`torch2trt.Settings`.
         name: what to call the engines.
-        built: told each engine.
-        left: told why a graph is left to eager.
+        find: where engines come from; it may raise why a graph is left to eager.
     """
     if torch.is_grad_enabled():
         _say_once(
@@ -87,7 +89,7 @@ def backend(
     region = Region(graph, name)
     if not region.made or not region.inputs:
         return graph.forward
-    return _CompiledRegion(region, {**(options or {}), **unknown}, built, left)
+    return _CompiledRegion(region, {**(options or {}), **unknown}, find)
 
 
 class _Weights:
@@ -120,17 +122,10 @@ class _CompiledRegion:
     Dynamo runs one compiled graph for several modules of a class, so each call's weights are looked at.
     """
 
-    def __init__(
-        self,
-        region: Region,
-        options: dict[str, Any],
-        built: Callable[[EngineModule], object],
-        left: Callable[[Torch2TRTError], object],
-    ) -> None:
+    def __init__(self, region: Region, options: dict[str, Any], find: Find) -> None:
         self._region = region
         self._options = options
-        self._built = built
-        self._left = left
+        self._engine_for = find
         self._weights_of = _picker(region.weights)
         self._inputs_of = _picker(region.inputs)
         self._known: list[_Weights] = []
@@ -175,15 +170,13 @@ class _CompiledRegion:
             )
             return lambda args: graph(*args)
         try:
-            engine = self._build(args)
-        except _REFUSALS as error:
+            engine = self._engine_for(region, args, lambda: self._build(args))
+        except REFUSALS as error:
             if not Settings.make(**self._options).fallback:
                 raise
-            self._left(error)
             log.warning("%s: is left to eager: %s", region.name, error)
             run: Run = lambda args: graph(*args)  # noqa: E731
         else:
-            self._built(engine)
             run = self._runner(engine, args)
         known.runs[region.constants(args)] = run
         return run
@@ -233,14 +226,21 @@ def capture(region: Region, args: Sequence[Any]) -> Program:
         return _capture(region, args)
 
 
+def misplaced(region: Region, args: Sequence[Any]) -> Torch2TRTError | None:
+    """Why no engine runs a region on the devices where a call's tensors are, if that is so."""
+    device = region.device(args)
+    if device.type == "cpu" and torch.cuda.is_available():
+        return ExampleInputError("its tensors are on the CPU", subject=region.name, hint="move the model to the GPU")
+    if any(args[position].device != device for position in region.written):
+        return CaptureError("it writes into tensors on several devices", subject=region.name)
+    return None
+
+
 def _capture(region: Region, args: Sequence[Any]) -> Program:
     if region.refusal:
         raise CaptureError(region.refusal, subject=region.name)
-    device = region.device(args)
-    if device.type == "cpu" and torch.cuda.is_available():
-        raise ExampleInputError("its tensors are on the CPU", subject=region.name, hint="move the model to the GPU")
-    if any(args[position].device != device for position in region.written):
-        raise CaptureError("it writes into tensors on several devices", subject=region.name)
+    if (error := misplaced(region, args)) is not None:
+        raise error
     module, inputs, dynamic = region.module(args)
     program = api.capture(module, inputs, dynamic_shapes=dynamic, name=region.name)
     if program.signature.state:

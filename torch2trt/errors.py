@@ -315,7 +315,7 @@ class EngineError(Torch2TRTError, RuntimeError):
 
 
 class ArtifactError(Torch2TRTError):
-    """A file that is no artifact of this package, or is truncated or corrupt."""
+    """A file that is no artifact of this package, is truncated or corrupt, or needs a module beside it, or none."""
 
     code = "T2T601"
 

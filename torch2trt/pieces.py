@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,11 +16,16 @@ from torch.utils import _pytree as pytree
 from torch2trt import api
 from torch2trt import backend as backends
 from torch2trt.engine.cached import joint_state
-from torch2trt.errors import ArtifactWriteError, DataDependentError, DynamicShapeError, NoGPUError, Torch2TRTError
+from torch2trt.errors import DataDependentError, DynamicShapeError, ExampleInputError, NoGPUError, Torch2TRTError
 from torch2trt.examples import Calls
+from torch2trt.frontend.checks import check_module
 from torch2trt.frontend.dynamo import Region
 from torch2trt.partition.explain import Explanation, GraphBreak, explain, together
+from torch2trt.piece_store import PieceStore
+from torch2trt.runtime import pieces_file
+from torch2trt.runtime.files import StrPath
 from torch2trt.runtime.module import EngineModule
+from torch2trt.runtime.pieces_file import PiecesFile
 from torch2trt.runtime.verification import Row, Verification, compare
 from torch2trt.settings import Settings
 from torch2trt.tolerance import effective_precision, tolerance
@@ -36,24 +41,29 @@ class PiecewiseModule(nn.Module):
     captured up to ``torch._dynamo.config.recompile_limit`` (8) times, for sizes of its own. Once one would need more,
     a warning says so, and from then on what is new runs in eager, and what is known in its engines.
 
-    It cannot be saved: what joins the pieces is the module's own code. To compile it again in another process costs
-    less than the first time: its engines are kept (``Settings.engine_cache``), and for others TensorRT's timings are.
+    :meth:`save` writes its engines. What joins them is the module's own code, so :func:`torch2trt.load` takes the
+    module too: it is traced as ever, and builds what is not in the file.
 
     Args:
         module: in evaluation mode.
         settings: of every engine.
         truth: takes a call's arguments and returns its true result, float64 where it is floating point.
+        file: engines to begin with; unset: none.
     """
 
-    def __init__(self, module: nn.Module, settings: Settings, truth: Callable[..., Any], name: str) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        settings: Settings,
+        truth: Callable[..., Any],
+        name: str,
+        file: PiecesFile | None = None,
+    ) -> None:
         super().__init__()
         self.training = False
         self.name = name
         self.settings = settings
-        self.engines: list[EngineModule] = []
-        """The engines so far, in the order in which they were built."""
-        self.refusals: list[Torch2TRTError] = []
-        """Why pieces are left to eager."""
+        self._store = PieceStore(name, settings, file)
         self._graphs: Counter[str] = Counter()
         self._most = torch._dynamo.config.recompile_limit
         self._is_full = False
@@ -69,12 +79,20 @@ class PiecewiseModule(nn.Module):
                     log.warning("%s: a piece was captured %d times: what is new runs in eager now", name, self._most)
                 self._is_full = True
                 return graph.forward  # type: ignore[no-any-return]
-            return backends.backend(
-                graph, inputs, options=options, built=self.engines.append, left=self.refusals.append
-            )
+            return backends.backend(graph, inputs, options=options, find=self._store.find)
 
         # Python code that computes with sizes is seldom right for all of them, so each has a graph of its own.
         self._compiled = torch.compile(module, backend=build, dynamic=False)
+
+    @property
+    def engines(self) -> list[EngineModule]:
+        """The engines so far, in the order in which they were built; those of a file from the beginning."""
+        return self._store.engines
+
+    @property
+    def refusals(self) -> list[Torch2TRTError]:
+        """Why pieces are left to eager."""
+        return self._store.refusals
 
     def _run(self, args: Any, kwargs: Any) -> Any:
         known = torch.compiler.set_stance("eager_on_recompile") if self._is_full else contextlib.nullcontext()
@@ -135,21 +153,46 @@ class PiecewiseModule(nn.Module):
             **{name: sum(engine.report[name] for engine in self.engines) for name in names},
         }
 
-    def save(self, path: Any, program: bool = False) -> None:
-        """Refuse: what joins the engines is Python.
+    def save(self, path: StrPath, program: bool = False) -> None:
+        """Write the engines, and why other pieces are left to eager, to one file.
+
+        ``torch2trt.load(path, module=module)`` reads it. Each engine stands there for the calls, sizes and weights that
+        it was built for, and for no others.
+
+        Args:
+            program: write their Programs too, with the weights, for :meth:`reference` where there is no GPU: without
+                them the pieces are captured there, though none is built.
 
         Raises:
-            ArtifactWriteError: always.
+            ArtifactWriteError: there is no engine to write, or it could not be written whole; nothing is left behind.
+            ProgramMissingError: an engine has no Program to write.
         """
-        raise ArtifactWriteError(
-            "cannot be saved: Python code joins its engines",
-            subject=self.name,
-            hint="compile and save the submodules that torch.export captures whole",
-        )
+        self._store.save(path, program=program)
 
     def extra_repr(self) -> str:
         """Name and number of engines."""
         return f"{self.name}, {len(self.engines)} engines"
+
+
+def load(source: StrPath | bytes, module: nn.Module, *, namespaces: Collection[str] = ()) -> PiecewiseModule:
+    """The module that :meth:`PiecewiseModule.save` wrote, with the Python of the one that it was compiled from.
+
+    Args:
+        module: in evaluation mode, where it is to run.
+        namespaces: of operators that the file may name, beside torch's own and torchvision's.
+
+    Raises:
+        ArtifactError: it is no such file, or one of a whole module, truncated, corrupt, or of another format version.
+        ExampleInputError, TrainingModeError, WeightError: the module is none that can be compiled.
+        OSError: the file cannot be opened.
+    """
+    if not isinstance(module, nn.Module):
+        raise ExampleInputError(
+            f"is {type(module).__name__}, and not the module that was compiled", subject="module", hint="pass the model"
+        )
+    file = pieces_file.load(source, namespaces=namespaces)
+    check_module(module)
+    return PiecewiseModule(module, file.settings, api.truth_of(module), file.name, file)
 
 
 def compile_in_pieces(

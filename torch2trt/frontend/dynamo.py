@@ -71,6 +71,11 @@ class Region:
         """Whether a dimension of an input has a range of sizes."""
         return bool(self._ranges)
 
+    @property
+    def ranges(self) -> dict[str, tuple[int, int]]:
+        """The smallest and the largest of each size that has a range."""
+        return dict(self._ranges)
+
     def fix_sizes(self) -> None:
         """From now on, make modules for one size of each dimension."""
         self._set_ranges({})

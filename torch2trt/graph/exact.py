@@ -1,17 +1,19 @@
-"""A Program executed in float64: the truth to which engines are compared, without the original module."""
+"""The truth to which engines are compared, in float64: a module, or a Program without the module."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch2trt.graph.devices import placed
 from torch2trt.graph.program import Program
+from torch2trt.graph.signature import Signature
 
 
 class Exact(TorchDispatchMode):
@@ -81,3 +83,48 @@ _WITHOUT_FLOAT64: dict[Any, Callable[..., torch.Tensor]] = {torch.ops.aten._grou
 def widened(tensor: torch.Tensor) -> torch.Tensor:
     """Floating-point and complex numbers with parts in float64, any others as they are."""
     return tensor.to(_wide(tensor.dtype))
+
+
+class Truth:
+    """A module, computed in float64; itself it stays as it is.
+
+    Args:
+        device: where it is computed.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
+        self._module = module
+        self._device = device
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The result."""
+        return self._run({}, args, kwargs)[0]
+
+    def writing(
+        self, signature: Signature, state: dict[str, torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, list[torch.Tensor]]:
+        """The result, and what the module writes into arguments and buffers, in the order of the updates.
+
+        Args:
+            state: the buffers that the module changes, by path, as they are before.
+        """
+        result, module, moved = self._run(state, args, kwargs)
+        leaves = signature.flatten(*moved) + [module.get_buffer(leaf.buffer) for leaf in signature.state]
+        return result, [leaves[update.position] for update in signature.updates]
+
+    def _run(
+        self, state: dict[str, torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, nn.Module, Any]:
+        exact = copy.deepcopy(self._module).to(self._device)._apply(widened)
+        for path, value in state.items():
+            exact.get_buffer(path).copy_(value)
+        moved = pytree.tree_map_only(
+            torch.Tensor, lambda tensor: _copied(widened(tensor.detach().to(self._device))), (args, kwargs)
+        )
+        with torch.no_grad(), Exact():  # type: ignore[no-untyped-call]
+            return exact(*moved[0], **moved[1]), exact, moved
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    # Modules may write into their arguments.
+    return tensor.clone()

@@ -8,19 +8,17 @@ engine, ``part1.json`` and ``part1.safetensors`` for what runs in torch. Nothing
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import json
-import struct
-import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from torch2trt.errors import ArtifactError, ProgramMissingError
 from torch2trt.graph.signature import Signature
+from torch2trt.runtime import archive
 from torch2trt.runtime.files import StrPath, atomic_file
 from torch2trt.settings import Precision, Settings
 from torch2trt.tolerance import effective_precision
@@ -30,13 +28,9 @@ if TYPE_CHECKING:
     from torch2trt.graph.operator_call import OperatorCall
     from torch2trt.graph.program import Program
 
-_FORMAT = "torch2trt artifact"
-_VERSION = 1
-_MANIFEST, _PLAN, _GRAPH, _WEIGHTS = "manifest.json", "plan", "program.json", "program.safetensors"
+_PLAN, _GRAPH, _WEIGHTS = "plan", "program.json", "program.safetensors"
 _STATE = "state.safetensors"
 _ENGINE_PART, _TORCH_PART = "engine", "torch"
-_JSON_LIMIT = 64 << 20
-_MADE = (1980, 1, 1, 0, 0, 0)  # equal artifacts are equal files
 
 
 @dataclass(frozen=True)
@@ -136,13 +130,13 @@ def save(artifact: Artifact, path: StrPath, *, program: Program | None = None) -
     """
     members = _members(artifact, program)
     with atomic_file(path) as file:
-        _write_zip(members, file)
+        archive.write(members, file)
 
 
 def to_bytes(artifact: Artifact, *, program: Program | None = None) -> bytes:
     """What :func:`save` would write."""
     buffer = io.BytesIO()
-    _write_zip(_members(artifact, program), buffer)
+    archive.write(_members(artifact, program), buffer)
     return buffer.getvalue()
 
 
@@ -164,29 +158,27 @@ def _members(artifact: Artifact, program: Program | None) -> dict[str, bytes]:
         members[_STATE] = safetensors.torch.save(tensors)
     if program is not None:
         members |= zip((_GRAPH, _WEIGHTS), _program_members(program), strict=True)
-    # The cache folder is the builder's own and says nothing to whoever loads this.
-    settings = {
-        item.name: getattr(artifact.settings, item.name)
-        for item in dataclasses.fields(Settings)
-        if item.name != "cache_dir"
-    }
     manifest = {
-        "format": _FORMAT,
-        "version": _VERSION,
         "name": artifact.name,
         "flavour": artifact.flavour,
         "flavour_version": artifact.flavour_version,
         "torch_version": str(torch.__version__),
         "gpu": artifact.gpu,
         "calls": [call.to_json() for call in artifact.calls],
-        "settings": settings,
+        "settings": settings_to_json(artifact.settings),
         "signature": signature,
         "report": artifact.report,
         "parts": [_ENGINE_PART if isinstance(part, Artifact) else _TORCH_PART for part in artifact.parts],
         "results": dict(artifact.results),
-        "members": {name: hashlib.sha256(data).hexdigest() for name, data in members.items()},
     }
-    return {_MANIFEST: json.dumps(manifest, indent=1).encode(), **members}
+    return archive.with_manifest(archive.WHOLE, manifest, members)
+
+
+def settings_to_json(settings: Settings) -> dict[str, Any]:
+    """Settings as a manifest has them."""
+    # The cache folder is the builder's own and says nothing to whoever loads this.
+    names = [item.name for item in dataclasses.fields(Settings) if item.name != "cache_dir"]
+    return {name: getattr(settings, name) for name in names}
 
 
 def _part_names(kind: str, number: int) -> tuple[str, ...]:
@@ -211,20 +203,12 @@ def _restored(data: bytes, weights: bytes, subject: str, namespaces: Collection[
     from torch2trt.graph import serialize
 
     try:
-        parsed, tensors = _parse_json(data), safetensors.torch.load(weights)
+        parsed, tensors = archive.parse_json(data), safetensors.torch.load(weights)
     except (ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise ArtifactError(f"its Program is malformed: {error}", subject=subject) from error
     if not isinstance(parsed, dict):
         raise ArtifactError("its Program is malformed", subject=subject)
     return serialize.restore(parsed, tensors, namespaces=namespaces)
-
-
-def _write_zip(members: dict[str, bytes], file: IO[bytes]) -> None:
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name, data in members.items():
-            info = zipfile.ZipInfo(name, _MADE)
-            info.external_attr = 0o644 << 16
-            archive.writestr(info, data)
 
 
 # Reading ------------------------------------------------------------------------------------------------------------
@@ -241,96 +225,31 @@ def load(source: StrPath | bytes, *, namespaces: Collection[str] = ()) -> Loaded
             an operator that is unknown or not allowed.
         OSError: the file cannot be opened.
     """
-    subject = "artifact" if isinstance(source, bytes) else str(source)
-    file = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # noqa: SIM115
-    with file:
-        members = _read_zip(file, subject)
-    manifest = _read_manifest(members.pop(_MANIFEST), subject)
+    subject = archive.subject_of(source)
+    manifest, members = archive.read(source, archive.WHOLE)
     _check_members(members, manifest, subject)
     try:
         artifact = _from_manifest(manifest, members, subject, namespaces)
     except ArtifactError as error:
         reason = f"{error.reason}: {error.subject}" if error.subject else error.reason
         raise ArtifactError(reason, subject=subject, hint=error.hint) from error
-    except _MALFORMED as error:
+    except archive.MALFORMED as error:
         raise ArtifactError(f"its manifest is malformed: {error!r}", subject=subject) from error
     program = (members[_GRAPH], members[_WEIGHTS]) if _GRAPH in members else None
     return LoadedArtifact(artifact, program, namespaces)
 
 
-# What parsing JSON of the wrong shape raises: pytree asserts, sizes are parsed as syntax.
-_MALFORMED = (LookupError, TypeError, ValueError, AttributeError, AssertionError, SyntaxError, RecursionError)
-# What the zipfile module raises for bytes that are no intact zip.
-_BROKEN_ZIP = (
-    *(zipfile.BadZipFile, EOFError, OSError, OverflowError, NotImplementedError, RuntimeError, ValueError),
-    *(struct.error, LookupError),
-)
-
-
-def _read_zip(file: IO[bytes], subject: str) -> dict[str, bytes]:
-    start = file.read(2)
-    if start != b"PK":
-        hint = "load what .save() wrote"
-        if start in (b"pt", b"ft"):
-            hint = "a bare plan is for trtexec, Triton and DeepStream; load what .save() wrote"
-        raise ArtifactError("is no artifact of torch2trt" if start else "is empty", subject=subject, hint=hint)
-    try:
-        with zipfile.ZipFile(file) as archive:
-            infos = archive.infolist()
-            names = sorted(info.filename for info in infos)
-            if _MANIFEST not in names:
-                raise ArtifactError("is a zip, but no artifact of torch2trt", subject=subject)
-            if len(set(names)) < len(names):
-                raise ArtifactError(f"has other members than an artifact: {names}", subject=subject)
-            for info in infos:
-                # Stored members are as large as their part of the file, whatever the directory claims.
-                if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-                    raise ArtifactError(f"{info.filename} is compressed, which artifacts are not", subject=subject)
-            return {info.filename: archive.read(info) for info in infos}
-    except _BROKEN_ZIP as error:
-        raise ArtifactError(
-            f"is truncated or corrupt: {error}", subject=subject, hint="copy it again, or compile and save again"
-        ) from error
-
-
-def _read_manifest(data: bytes, subject: str) -> dict[str, Any]:
-    try:
-        manifest = _parse_json(data)
-        if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
-            raise ArtifactError("is a zip, but no artifact of torch2trt", subject=subject)
-        if manifest.get("version") != _VERSION:
-            raise ArtifactError(
-                f"has format version {manifest.get('version')!r}, this is version {_VERSION}",
-                subject=subject,
-                hint="load it with the torch2trt that saved it, or compile and save again",
-            )
-        if not isinstance(manifest["members"], dict) or not {*manifest["parts"]} <= {_ENGINE_PART, _TORCH_PART}:
-            raise TypeError("members is an object, parts are engine or torch")
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise ArtifactError(f"its manifest is malformed: {error!r}", subject=subject) from error
-    return manifest
-
-
-def _parse_json(data: bytes) -> Any:
-    if len(data) > _JSON_LIMIT:
-        raise ValueError(f"{len(data)} bytes of JSON")
-    return json.loads(data)
-
-
 def _check_members(members: dict[str, bytes], manifest: dict[str, Any], subject: str) -> None:
-    digests, parts = manifest["members"], manifest["parts"]
+    try:
+        parts = manifest["parts"]
+        if not {*parts} <= {_ENGINE_PART, _TORCH_PART}:
+            raise TypeError("parts are engine or torch")
+    except (LookupError, TypeError) as error:
+        raise ArtifactError(f"its manifest is malformed: {error!r}", subject=subject) from error
     wanted = {name for number, kind in enumerate(parts) for name in _part_names(kind, number)} or {_PLAN}
     if members.keys() - {_GRAPH, _WEIGHTS, _STATE} != wanted or len(members.keys() & {_GRAPH, _WEIGHTS}) == 1:
         raise ArtifactError(f"has other members than an artifact: {sorted(members)}", subject=subject)
-    if members.keys() != digests.keys():
-        raise ArtifactError(f"holds {sorted(members)}, its manifest names {sorted(digests)}", subject=subject)
-    for name, data in members.items():
-        if hashlib.sha256(data).hexdigest() != digests[name]:
-            raise ArtifactError(
-                f"{name} is corrupt: its checksum differs",
-                subject=subject,
-                hint="copy it again, or compile and save again",
-            )
+    archive.check_digests(manifest, members, subject)
 
 
 def _from_manifest(

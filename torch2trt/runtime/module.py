@@ -201,6 +201,14 @@ class EngineModule(nn.Module):
             )
         return self._replicas[wanted]
 
+    def open(self) -> None:
+        """Deserialise the engine now, and not at the first call.
+
+        Raises:
+            NoGPUError, UnsupportedGPUError, FlavourNotFoundError, ArtifactMismatchError, EngineError: as a call.
+        """
+        self._session.open()
+
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         order = self._orders.get((len(args), *kwargs))
         if order is None:

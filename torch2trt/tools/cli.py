@@ -320,8 +320,11 @@ def _describe(options: argparse.Namespace, compiled: EngineModule | PiecewiseMod
     from torch2trt.pieces import PiecewiseModule
     from torch2trt.tools import inspect
 
+    written = {"output": str(options.output)} if "output" in options else {}
     if isinstance(compiled, PiecewiseModule):
-        return Outcome({"model": options.model, "pieces": len(compiled.engines), **compiled.report}, repr(compiled))
+        data = {"model": options.model, "pieces": len(compiled.engines), **compiled.report, **written}
+        engines = [engine.artifact for engine in compiled.engines]
+        return Outcome(data, inspect.pieces(compiled.name, engines, compiled.refusals))
     artifact = compiled.artifact
     data = {
         "model": options.model,
@@ -330,9 +333,8 @@ def _describe(options: argparse.Namespace, compiled: EngineModule | PiecewiseMod
         "gpu": artifact.gpu,
         "precision": artifact.precision,
         **compiled.report,
+        **written,
     }
-    if "output" in options:
-        data["output"] = str(options.output)
     return Outcome(data, inspect.table(artifact))
 
 

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from torch2trt import api
 from torch2trt.frontend import dynamic_shapes as shapes
+from torch2trt.graph.exact import Truth
 from torch2trt.graph.program import Program
 from torch2trt.graph.signature import Signature
 from torch2trt.runtime.artifact import Artifact
@@ -210,7 +211,7 @@ class _Truth:
     """The module's result in float64 for the one call that all candidates of a batch are compared on."""
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
-        self._truths = [api.Truth(module, place) for place in dict.fromkeys((device, torch.device("cpu")))]
+        self._truths = [Truth(module, place) for place in dict.fromkeys((device, torch.device("cpu")))]
         self._known: list[Any] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -221,10 +222,10 @@ class _Truth:
     def writing(
         self, signature: Signature, state: Mapping[str, torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, list[torch.Tensor]]:
-        """As :meth:`torch2trt.api.Truth.writing`."""
+        """As :meth:`torch2trt.graph.exact.Truth.writing`."""
         return self._computed(lambda truth: truth.writing(signature, dict(state), args, kwargs))  # type: ignore[no-any-return]
 
-    def _computed(self, compute: Callable[[api.Truth], Any]) -> Any:
+    def _computed(self, compute: Callable[[Truth], Any]) -> Any:
         """On the GPU, or on the CPU where that lacks the memory or an operator in float64."""
         *others, last = self._truths
         for truth in others:
