@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import torch2trt
-from torch2trt.errors import CaptureError, DataDependentError, NoGPUError, UnsupportedOpsError
+from torch2trt.errors import CaptureError, DataDependentError, NoGPUError, TooSmallError, UnsupportedOpsError
 from torch2trt.pieces import PiecewiseModule
 
 QUICK: dict[str, Any] = {"precision": "fp32", "optimization_level": 0, "progress": "none", "min_segment": 1}
@@ -252,3 +252,18 @@ def test_pieces_run_on_the_gpu() -> None:
         with torch.no_grad():
             torch.testing.assert_close(compiled(x), module(x), rtol=1e-4, atol=1e-4)
     assert compiled.verify(X.cuda()).passed
+
+
+def test_what_is_not_worth_an_engine_is_left_to_eager() -> None:
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.exp().sin().cos().tanh().sigmoid().relu() * 2
+            return x + 1 if x.sum() > 3 else x
+
+    settings = {**QUICK, "min_segment": 6}
+    compiled = torch2trt.compile(Odd().eval(), (X,), **settings)
+    assert [engine.report["calls"] for engine in compiled.engines] == [9]
+    assert {type(error) for error in compiled.refusals} == {TooSmallError}
+    assert compiled.verify(X).passed
+    explained = torch2trt.explain(Odd().eval(), (X,), min_segment=6)
+    assert "does not pay (min_segment is 6)" in str(explained)

@@ -31,12 +31,14 @@ from torch2trt.errors import (
     ExampleInputError,
     NetworkError,
     RandomOpError,
+    TooSmallError,
     Torch2TRTError,
     UnsupportedOpsError,
     WeightError,
 )
 from torch2trt.frontend.dynamo import Region
 from torch2trt.graph.program import Program
+from torch2trt.partition.partitioner import check_worth
 from torch2trt.runtime.module import EngineModule
 from torch2trt.settings import Settings
 from torch2trt.trt import flavour as flavours
@@ -48,7 +50,7 @@ _NAME = "torch2trt"
 # What one region cannot be compiled for; settings and the environment are the same for all.
 REFUSALS = (
     *(CaptureError, DynamicShapeError, ExampleInputError, RandomOpError, WeightError),
-    *(UnsupportedOpsError, NetworkError, BuildError),
+    *(UnsupportedOpsError, NetworkError, BuildError, TooSmallError),
 )
 
 Run = Callable[[Sequence[Any]], Sequence[Any]]
@@ -66,6 +68,7 @@ def backend(
     options: dict[str, Any] | None = None,
     name: str | None = None,
     find: Find = lambda region, args, build: build(),
+    is_piece: bool = False,
     **unknown: Any,
 ) -> Callable[..., Any]:
     """Compile one graph of Dynamo's.
@@ -79,6 +82,7 @@ def backend(
         options: fields of :class:`torch2trt.Settings`.
         name: what to call the engines.
         find: where engines come from; it may raise why a graph is left to eager.
+        is_piece: of a module, of which other pieces are compiled too: what is not worth an engine is left to eager.
     """
     if torch.is_grad_enabled():
         _say_once(
@@ -89,7 +93,7 @@ def backend(
     region = Region(graph, name)
     if not region.made or not region.inputs:
         return graph.forward
-    return _CompiledRegion(region, {**(options or {}), **unknown}, find)
+    return _CompiledRegion(region, {**(options or {}), **unknown}, find, is_piece)
 
 
 class _Weights:
@@ -122,10 +126,11 @@ class _CompiledRegion:
     Dynamo runs one compiled graph for several modules of a class, so each call's weights are looked at.
     """
 
-    def __init__(self, region: Region, options: dict[str, Any], find: Find) -> None:
+    def __init__(self, region: Region, options: dict[str, Any], find: Find, is_piece: bool) -> None:
         self._region = region
         self._options = options
         self._engine_for = find
+        self._is_piece = is_piece
         self._weights_of = _picker(region.weights)
         self._inputs_of = _picker(region.inputs)
         self._known: list[_Weights] = []
@@ -174,7 +179,8 @@ class _CompiledRegion:
         except REFUSALS as error:
             if not Settings.make(**self._options).fallback:
                 raise
-            log.warning("%s: is left to eager: %s", region.name, error)
+            level = logging.INFO if isinstance(error, TooSmallError) else logging.WARNING
+            log.log(level, "%s: is left to eager: %s", region.name, error)
             run: Run = lambda args: graph(*args)  # noqa: E731
         else:
             run = self._runner(engine, args)
@@ -202,11 +208,13 @@ class _CompiledRegion:
         device = self._region.device(args)
         # Tensors made in inference mode cannot be traced in it.
         with torch.inference_mode(False), torch.no_grad():
-            program = capture(self._region, args)
+            program = api.optimize(capture(self._region, args), settings)
+            if self._is_piece:
+                check_worth(program, flavour, settings)
             shapes = ", ".join(str(list(value.shape)) for value in self._inputs_of(args))
             log.info("%s: building an engine for inputs of %s", self._region.name, shapes)
             with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-                engine = api.build(api.optimize(program, settings), flavour, settings)
+                engine = api.build(program, flavour, settings)
             return engine.to(device) if device.type == "cuda" else engine
 
 

@@ -40,6 +40,7 @@ __all__ = [
     "ProgramMissingError",
     "RandomOpError",
     "SettingError",
+    "TooSmallError",
     "Torch2TRTError",
     "TrainingModeError",
     "UnsupportedGPUError",
@@ -151,6 +152,12 @@ class NoCandidateError(Torch2TRTError):
     """Of all settings that were tried none runs, is right, and is within the bound."""
 
     code = "T2T111"
+
+
+class TooSmallError(Torch2TRTError):
+    """A piece of a module for which an engine would not pay."""
+
+    code = "T2T112"
 
 
 # 2xx: conversion ----------------------------------------------------------------------------------------------------

@@ -16,11 +16,19 @@ from torch.utils import _pytree as pytree
 from torch2trt import api
 from torch2trt import backend as backends
 from torch2trt.engine.cached import joint_state
-from torch2trt.errors import DataDependentError, DynamicShapeError, ExampleInputError, NoGPUError, Torch2TRTError
+from torch2trt.errors import (
+    DataDependentError,
+    DynamicShapeError,
+    ExampleInputError,
+    NoGPUError,
+    TooSmallError,
+    Torch2TRTError,
+)
 from torch2trt.examples import Calls
 from torch2trt.frontend.checks import check_module
 from torch2trt.frontend.dynamo import Region
 from torch2trt.partition.explain import Explanation, GraphBreak, explain, together
+from torch2trt.partition.partitioner import check_worth
 from torch2trt.piece_store import PieceStore
 from torch2trt.runtime import pieces_file
 from torch2trt.runtime.files import StrPath
@@ -43,6 +51,8 @@ class PiecewiseModule(nn.Module):
 
     :meth:`save` writes its engines. What joins them is the module's own code, so :func:`torch2trt.load` takes the
     module too: it is traced as ever, and builds what is not in the file.
+
+    What is not worth an engine (``Settings.min_segment``) is left to eager.
 
     Args:
         module: in evaluation mode.
@@ -79,7 +89,7 @@ class PiecewiseModule(nn.Module):
                     log.warning("%s: a piece was captured %d times: what is new runs in eager now", name, self._most)
                 self._is_full = True
                 return graph.forward  # type: ignore[no-any-return]
-            return backends.backend(graph, inputs, options=options, find=self._store.find)
+            return backends.backend(graph, inputs, options=options, find=self._store.find, is_piece=True)
 
         # Python code that computes with sizes is seldom right for all of them, so each has a graph of its own.
         self._compiled = torch.compile(module, backend=build, dynamic=False)
@@ -224,9 +234,9 @@ def compile_in_pieces(
     _run_first(compiled.reference, args, kwargs, reason)
     calls = sum(engine.report["calls"] for engine in compiled.engines)
     if text := _too_few(calls, settings):
-        raise _also(reason, "; ".join([text, *(str(error) for error in compiled.refusals[:3])])) from next(
-            iter(compiled.refusals), None
-        )
+        # What cannot be converted says more than what would not pay.
+        why = sorted(compiled.refusals, key=lambda error: isinstance(error, TooSmallError))
+        raise _also(reason, "; ".join([text, *map(str, why[:3])])) from next(iter(why), None)
     log.warning(
         "%s: is compiled in %d pieces, torch2trt.explain says where it breaks: %s",
         *(name, len(compiled.engines), reason.reason),
@@ -357,6 +367,7 @@ def _piece(region: Region, values: Sequence[Any], flavour: Flavour, settings: Se
     shapes = ", ".join("x".join(map(str, values[position].shape)) or "scalar" for position in region.inputs)
     try:
         program = api.optimize(backends.capture(region, values), settings)
+        check_worth(program, flavour, settings)
         found = dataclasses.replace(explain(program, flavour, settings), inputs=shapes)
         return found, 0 if found.refusal else len(program.calls)
     except Torch2TRTError as error:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from torch2trt.errors import UnsupportedNode, UnsupportedOpsError
+from torch2trt.errors import TooSmallError, UnsupportedNode, UnsupportedOpsError
 from torch2trt.graph.program import Program, provenance
 from torch2trt.graph.rewrite import call
 from torch2trt.graph.schema import name_of
@@ -60,6 +60,19 @@ class Partition:
     def operators_in_torch(self) -> list[str]:
         """The names of the operators that run in torch, each once."""
         return list(dict.fromkeys(name_of(node.target) for node in self.reasons if node.target is not operator.getitem))
+
+
+def check_worth(program: Program, flavour: Flavour, settings: Settings) -> None:
+    """Refuse a whole Program that is not worth an engine between other code.
+
+    Raises:
+        TooSmallError: it converts whole, and gains less than ``settings.min_segment``.
+    """
+    gained = sum(map(_gain, program.calls))
+    if gained < settings.min_segment and not reasons_for_torch(program, flavour, settings):
+        raise TooSmallError(
+            f"an engine of so few operators does not pay (min_segment is {settings.min_segment})", subject=program.name
+        )
 
 
 def is_engine(phase: int) -> bool:
