@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -46,6 +46,27 @@ def plugin(operator: Operator, *, half: bool = False) -> Operator:
     for target in _overloads(operator):
         _MADE_BY[_register(target, half)] = module
     return operator
+
+
+def call_in_engine(
+    net: Network, target: TensorOp, arguments: Mapping[str, Any], results: Sequence[TensorSpec]
+) -> list[Tensor]:
+    """Add a plugin that calls an operator.
+
+    Args:
+        net: of a flavour that has plugins.
+        arguments: by the names of :func:`torch2trt.graph.schema.bind`.
+        results: what the operator yields.
+    """
+    leaves = pytree.tree_leaves([arguments[name] for name in parameters_of(target)])
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    specs = pytree.tree_map_only(Tensor, lambda tensor: TensorSpec(tuple(tensor.shape), tensor.dtype), dict(arguments))
+    made = make_plugin(net.flavour, OperatorCall.make(target, specs, results))
+    net.plugins.append(made)
+    given = [net.cast(tensor, CARRIED.get(tensor.dtype, tensor.dtype)) for tensor in tensors]
+    layer = net.add("add_plugin_v3", [tensor.itensor for tensor in given], [], made)
+    found = [net.output_of(layer, spec.shape, index) for index, spec in enumerate(results)]
+    return [net.cast(tensor, spec.dtype) for tensor, spec in zip(found, results, strict=True)]
 
 
 def is_plugin(found: Converter) -> bool:
@@ -91,17 +112,7 @@ def _register(target: TensorOp, half: bool) -> Callable[..., Any]:
         return None
 
     def convert(net: Network, /, **arguments: Any) -> Tensor | list[Tensor]:
-        leaves = pytree.tree_leaves([arguments[name] for name in parameters_of(target)])
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        specs = pytree.tree_map_only(Tensor, lambda tensor: TensorSpec(tuple(tensor.shape), tensor.dtype), arguments)
-        results = [spec for spec in net.results if spec is not None]
-        call = OperatorCall.make(target, specs, results)
-        made = make_plugin(net.flavour, call)
-        net.plugins.append(made)
-        given = [net.cast(tensor, CARRIED.get(tensor.dtype, tensor.dtype)) for tensor in tensors]
-        layer = net.add("add_plugin_v3", [tensor.itensor for tensor in given], [], made)
-        found = [net.output_of(layer, spec.shape, index) for index, spec in enumerate(results)]
-        outputs = [net.cast(tensor, spec.dtype) for tensor, spec in zip(found, results, strict=True)]
+        outputs = call_in_engine(net, target, arguments, [spec for spec in net.results if spec is not None])
         returned = [each.type.kind() for each in target._schema.returns]
         return outputs[0] if returned == ["TensorType"] else outputs
 

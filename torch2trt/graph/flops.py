@@ -132,6 +132,7 @@ _FORMULAS: dict[str, Callable[[Arguments, Results], int]] = {
     "torch2trt::linear_block": _linear,
     "torch2trt::conv_block": _convolution,
     "torch2trt::attention": _attention,
+    "torch2trt::pluggable_attention": _attention,
     # Torch counts some of its kernels for attention and not others.
     "aten::scaled_dot_product_attention": _attention,
     "torch2trt::recurrence": _recurrence,

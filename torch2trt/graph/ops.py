@@ -139,6 +139,73 @@ def _(
     return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
 
+@torch.library.custom_op("torch2trt::pluggable_attention", mutates_args=())
+def pluggable_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> torch.Tensor:
+    """``scaled_dot_product_attention`` without dropout, which an engine may leave to :func:`flash_attention`.
+
+    Args:
+        query: [..., L, E].
+        key: [..., S, E].
+        value: [..., S, V].
+        attn_mask: as of :func:`attention`; None: every query attends to every key.
+        is_causal: to those keys alone that do not come after it.
+        scale, enable_gqa: as of :func:`attention`.
+    """
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+
+
+@pluggable_attention.register_fake
+def _(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> torch.Tensor:
+    return query.new_empty((*query.shape[:-1], value.shape[-1]))
+
+
+@torch.library.custom_op("torch2trt::flash_attention", mutates_args=())
+def flash_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_causal: bool, scale: float
+) -> torch.Tensor:
+    """Attention by torch's own kernels (FlashAttention, cuDNN's), which keep no scores in memory.
+
+    Heads lie behind tokens, as projections leave them and these kernels read them.
+
+    Args:
+        query: [N, L, H, E].
+        key: [N, S, G, E]; G divides H, and as many queries in a row share a key.
+        value: [N, S, G, V].
+        is_causal: whether a query attends to those keys alone that do not come after it.
+        scale: of the scores.
+
+    Returns:
+        [N, L, H, V], contiguous.
+    """
+    grouped = key.shape[2] != query.shape[2]
+    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    result = F.scaled_dot_product_attention(query, key, value, is_causal=is_causal, scale=scale, enable_gqa=grouped)
+    return result.transpose(1, 2).contiguous()
+
+
+@flash_attention.register_fake
+def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_causal: bool, scale: float) -> torch.Tensor:
+    return query.new_empty((*query.shape[:-1], value.shape[-1]))
+
+
 @torch.library.custom_op("torch2trt::dft", mutates_args=())
 def dft(
     real: torch.Tensor, imag: torch.Tensor | None, dim: int, inverse: bool, onesided: bool, normalization: int
@@ -192,6 +259,8 @@ def _(real: torch.Tensor, imag: torch.Tensor, dim: int, size: int, normalization
 
 CONV_BLOCK = torch.ops.torch2trt.conv_block.default
 ATTENTION = torch.ops.torch2trt.attention.default
+PLUGGABLE_ATTENTION = torch.ops.torch2trt.pluggable_attention.default
+FLASH_ATTENTION = torch.ops.torch2trt.flash_attention.default
 LINEAR_BLOCK = torch.ops.torch2trt.linear_block.default
 DFT = torch.ops.torch2trt.dft.default
 REAL_INVERSE_DFT = torch.ops.torch2trt.real_inverse_dft.default

@@ -32,7 +32,12 @@ _VIEWS = frozenset(
 _HEAVY = frozenset(
     {
         *(aten.linear, aten.addmm, aten.mm, aten.bmm, aten.baddbmm, aten.matmul, aten.convolution, aten.einsum),
-        *(aten.scaled_dot_product_attention, torch.ops.torch2trt.attention, torch.ops.torch2trt.conv_block),
+        *(
+            aten.scaled_dot_product_attention,
+            torch.ops.torch2trt.attention,
+            torch.ops.torch2trt.pluggable_attention,
+            torch.ops.torch2trt.conv_block,
+        ),
         *(torch.ops.torch2trt.linear_block, aten.layer_norm, aten.group_norm, aten.softmax),
     }
 )

@@ -21,6 +21,7 @@ from torch2trt.passes.merge_common_subexpressions import merge_common_subexpress
 from torch2trt.passes.merge_sibling_convolutions import merge_sibling_convolutions
 from torch2trt.passes.merge_sibling_linears import merge_sibling_linears
 from torch2trt.passes.merge_views import merge_views
+from torch2trt.passes.plug_attention import plug_attention
 from torch2trt.passes.reduce_strength import reduce_strength
 from torch2trt.passes.remove_dead_code import remove_dead_code
 from torch2trt.passes.remove_noops import IDENTITIES, remove_noops
@@ -74,6 +75,7 @@ PASSES: tuple[Pass, ...] = (
     simplify_slices,
     hoist_weights,
     defer_blind_queries,
+    plug_attention,
     fuse_conv_blocks,
     fuse_linear_blocks,
     remove_dead_code,
