@@ -41,6 +41,7 @@ KEPT: dict[str, Callable[[Tensor], Tensor]] = {
     "of one number": lambda x: x.mean(-1, keepdim=True).mean(-1, keepdim=True),
     "without the dimension": lambda x: x.mean(1).mean(-1),
     "of integers": lambda x: x.to(torch.int32).sum(1).sum(-1, keepdim=True),
+    "of a single number": lambda x: aten.mean.dim(x.amax((0, 1, 2, 3)).exp(), [0], True),
     "behind another operator": lambda x: x.mean(1).softmax(-1).mean(-1, keepdim=True),
 }
 

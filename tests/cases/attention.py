@@ -78,7 +78,21 @@ def every_form(*tensors: torch.Tensor) -> Any:
     return F.scaled_dot_product_attention(query, key, value), causal, masked(query, key, value, *masks)
 
 
+def flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *masks: torch.Tensor) -> Any:
+    """Attention as the Core ATen opset has it."""
+    attend = functools.partial(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, query, key, value)
+    return attend()[0], attend(is_causal=True)[0], attend(scale=0.3)[0], *(attend(attn_mask=mask)[0] for mask in masks)
+
+
 CASES = [
+    OpCase("attention-flash-cpu", flash, (*QKV, normal(L, S), additive(VISIBLE))),
+    OpCase("attention-flash-cpu-dynamic", flash, QKV, dynamic=DYNAMIC),
+    OpCase(
+        "attention-flash-cpu-sums",
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,
+        QKV,
+        unsupported="logarithms of the sums",
+    ),
     attention("plain", *QKV),
     attention("scale", *QKV, scale=0.3),
     attention("odd-head-size", *qkv(size=5)),

@@ -63,6 +63,10 @@ CASES = [
     OpCase("triangles", TRIANGLES, (TRIANGLE, B)),
     OpCase("triangle-broadcast", lambda a, b: linalg.solve_triangular(a, b, upper=False), (TRIANGLE, B[0])),
     OpCase("systems-large", linalg.inv, (normal(17, 17),), unsupported="17 equations"),
+    *(
+        OpCase(f"systems-empty-{number}", function, (torch.ones(2, 0, 0),), unsupported="a system of no equations")
+        for number, function in enumerate((linalg.inv, linalg.det, torch.logdet, linalg.cholesky))
+    ),
     OpCase("inv-info", lambda a: linalg.inv_ex(a), (A,), unsupported="error codes"),
     OpCase("nuclear", lambda a: linalg.matrix_norm(a, "nuc"), (A,), unsupported="no singular vectors"),
     OpCase("eigenvectors", linalg.eigh, (POSITIVE,), unsupported="no singular vectors or eigenvectors"),

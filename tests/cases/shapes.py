@@ -178,6 +178,7 @@ CASES = [
     OpCase("joins-bytes", JOINS, (BYTES // 2,)),
     OpCase("joins-int8", JOINS, (INT8,), tensorrt="torch.int8"),
     OpCase("joins-dynamic", JOINS, (X,), dynamic=BOTH),
+    OpCase("roll-of-nothing", lambda x: (x.roll(1, 1), x.roll((2, 1), (0, 2)), x.roll(3)), (X[:, :0],)),
     OpCase("cat-of-nothing", lambda x, y: torch.cat([x, y, y], 1), (INTS[0, 0, :0], X[:, :0])),
     OpCase("cat-promoted", lambda x, y: (torch.cat([x, y]), torch.stack([y, x])), (X.half(), INTS)),
     OpCase("cat-bool", lambda x, y: torch.cat([x, y], -1), (FLAGS, FLAGS)),

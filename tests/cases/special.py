@@ -26,6 +26,13 @@ CASES = [
     OpCase("erfinv", together(torch.erfinv, lambda x: special.ndtri((x + 1) / 2)), (UNIT,)),
     OpCase("ndtri-tail", special.ndtri, (torch.tensor([1e-30, 1e-10, 1e-5, 0.01, 0.999]),)),
     OpCase("erfinv-beyond", torch.erfinv, (torch.tensor([1.5, -2.0, math.nan, 1.0, -1.0, 0.0]),)),
+    # Relative to the largest of a row's results: each magnitude by itself.
+    *(
+        OpCase(f"erfc-from-{start}", torch.erfc, (torch.linspace(start, end, 50),))
+        for start, end in ((-11, 0.5), (0.4, 0.6), (0.5, 1.5), (1.5, 2), (2, 3), (4, 4.5), (5, 5.2), (8, 8.05))
+    ),
+    OpCase("erfc-ends", torch.erfc, (torch.tensor([-math.inf, math.inf, math.nan, 0.0, 13.0]),)),
+    OpCase("erfc-half", torch.erfc, (torch.linspace(2, 3.5, 50).half(),)),
     OpCase("erfcx", special.erfcx, (normal(4, 50).abs() * 5,)),
     OpCase("erfcx-negative", special.erfcx, (-normal(4, 50).abs(),)),
     OpCase("erfcx-large", special.erfcx, (torch.tensor([50.0, 1e10]),)),

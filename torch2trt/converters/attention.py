@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -59,6 +59,30 @@ def scaled_dot_product_attention(
     return _attend(
         net, query, key, value, scale, enable_gqa, mask=attn_mask, is_causal=is_causal, zero_blind=zero_blind
     )
+
+
+def _flash_unsupported(*, used: Collection[int] = (), **arguments: Any) -> str | None:
+    if 1 in used:
+        return "the logarithms of the sums in the softmax, which are for the gradient"
+    return _unsupported(**arguments, enable_gqa=False)
+
+
+@converter(aten._scaled_dot_product_flash_attention_for_cpu.default, unsupported=_flash_unsupported)
+def _scaled_dot_product_flash_attention_for_cpu(
+    net: Network,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    is_causal: bool,
+    attn_mask: Tensor | None,
+    scale: float | None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """_scaled_dot_product_flash_attention_for_cpu(Tensor query, Tensor key, Tensor value, ...) -> (Tensor, Tensor)
+
+    Torch's decomposition returns the softmax in the place of the second result.
+    """
+    return scaled_dot_product_attention(net, query, key, value, attn_mask, is_causal, scale, enable_gqa=False), None
 
 
 @converter(ATTENTION, unsupported=_unsupported)

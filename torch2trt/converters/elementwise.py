@@ -358,9 +358,3 @@ def expm1(net: Network, input: Tensor) -> Tensor:
 def exp2(net: Network, input: Tensor) -> Tensor:
     """exp2(Tensor self) -> Tensor"""
     return net.binary("POW", 2.0, _as_float(net, input))
-
-
-@converter(aten.erfc.default)
-def erfc(net: Network, input: Tensor) -> Tensor:
-    """erfc(Tensor self) -> Tensor"""
-    return net.binary("SUB", 1.0, net.unary("ERF", input))

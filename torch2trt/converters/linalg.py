@@ -35,6 +35,8 @@ def _size_unsupported(matrix: TensorSpec) -> str | None:
     size = matrix.shape[-1]
     if not isinstance(size, int):
         return "a system of a dynamic number of equations"
+    if size == 0:
+        return "a system of no equations"
     return (
         f"a system of {size} equations: TensorRT has no solver, and {_MOST} at most are unrolled"
         if size > _MOST

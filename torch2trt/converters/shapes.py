@@ -204,6 +204,8 @@ def roll(net: Network, input: Tensor, shifts: Sequence[Size], dims: Sequence[int
         return net.reshape(roll(net, net.flatten(input), shifts, [0]), input.shape)
     for shift, dim in zip(shifts, dims, strict=True):
         size = input.shape[dim]
+        if size == 0:
+            continue
         # The last elements, as many as the shift, come first.
         moved = simplify(sympy.sympify(PythonMod(shift, size)))
         if moved != 0:

@@ -99,11 +99,26 @@ _ERFCX = (
 )
 
 
-def _erfcx(net: Network, x: Tensor) -> Tensor:
+def _right_erfcx(net: Network, z: Tensor) -> Tensor:
     # erfc(z) exp(z²) for z >= 0 is t exp(P(t)), t = 2 / (2 + z).
-    size = net.unary("ABS", x)
-    t = net.binary("DIV", 2.0, net.binary("SUM", size, 2.0))
-    right = net.elementwise("PROD", t, net.unary("EXP", _polynomial(net, t, _ERFCX)))
+    t = net.binary("DIV", 2.0, net.binary("SUM", z, 2.0))
+    return net.elementwise("PROD", t, net.unary("EXP", _polynomial(net, t, _ERFCX)))
+
+
+def _erfc(net: Network, x: Tensor) -> Tensor:
+    # The difference 1 - erf(x) has no digits left where x is large.
+    size = net.binary("MIN", net.unary("ABS", x), 11.0)  # where erfc is 0 in float32
+    # exp(-x²) would lose those of x² that are cut off: the square of a few bits of x is exact, the rest is small.
+    coarse = net.binary("DIV", net.unary("ROUND", net.binary("PROD", size, 8.0)), 8.0)
+    rest = net.elementwise("PROD", net.elementwise("SUB", coarse, size), net.elementwise("SUM", coarse, size))
+    square = net.elementwise("PROD", coarse, coarse)
+    falling = net.elementwise("PROD", net.unary("EXP", net.unary("NEG", square)), net.unary("EXP", rest))
+    tail = net.elementwise("PROD", _right_erfcx(net, size), falling)
+    return net.select(net.binary("GREATER", x, 0.5), tail, net.binary("SUB", 1.0, net.unary("ERF", x)))
+
+
+def _erfcx(net: Network, x: Tensor) -> Tensor:
+    right = _right_erfcx(net, net.unary("ABS", x))
     twice = net.binary("PROD", net.unary("EXP", net.elementwise("PROD", x, x)), 2.0)
     return net.select(net.binary("LESS", x, 0.0), net.elementwise("SUB", twice, right), right)
 
@@ -229,6 +244,7 @@ def _bessel(tables: tuple[Sequence[float], ...], *, odd: bool, scaled: bool) -> 
 for _target, _function in (
     (aten.erfinv.default, _erfinv),
     (aten.special_ndtri.default, _ndtri),
+    (aten.erfc.default, _erfc),
     (aten.special_erfcx.default, _erfcx),
     (aten.lgamma.default, _lgamma),
     (aten.digamma.default, _digamma),

@@ -53,7 +53,9 @@ def _replace(program: Program, node: fx.Node) -> None:
     bound = bind(node)
     source: fx.Node = bound["input"]
     spec = program.spec(source)
-    count = spec.shape[-1] if spec.rank else 1
+    if not spec.rank:
+        return
+    count = spec.shape[-1]
     along_last = [axis % spec.rank for axis in bound["dim"] or range(spec.rank)] == [spec.rank - 1]
     if not along_last or not bound["keepdim"] or not isinstance(count, int) or count < 2:
         return
