@@ -18,7 +18,7 @@ from torch2trt.settings import Settings
 aten = torch.ops.aten
 
 # Elements of the largest mask that is looked at.
-_LARGEST = 1 << 27
+_LARGEST = 1 << 26
 
 
 @dataclass(frozen=True)
