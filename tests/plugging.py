@@ -17,10 +17,11 @@ from torch2trt.converters import plugins as converters
 from torch2trt.graph.operator_call import OperatorCall
 from torch2trt.graph.program import Program
 from torch2trt.settings import Settings
-from torch2trt.sizes import Size, TensorSpec, symbol
+from torch2trt.sizes import Size, TensorSpec, symbol, volume
 from torch2trt.trt import flavour as flavours
 from torch2trt.trt.flavour import Flavour
 from torch2trt.trt.network import Network
+from torch2trt.trt.tensor import Tensor as NetworkTensor
 
 ENTERPRISE = Flavour(flavours.TENSORRT, (10, 6), trt=None)
 N = symbol("n")
@@ -50,6 +51,14 @@ class Layer:
         return self.outputs[index]
 
 
+def _of_first(net: Network, itensor: Any, first: TensorSpec, spec: TensorSpec) -> Any:
+    """A copy of a plugin's first input; where its result has a dimension more, of as many channels, in that shape."""
+    if len(spec.shape) <= len(first.shape):
+        return net.add("add_identity", itensor).get_output(0)
+    channels = net.narrow(NetworkTensor(net, itensor, first.shape, first.dtype), -1, 0, volume(spec.shape[2:]))
+    return net.reshape(channels, spec.shape).itensor
+
+
 Added = list[tuple[list[Any], Any]]
 
 
@@ -65,7 +74,7 @@ def added(monkeypatch: pytest.MonkeyPatch) -> Added:
         inputs, shape_inputs, plugin = args
         assert not shape_inputs
         found.append((inputs, plugin))
-        outputs = [add(net, "add_identity", inputs[0]).get_output(0) for _ in plugin.call.outputs]
+        outputs = [_of_first(net, inputs[0], plugin.call.inputs[0], spec) for spec in plugin.call.outputs]
         return net.adopt(Layer(outputs), method)
 
     monkeypatch.setattr(Network, "add", recorded)

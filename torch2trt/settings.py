@@ -29,6 +29,7 @@ SkippablePass = Literal[
     "sink_permutes",
     "group_attention",
     "merge_views",
+    "simplify_masks",
     "defer_blind_queries",
     "fuse_conv_blocks",
     "fuse_linear_blocks",

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 
 from torch2trt.converters.plugins import call_in_engine
 from torch2trt.converters.registry import converter
-from torch2trt.graph.ops import ATTENTION, FLASH_ATTENTION, PLUGGABLE_ATTENTION
-from torch2trt.sizes import Size, TensorSpec, evaluate
+from torch2trt.graph.ops import ATTENTION, FLASH_ATTENTION, PACKED_ATTENTION
+from torch2trt.sizes import Size, TensorSpec
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
 
 aten = torch.ops.aten
 
 _LOWEST = torch.finfo(torch.float32).min
-# Of the kernels that torch has for attention.
-_WIDEST_HEAD = 256
-# From so many on, torch's kernels are faster.
-_LEAST_KEYS = 384
+_HEADS_AND_TOKENS = (0, 2, 1, 3)
 
 
 def _unsupported(
@@ -102,62 +99,47 @@ def attention(
     return _attend(net, query, key, value, scale, enable_gqa, mask=attn_mask)
 
 
-@converter(PLUGGABLE_ATTENTION, unsupported=_unsupported)
-def pluggable_attention(
+@converter(FLASH_ATTENTION)
+def flash_attention(net: Network, query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float) -> Tensor:
+    """flash_attention(Tensor query, Tensor key, Tensor value, bool is_causal, float scale) -> Tensor"""
+    if net.flavour.has("plugins"):
+        arguments = {"query": query, "key": key, "value": value, "is_causal": is_causal, "scale": scale}
+        return call_in_engine(net, FLASH_ATTENTION, arguments, [net.result])[0]
+    query, key, value = (net.permute(tensor, _HEADS_AND_TOKENS) for tensor in (query, key, value))
+    result = _attend(net, query, key, value, scale, True, mask=None, is_causal=is_causal)
+    return net.permute(result, _HEADS_AND_TOKENS)
+
+
+@converter(PACKED_ATTENTION)
+def packed_attention(
     net: Network,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None,
+    packed: Tensor,
+    starts: Sequence[int],
+    heads: int,
+    groups: int,
+    width: int,
+    value_width: int,
     is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
+    scale: float,
 ) -> Tensor:
-    """pluggable_attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, bool is_causal, ...) -> Tensor"""
-    mask, causal = _simplified(attn_mask, query.shape[-2], key.shape[-2])
-    is_causal = is_causal or causal
-    if mask is None and net.flavour.has("plugins") and _is_faster_plugged(net, query, key, value):
-        return _plugged(net, query, key, value, is_causal, scale)
-    zero_blind = mask is not None and _may_be_blind(mask)
-    return _attend(net, query, key, value, scale, enable_gqa, mask=mask, is_causal=is_causal, zero_blind=zero_blind)
-
-
-def _simplified(mask: Tensor | None, queries: Size, keys: Size) -> tuple[Tensor | None, bool]:
-    """A mask, or None where it hides nothing but what is_causal does, and whether it hides that."""
-    if mask is None or mask.value is None or mask.dtype != torch.bool or mask.rank < 2:
-        return mask, False
-    if bool(mask.value.all()):
-        return None, False
-    if mask.shape[-2:] != (queries, keys):
-        return mask, False
-    causal = torch.ones(mask.value.shape[-2:], dtype=torch.bool).tril()
-    return (None, True) if bool((mask.value == causal).all()) else (mask, False)
-
-
-def _is_faster_plugged(net: Network, query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether torch's kernels are faster than TensorRT's for sizes as these, by what was measured on an H200."""
-    if {tensor.rank for tensor in (query, key, value)} != {4} or key.shape[1] != value.shape[1]:
-        return False
-    if query.dtype not in (torch.float16, torch.bfloat16) or query.shape[0] != key.shape[0]:
-        return False
-    widths = query.shape[-1], value.shape[-1]
-    if not all(isinstance(width, int) and width % 8 == 0 and width <= _WIDEST_HEAD for width in widths):
-        return False
-    usual = {name: span.opt for name, span in net.ranges.items()}
-    return evaluate(key.shape[-2], usual) >= _LEAST_KEYS
-
-
-def _plugged(net: Network, query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float | None) -> Tensor:
-    """Attention by a plugin, which reads heads behind tokens, as projections leave them."""
-    heads_last = [net.permute(tensor, (0, 2, 1, 3)) for tensor in (query, key, value)]
-    shape = (*heads_last[0].shape[:-1], value.shape[-1])
-    arguments = {
-        **dict(zip(("query", "key", "value"), heads_last, strict=True)),
-        "is_causal": is_causal,
-        "scale": 1 / math.sqrt(query.shape[-1]) if scale is None else scale,
-    }
-    (result,) = call_in_engine(net, FLASH_ATTENTION, arguments, [TensorSpec(shape, query.dtype)])
-    return net.permute(result, (0, 2, 1, 3))
+    """packed_attention(Tensor packed, int[] starts, int heads, int groups, int width, ...) -> Tensor"""
+    if net.flavour.has("plugins"):
+        arguments = {
+            "packed": packed,
+            "starts": list(starts),
+            "heads": heads,
+            "groups": groups,
+            "width": width,
+            "value_width": value_width,
+            "is_causal": is_causal,
+            "scale": scale,
+        }
+        return call_in_engine(net, PACKED_ATTENTION, arguments, [net.result])[0]
+    query, key, value = (
+        net.reshape(net.narrow(packed, -1, start, count * size), (*packed.shape[:-1], count, size))
+        for start, count, size in zip(starts, (heads, groups, groups), (width, width, value_width), strict=True)
+    )
+    return flash_attention(net, query, key, value, is_causal, scale)
 
 
 def _attend(

@@ -13,6 +13,8 @@ from torch._export import utils as export_utils
 from torch.export import ExportedProgram, exported_program
 from torch.export.graph_signature import InputKind
 
+from torch2trt.frontend.functional import functionalize
+
 Keep = Callable[[Any], bool]
 
 _DEVICES = ("CPU", "CUDA", "Meta")
@@ -26,7 +28,7 @@ def decompose(exported: ExportedProgram, keep: Keep) -> ExportedProgram:
         keep: says for an operator whether it stays as it is.
     """
     tried: set[Any] = set()
-    functional = False
+    functional = functionalize(exported, keep)
     with _quick_preparations():
         while True:
             present = {node.target for node in exported.graph.nodes if node.op == "call_function"}

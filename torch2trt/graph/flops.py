@@ -118,6 +118,15 @@ def _attention(arguments: Arguments, results: Results) -> int:
     return 2 * int(arguments["key"].shape[-2]) * (int(arguments["query"].numel()) + results[0].numel())
 
 
+def _flash_attention(arguments: Arguments, results: Results) -> int:
+    return 2 * int(arguments["key"].shape[1]) * (int(arguments["query"].numel()) + results[0].numel())
+
+
+def _packed_attention(arguments: Arguments, results: Results) -> int:
+    rows = int(math.prod(arguments["packed"].shape[:-1])) * arguments["heads"]
+    return 2 * int(arguments["packed"].shape[-2]) * rows * (arguments["width"] + arguments["value_width"])  # type: ignore[no-any-return]
+
+
 def _recurrence(arguments: Arguments, results: Results) -> int:
     steps, batch = arguments["projected"].shape[-3:-1]
     weights = [arguments["weight"], arguments["projection"]]
@@ -132,7 +141,8 @@ _FORMULAS: dict[str, Callable[[Arguments, Results], int]] = {
     "torch2trt::linear_block": _linear,
     "torch2trt::conv_block": _convolution,
     "torch2trt::attention": _attention,
-    "torch2trt::pluggable_attention": _attention,
+    "torch2trt::flash_attention": _flash_attention,
+    "torch2trt::packed_attention": _packed_attention,
     # Torch counts some of its kernels for attention and not others.
     "aten::scaled_dot_product_attention": _attention,
     "torch2trt::recurrence": _recurrence,

@@ -139,44 +139,6 @@ def _(
     return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
 
-@torch.library.custom_op("torch2trt::pluggable_attention", mutates_args=())
-def pluggable_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
-) -> torch.Tensor:
-    """``scaled_dot_product_attention`` without dropout, which an engine may leave to :func:`flash_attention`.
-
-    Args:
-        query: [..., L, E].
-        key: [..., S, E].
-        value: [..., S, V].
-        attn_mask: as of :func:`attention`; None: every query attends to every key.
-        is_causal: to those keys alone that do not come after it.
-        scale, enable_gqa: as of :func:`attention`.
-    """
-    return F.scaled_dot_product_attention(
-        query, key, value, attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
-    )
-
-
-@pluggable_attention.register_fake
-def _(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
-) -> torch.Tensor:
-    return query.new_empty((*query.shape[:-1], value.shape[-1]))
-
-
 @torch.library.custom_op("torch2trt::flash_attention", mutates_args=())
 def flash_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_causal: bool, scale: float
@@ -204,6 +166,52 @@ def flash_attention(
 @flash_attention.register_fake
 def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_causal: bool, scale: float) -> torch.Tensor:
     return query.new_empty((*query.shape[:-1], value.shape[-1]))
+
+
+@torch.library.custom_op("torch2trt::packed_attention", mutates_args=())
+def packed_attention(
+    packed: torch.Tensor,
+    starts: list[int],
+    heads: int,
+    groups: int,
+    width: int,
+    value_width: int,
+    is_causal: bool,
+    scale: float,
+) -> torch.Tensor:
+    """:func:`flash_attention` of queries, keys and values that lie side by side, as one projection yields them.
+
+    Args:
+        packed: [N, L, C].
+        starts: the first channels of queries, keys and values.
+        heads: H, of queries.
+        groups: G, of keys and values.
+        width: E, channels of a query and a key.
+        value_width: V, channels of a value.
+        is_causal, scale: as of :func:`flash_attention`.
+
+    Returns:
+        [N, L, H, V], contiguous.
+    """
+    query, key, value = (
+        packed.narrow(-1, start, count * size).unflatten(-1, (count, size))
+        for start, count, size in zip(starts, (heads, groups, groups), (width, width, value_width), strict=True)
+    )
+    return torch.ops.torch2trt.flash_attention(query, key, value, is_causal, scale)  # type: ignore[no-any-return]
+
+
+@packed_attention.register_fake
+def _(
+    packed: torch.Tensor,
+    starts: list[int],
+    heads: int,
+    groups: int,
+    width: int,
+    value_width: int,
+    is_causal: bool,
+    scale: float,
+) -> torch.Tensor:
+    return packed.new_empty((*packed.shape[:-1], heads, value_width))
 
 
 @torch.library.custom_op("torch2trt::dft", mutates_args=())
@@ -259,8 +267,8 @@ def _(real: torch.Tensor, imag: torch.Tensor, dim: int, size: int, normalization
 
 CONV_BLOCK = torch.ops.torch2trt.conv_block.default
 ATTENTION = torch.ops.torch2trt.attention.default
-PLUGGABLE_ATTENTION = torch.ops.torch2trt.pluggable_attention.default
 FLASH_ATTENTION = torch.ops.torch2trt.flash_attention.default
+PACKED_ATTENTION = torch.ops.torch2trt.packed_attention.default
 LINEAR_BLOCK = torch.ops.torch2trt.linear_block.default
 DFT = torch.ops.torch2trt.dft.default
 REAL_INVERSE_DFT = torch.ops.torch2trt.real_inverse_dft.default

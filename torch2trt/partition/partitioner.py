@@ -35,10 +35,16 @@ _HEAVY = frozenset(
         *(
             aten.scaled_dot_product_attention,
             torch.ops.torch2trt.attention,
-            torch.ops.torch2trt.pluggable_attention,
+            torch.ops.torch2trt.flash_attention,
             torch.ops.torch2trt.conv_block,
         ),
-        *(torch.ops.torch2trt.linear_block, aten.layer_norm, aten.group_norm, aten.softmax),
+        *(
+            torch.ops.torch2trt.packed_attention,
+            torch.ops.torch2trt.linear_block,
+            aten.layer_norm,
+            aten.group_norm,
+            aten.softmax,
+        ),
     }
 )
 

@@ -14,7 +14,7 @@ from torch2trt.graph.schema import bind
 from torch2trt.passes.activations import Match
 from torch2trt.passes.pieces import SPLITTING
 from torch2trt.passes.pointwise import is_pointwise
-from torch2trt.passes.siblings import Kind, merge_siblings
+from torch2trt.passes.siblings import Kind, join, merge_siblings
 from torch2trt.passes.views import PERMUTING
 from torch2trt.settings import Settings
 
@@ -38,6 +38,11 @@ def merge_sibling_linears(program: Program, settings: Settings) -> None:
     Off unless ``extra_passes`` names it: whether it makes engines faster has not been timed on a GPU.
     """
     merge_siblings(program, _LINEAR)
+
+
+def join_linears(program: Program, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    """Compute linear layers as one, as :func:`torch2trt.passes.siblings.join` does."""
+    return join(program, _LINEAR, nodes)
 
 
 def _obstacle(program: Program, node: fx.Node) -> str | None:

@@ -28,6 +28,7 @@ from torch2trt.passes.remove_noops import IDENTITIES, remove_noops
 from torch2trt.passes.set_layouts import set_layouts
 from torch2trt.passes.set_precision import set_precision
 from torch2trt.passes.simplify_casts import simplify_casts
+from torch2trt.passes.simplify_masks import simplify_masks
 from torch2trt.passes.simplify_slices import simplify_slices
 from torch2trt.passes.sink_expands import sink_expands
 from torch2trt.passes.sink_permutes import sink_permutes
@@ -73,9 +74,10 @@ PASSES: tuple[Pass, ...] = (
     merge_sibling_linears,
     merge_sibling_convolutions,
     simplify_slices,
+    simplify_masks,
+    plug_attention,
     hoist_weights,
     defer_blind_queries,
-    plug_attention,
     fuse_conv_blocks,
     fuse_linear_blocks,
     remove_dead_code,

@@ -1,33 +1,145 @@
-"""Attention that engines may leave to torch's kernels."""
+"""Attention that engines leave to torch's kernels, as plugins."""
 
 from __future__ import annotations
 
-import torch
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from torch2trt.graph.ops import PLUGGABLE_ATTENTION
+import torch
+from torch import fx
+
+from torch2trt.graph.ops import FLASH_ATTENTION, PACKED_ATTENTION
 from torch2trt.graph.program import Program
-from torch2trt.graph.rewrite import IN_TORCH, call
+from torch2trt.graph.rewrite import IN_TORCH, call, erase_unused
 from torch2trt.graph.schema import bind
+from torch2trt.passes.merge_sibling_linears import join_linears
+from torch2trt.passes.pieces import piece_of
+from torch2trt.passes.views import PERMUTING, RESHAPING, axes_of
 from torch2trt.settings import Settings
+from torch2trt.sizes import evaluate, symbols
 
 aten = torch.ops.aten
 
+_HEADS_AND_TOKENS = (0, 2, 1, 3)
+# Of the kernels that torch has for attention.
+_WIDEST_HEAD = 256
+# From so many on they are faster than those of TensorRT 10.6 on an H200; a guess from a few sizes.
+_LEAST_KEYS = 384
+
 
 def plug_attention(program: Program, settings: Settings) -> None:
-    """Let attention in halves be a plugin, where TensorRT has plugins and its own kernels are slower.
+    """Let torch's kernels compute attention in halves, without a mask or causal, of many tokens.
 
-    Whether they are depends on the sizes, and whether a mask is no more than causal on its values, so the converter
-    decides.
+    Where TensorRT has plugins the result is a plugin. It reads contiguous tensors, so queries, keys and values that are
+    projected from one tensor stay in one, and are taken apart by the kernel. Where there are none, the converter takes
+    them apart, and TensorRT computes what it would compute otherwise.
+
+    Off unless ``extra_passes`` names it: how much faster models become has not been timed yet.
     """
-    graph = program.graph.graph
     for node in program.calls:
-        if node.target is not aten.scaled_dot_product_attention.default or IN_TORCH in node.meta:
-            continue
-        bound = bind(node)
-        if program.spec(node).dtype not in (torch.float16, torch.bfloat16) or bound["dropout_p"]:
-            continue
-        names = ("query", "key", "value", "attn_mask", "is_causal", "scale", "enable_gqa")
-        with graph.inserting_before(node):
-            pluggable = call(graph, PLUGGABLE_ATTENTION, *(bound[name] for name in names), like=node)
-        node.replace_all_uses_with(pluggable)
-        graph.erase_node(node)
+        if node.target is aten.scaled_dot_product_attention.default and IN_TORCH not in node.meta:
+            found = _found(program, node)
+            if found is not None:
+                _rewrite(program, node, found)
+    erase_unused(program.graph.graph)
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """What is to be rewritten.
+
+    Attributes:
+        tensors: queries, keys and values with their heads behind their tokens, where the graph has them so.
+        sources: [N, tokens, channels], of which these are reshaped.
+    """
+
+    tensors: tuple[fx.Node | None, ...]
+    sources: tuple[fx.Node | None, ...]
+    is_causal: bool
+    scale: float
+
+
+def _found(program: Program, node: fx.Node) -> _Attention | None:
+    bound = bind(node)
+    if bound["attn_mask"] is not None or bound["dropout_p"]:
+        return None
+    if program.spec(node).dtype not in (torch.float16, torch.bfloat16):
+        return None
+    tensors = tuple(bound[name] for name in ("query", "key", "value"))
+    query, key, value = (program.spec(tensor).shape for tensor in tensors)
+    if {len(shape) for shape in (query, key, value)} != {4} or query[0] != key[0] or key[:3] != value[:3]:
+        return None
+    counted = (*query[1::2], *key[1::2], *value[1::2])
+    if not all(isinstance(size, int) for size in counted) or query[1] % key[1]:
+        return None
+    if any(width % 8 or width > _WIDEST_HEAD for width in (query[3], value[3])):
+        return None
+    usual = {name: span.opt for name, span in program.signature.dims.items()}
+    if not symbols([key[2]]) <= usual.keys() or evaluate(key[2], usual) < _LEAST_KEYS:
+        return None
+    behind = tuple(_with_heads_behind(program, tensor) for tensor in tensors)
+    sources = tuple(_source(program, *each) for each in zip(tensors, behind, strict=True))
+    scale = 1 / math.sqrt(query[3]) if bound["scale"] is None else bound["scale"]
+    return _Attention(behind, sources, bound["is_causal"], scale)
+
+
+def _with_heads_behind(program: Program, node: fx.Node) -> fx.Node | None:
+    """The tensor [N, tokens, heads, width] of which a node is the transpose."""
+    if node.target not in PERMUTING or IN_TORCH in node.meta or axes_of(node, 4) != _HEADS_AND_TOKENS:
+        return None
+    return node.all_input_nodes[0]
+
+
+def _source(program: Program, node: fx.Node, behind: fx.Node | None) -> fx.Node | None:
+    """The tensor [N, tokens, channels] that a tensor [N, heads, tokens, width] shows the heads of.
+
+    Args:
+        behind: its transpose, where the graph has that.
+    """
+    count, tokens, width = (program.spec(node).shape[axis] for axis in (1, 2, 3))
+    # The transpose of a single head is a reshape.
+    reshaped = node if count == 1 and behind is None else behind
+    if reshaped is None or reshaped.target not in RESHAPING or IN_TORCH in reshaped.meta:
+        return None
+    source = reshaped.all_input_nodes[0]
+    wanted = (program.spec(node).shape[0], tokens, count * width)
+    return source if program.spec(source).shape == wanted else None
+
+
+def _rewrite(program: Program, node: fx.Node, found: _Attention) -> None:
+    graph, bound = program.graph.graph, bind(node)
+    packed = _packed(program, found.sources)
+    with graph.inserting_before(node):
+        if packed is not None:
+            query, value = (program.spec(bound[name]).shape for name in ("query", "value"))
+            counts = query[1], value[1], query[3], value[3]
+            made = call(graph, PACKED_ATTENTION, *packed, *counts, found.is_causal, found.scale, like=node)
+        else:
+            given = [
+                behind or call(graph, aten.permute.default, bound[name], list(_HEADS_AND_TOKENS), like=node)
+                for name, behind in zip(("query", "key", "value"), found.tensors, strict=True)
+            ]
+            made = call(graph, FLASH_ATTENTION, *given, found.is_causal, found.scale, like=node)
+        result = call(graph, aten.permute.default, made, list(_HEADS_AND_TOKENS), like=node)
+    for user in list(node.users):
+        if user.target in PERMUTING and IN_TORCH not in user.meta and axes_of(user, 4) == _HEADS_AND_TOKENS:
+            user.replace_all_uses_with(made)
+    node.replace_all_uses_with(result)
+
+
+def _packed(program: Program, sources: Sequence[fx.Node | None]) -> tuple[fx.Node, list[int]] | None:
+    """The tensor in which queries, keys and values lie side by side, and where each begins.
+
+    Three projections of one tensor are made one for it.
+    """
+    parts = [source for source in sources if source is not None]
+    if len(parts) != 3:
+        return None
+    pieces = [piece_of(program, part) for part in parts]
+    if pieces == [None, None, None]:
+        pieces = [piece_of(program, part) for part in join_linears(program, parts)]
+    found = [piece for piece in pieces if piece is not None and (piece.dim, piece.step) == (2, 1)]
+    if len(found) != 3 or len({piece.source for piece in found}) > 1:
+        return None
+    return found[0].source, [piece.start for piece in found]

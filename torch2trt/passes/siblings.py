@@ -186,9 +186,26 @@ def _weights(siblings: Sequence[_Sibling]) -> tuple[fx.Node, ...]:
 # Merging --------------------------------------------------------------------------------------------------------------
 
 
+def join(program: Program, kind: Kind, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    """Compute calls as one whatever it costs; the slices that take their places, or none where they cannot be merged.
+
+    Each of them has weights of its own, which serve nowhere else.
+    """
+    weights = set(program.weight_placeholders)
+    bounds = [bind(node) for node in nodes if node.target is kind.target]
+    if len({*nodes}) != len(bounds) or len({(bound["input"], kind.key(bound)) for bound in bounds}) != 1:
+        return []
+    held = [bound["weight"] for bound in bounds]
+    if len({*held}) != len(held) or any(len(weight.users) > 1 for weight in held):
+        return []
+    if any(kind.obstacle(program, node) or _obstacle(program, kind, node, weights) for node in nodes):
+        return []
+    return _merge(program, kind, [_Sibling(node, node, 0.0) for node in nodes], {})
+
+
 def _merge(
     program: Program, kind: Kind, siblings: Sequence[_Sibling], joined: dict[tuple[fx.Node, ...], fx.Node]
-) -> None:
+) -> list[fx.Node]:
     graph, first = program.graph.graph, siblings[0]
     bounds = [bind(sibling.node) for sibling in siblings]
     with graph.inserting_before(first.node):
@@ -203,6 +220,7 @@ def _merge(
             rest = first.last.args[1:]
             whole = call(graph, first.last.target, whole, *rest, like=first.last, **first.last.kwargs)
         start = 0
+        parts = []
         for sibling in siblings:
             spec = program.spec(sibling.node)
             dim = kind.dim % spec.rank
@@ -210,9 +228,11 @@ def _merge(
             part = call(graph, aten.slice.Tensor, whole, dim, start, end, like=sibling.node)
             start = end
             sibling.last.replace_all_uses_with(part)
+            parts.append(part)
     for sibling in siblings:
         for node in dict.fromkeys((sibling.last, sibling.node)):
             graph.erase_node(node)
+    return parts
 
 
 def _joined(parts: Sequence[fx.Node], joined: dict[tuple[fx.Node, ...], fx.Node], *, like: fx.Node) -> fx.Node:

@@ -1,0 +1,174 @@
+"""Graphs that are functionalised by rewriting: the same as torch makes of them by tracing once more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim
+
+from tests.passing import Function, targets
+from tests.rewriting import Net, drawn
+from torch2trt import api
+from torch2trt.frontend import decompositions
+from torch2trt.frontend.functional import functionalize
+from torch2trt.graph.program import Program
+from torch2trt.settings import Settings
+
+aten = torch.ops.aten
+
+X = drawn(2, 4, 6, 6)
+
+
+class Block(nn.Module):
+    """What vision models are written like."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.act, self.drop, self.head = nn.ReLU(inplace=True), nn.Dropout(0.2, inplace=True), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        y += x
+        y = self.act(y)
+        return self.head(self.drop(torch.flatten(F.adaptive_avg_pool2d(y, 1), 1)))  # type: ignore[no-any-return]
+
+
+def written_after_a_copy(x: Tensor) -> Any:
+    y = x + 1
+    z = y.clone()
+    y.mul_(2)
+    return y - z
+
+
+def read_before_and_after(x: Tensor) -> Any:
+    y = x * 2
+    before = y.sum()
+    y.add_(1)
+    return before, y, y.reshape(-1)
+
+
+def views_of_what_was_written(x: Tensor) -> Any:
+    y = (x * 2).relu_()
+    return y.transpose(1, 2).contiguous().flatten(1), y[0]
+
+
+def casts(x: Tensor) -> Any:
+    return x.to(torch.float32) + 1, x.to(torch.int64), x.to("cpu", torch.float16), x.to(x.dtype), x.type_as(x.int())
+
+
+REWRITTEN: dict[str, nn.Module] = {
+    "a block": Block(),
+    "after a copy": Function(written_after_a_copy),
+    "before and after": Function(read_before_and_after),
+    "views of what was written": Function(views_of_what_was_written),
+    "casts": Function(casts),
+    "twice": Function(lambda x: (x + 1).mul_(2).sub_(x).relu_()),
+    "chunks": Function(lambda x: [part.sin() for part in x.chunk(4, 2)]),
+    "expanded": Function(lambda x: x[:, :1].expand_as(x) * 1 + x.unflatten(1, (2, 2)).flatten(1, 2)),
+    "dropout": Function(lambda x: F.dropout(x, 0.5, False) + F.dropout(x + 1, 0.5, False, True)),
+    "contiguous": Function(lambda x: x.permute(0, 2, 3, 1).contiguous().reshape(2, -1)),
+    "channels last": Function(lambda x: (x + 1).contiguous(memory_format=torch.channels_last)),
+    "without affine weights": nn.BatchNorm2d(4, affine=False),
+    "a vector added in place": Net(lambda self, x: (x * 2).add_(self.bias), bias=drawn(6)),
+}
+
+
+def view_from_before(x: Tensor) -> Any:
+    y = x + 1
+    view = y[0]
+    y.mul_(2)
+    return view + 1
+
+
+def part_written(x: Tensor) -> Any:
+    y = x + 1
+    y[0] = 3.0
+    return y
+
+
+def alias_from_before(x: Tensor) -> Any:
+    y = x + 1
+    same = F.dropout(y, 0.5, False)
+    y.mul_(2)
+    return same + 1
+
+
+def written_and_returned(x: Tensor) -> Any:
+    x.add_(1)
+    return x * 2
+
+
+TRACED: dict[str, nn.Module] = {
+    "a view from before": Function(view_from_before),
+    "a part is written": Function(part_written),
+    "an argument is written": Function(written_and_returned),
+    "its statistics are of the batch": Function(lambda x: F.batch_norm(x, None, None, training=True)),
+    "an operator that is taken apart": Function(lambda x: x.swapaxes(1, 2)),
+}
+
+# Versions of torch trace it differently.
+EITHER: dict[str, nn.Module] = {"an alias from before": Function(alias_from_before)}
+
+
+def test_what_is_written_into_half_stays_half() -> None:
+    def run(x: Tensor) -> Tensor:
+        return x.half().add_(x)
+
+    assert torch.allclose(api.capture(Function(run), (X,))(X), run(X), atol=1e-2)
+
+
+def captured(module: nn.Module, quick: bool, monkeypatch: pytest.MonkeyPatch) -> Program:
+    done: list[bool] = []
+
+    def noted(*args: Any) -> bool:
+        done.append(quick and functionalize(*args))
+        return done[-1]
+
+    monkeypatch.setattr(decompositions, "functionalize", noted)
+    program = api.capture(module.eval(), (X.clone(),))
+    monkeypatch.undo()
+    program.quickly = done  # type: ignore[attr-defined]
+    return program
+
+
+def plain(program: Program) -> list[Any]:
+    """What is left once the passes have run, by the calls and what they yield."""
+    optimized = api.optimize(program, Settings.make())
+    return [(node.target, len(node.all_input_nodes), str(program.result(node))) for node in optimized.calls]
+
+
+@pytest.mark.parametrize("name", [*REWRITTEN, *TRACED, *EITHER])
+def test_it_is_what_tracing_makes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = {**REWRITTEN, **TRACED, **EITHER}[name]
+    quick, slow = (captured(module, quick, monkeypatch) for quick in (True, False))
+    if name not in EITHER:
+        assert quick.quickly == [name in REWRITTEN]  # type: ignore[attr-defined]
+    assert not any(getattr(target, "_schema", None) and target._schema.is_mutable for target in targets(quick))
+    assert quick.signature.outputs == slow.signature.outputs
+    with torch.no_grad():
+        found, same, expected = quick(X.clone()), slow(X.clone()), module(X.clone())
+    torch.testing.assert_close(found, same, rtol=0, atol=0)
+    if name != "an argument is written" and name not in EITHER:
+        torch.testing.assert_close(found, expected)
+    assert plain(quick) == plain(slow)
+
+
+def test_dynamic_sizes_are_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+    monkeypatch.setattr(decompositions, "functionalize", lambda *args: done.append(functionalize(*args)))
+    api.capture(Function(lambda x: (x * 2).relu_()), (X,), dynamic_shapes=(({0: Dim("batch", max=8)},),))
+    assert done == [False]
+
+
+def test_what_cannot_be_done_is_not_begun() -> None:
+    module = Function(lambda x: (x * 2).relu_().swapaxes(1, 2))
+    exported = torch.export.export(module, (X,), strict=False)
+    before = str(exported.graph)
+    assert not functionalize(exported, lambda target: target is not aten.swapaxes.default)
+    assert str(exported.graph) == before
+    assert functionalize(exported, lambda target: True) or "swapaxes" in before
