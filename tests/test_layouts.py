@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ import torch2trt
 from tests.mlp import in_place_count
 from torch2trt.api import engine_keys
 from torch2trt.errors import ArtifactError, InputShapeError
-from torch2trt.frontend import export
+from torch2trt.frontend import export, layouts
 from torch2trt.frontend.dynamic_shapes import resized
 from torch2trt.graph.signature import Signature, channels_last
 from torch2trt.runtime.module import EngineModule
@@ -302,6 +303,13 @@ def test_on_cuda_an_export_before_changes_nothing(monkeypatch: pytest.MonkeyPatc
         example = torch.empty(2, 3, 9, 8).to(memory_format=torch.channels_last)
         torch.export.export(Net(), (example,)).run_decompositions({})
         assert captured(Net(), example) == [LAST, ()]
+
+
+def test_a_torch_with_other_insides_is_taken_at_its_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layouts, "fake_impls", SimpleNamespace())
+    module = nn.Conv2d(3, 4, 3).eval()
+    program = export.capture(module, (torch.randn(2, 3, 8, 8),))
+    assert program.spec(program.output_node.all_input_nodes[0]).shape == (2, 4, 6, 6)
 
 
 def test_on_cuda_without_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,10 +29,15 @@ def layouts_of_cudnn() -> Iterator[None]:
     torch traces without cuDNN, so that no operator becomes one of cuDNN's own. It then takes convolutions for those
     that torch has beside it, whose results are contiguous whatever their arguments are.
     """
+    kernels, target = getattr(fake_impls, "op_implementations_dict", {}), aten.convolution.default
+    validate = getattr(fake_tensor.FakeTensorMode, "_validate_cache_key", None)
+    bypass = getattr(fake_tensor, "_BypassDispatchCache", None)
+    if target not in kernels or validate is None or bypass is None:
+        # A torch that does it in another way: layouts are what it says.
+        yield
+        return
     with _ONE_AT_A_TIME:
-        kernels, target = fake_impls.op_implementations_dict, aten.convolution.default
-        own, validate = kernels[target], fake_tensor.FakeTensorMode._validate_cache_key
-        enabled = torch.backends.cudnn.enabled
+        own, enabled = kernels[target], torch.backends.cudnn.enabled
 
         def convolution(mode: Any, func: Any, *args: Any, **kwargs: Any) -> Any:
             if enabled:
@@ -44,7 +49,7 @@ def layouts_of_cudnn() -> Iterator[None]:
         def uncached(self: Any, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
             # The cache that all traces of a process share does not ask whether there is cuDNN.
             if func in _CONVOLUTIONS:
-                raise fake_tensor._BypassDispatchCache("depends on cuDNN")
+                raise bypass("depends on cuDNN")
             validate(self, func, args, kwargs)
 
         with replaced(fake_tensor.FakeTensorMode, "_validate_cache_key", uncached):
