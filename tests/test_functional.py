@@ -73,6 +73,10 @@ REWRITTEN: dict[str, nn.Module] = {
     "dropout": Function(lambda x: F.dropout(x, 0.5, False) + F.dropout(x + 1, 0.5, False, True)),
     "contiguous": Function(lambda x: x.permute(0, 2, 3, 1).contiguous().reshape(2, -1)),
     "channels last": Function(lambda x: (x + 1).contiguous(memory_format=torch.channels_last)),
+    "norms of norms": nn.Sequential(
+        nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.ReLU(True), nn.Dropout(0.1), nn.ReLU(True)
+    ),
+    "norms of casts": nn.Sequential(Function(lambda x: x.to("cpu").contiguous()), nn.BatchNorm2d(4)),
     "without affine weights": nn.BatchNorm2d(4, affine=False),
     "a vector added in place": Net(lambda self, x: (x * 2).add_(self.bias), bias=drawn(6)),
 }

@@ -145,7 +145,8 @@ class _Rewriter:
             return False
 
         def step() -> None:
-            own = node.meta["val"]
+            # What its arguments were when this was planned may have been replaced.
+            bound, own = bind(node), node.meta["val"]
             names = ("input", "weight", "bias", "running_mean", "running_var", "momentum", "eps")
             with self._graph.inserting_before(node):
                 whole = self._graph.call_function(_BATCH_NORM, tuple(bound[name] for name in names))
