@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import torch2trt
-from tests.test_pieces import QUICK, X
+from tests.test_pieces import QUICK, Forked, X
 from torch2trt import api, backend
 from torch2trt.frontend.dynamo import Region
 from torch2trt.pieces import PiecewiseModule
+
+BIG = 10 * X.abs()  # takes the other way
 
 
 @dataclasses.dataclass
@@ -47,6 +50,16 @@ def pieces(module: nn.Module, *args: Any, **settings: Any) -> PiecewiseModule:
     compiled = torch2trt.compile(module, args or (X,), **(QUICK | settings))
     assert isinstance(compiled, PiecewiseModule)
     return compiled
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``Forked`` with the engines of both ways, and their Programs."""
+    path = tmp_path_factory.mktemp("saved") / "forked.t2t"
+    compiled = pieces(Forked().eval())
+    compiled.reference(BIG)
+    compiled.save(path, program=True)
+    return path
 
 
 def check(compiled: PiecewiseModule, module: nn.Module, *inputs: Any) -> None:

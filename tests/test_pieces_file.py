@@ -14,8 +14,8 @@ import pytest
 
 import torch2trt
 from tests.artifacts import make_artifact, with_manifest, with_members
-from tests.piecewise import pieces
-from tests.test_pieces import QUICK, Forked, X
+from tests.piecewise import saved
+from tests.test_pieces import QUICK, Forked
 from torch2trt.errors import (
     ArtifactError,
     ExampleInputError,
@@ -25,18 +25,9 @@ from torch2trt.runtime import artifact, pieces_file
 from torch2trt.runtime.module import EngineModule
 from torch2trt.tools import cli
 
+__all__ = ["saved"]  # a fixture, which tests name
+
 REGION = {"region": ["a" * 32] * 2, "flavour": "tensorrt 11.0"}
-BIG = 10 * X.abs()  # takes the other way
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``Forked`` with the engines of both ways, and their Programs."""
-    path = tmp_path_factory.mktemp("saved") / "forked.t2t"
-    compiled = pieces(Forked().eval())
-    compiled.reference(BIG)
-    compiled.save(path, program=True)
-    return path
 
 
 # Files --------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import torch2trt
 from tests.artifacts import make_artifact, with_manifest
-from tests.piecewise import Counts, Own, check, counting, own, pieces, regions
+from tests.piecewise import BIG, Counts, Own, check, counting, own, pieces, regions, saved
 from tests.scripts import run_script
 from tests.test_pieces import Detector, Forked, X
 from torch2trt.errors import (
@@ -28,22 +28,12 @@ from torch2trt.pieces import PiecewiseModule
 from torch2trt.runtime import pieces_file
 from torch2trt.runtime.module import EngineModule
 
-BIG = 10 * X.abs()  # takes the other way
+__all__ = ["saved"]  # a fixture, which tests name
 
 
 @pytest.fixture
 def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
     return counting(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``Forked`` with the engines of both ways, and their Programs."""
-    path = tmp_path_factory.mktemp("saved") / "forked.t2t"
-    compiled = pieces(Forked().eval())
-    compiled.reference(BIG)
-    compiled.save(path, program=True)
-    return path
 
 
 # What is in the file --------------------------------------------------------------------------------------------------

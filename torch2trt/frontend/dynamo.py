@@ -14,6 +14,8 @@ from torch.export import Dim
 from torch.fx.node import map_aggregate
 from torch.utils._device import _device_constructors
 
+from torch2trt.graph.rewrite import leading_to
+
 # Beyond it, a bound on a size comes from an index type or an allocation, and not from the model or its user.
 _LARGEST = 1 << 16
 # How Dynamo's paths of modules begin: L['self'].layer1
@@ -193,13 +195,7 @@ class Region:
             if node.op not in ("placeholder", "output") and node not in made:
                 copies[node] = graph.node_copy(node, lambda argument: copies[argument])
         graph.output(fx.map_arg(tuple(self._returned), lambda node: copies[node]))
-        needed = set()
-        pending = list(graph.output_node().all_input_nodes)
-        while pending:
-            node = pending.pop()
-            if node not in needed:
-                needed.add(node)
-                pending += node.all_input_nodes
+        needed = leading_to(graph.output_node().all_input_nodes)
         for node in reversed(graph.nodes):
             if node.op not in ("placeholder", "output") and node not in needed:
                 graph.erase_node(node)

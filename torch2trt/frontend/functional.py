@@ -241,7 +241,7 @@ def _functional(target: torch._ops.OpOverload) -> Any:
     """The operator that yields what another writes into its first argument; None where there is no such."""
     schema = target._schema
     written = [argument for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write]
-    if len(written) != 1 or (written[0] is not schema.arguments[0] and written[0].name != schema.arguments[0].name):
+    if [argument.name for argument in written] != [schema.arguments[0].name]:
         return None
     namespace, _, name = schema.name.partition("::")
     if not name.endswith("_") or len(schema.returns) != 1:

@@ -85,6 +85,18 @@ def replace_chain(first: fx.Node, last: fx.Node, replacement: fx.Node) -> None:
         node.graph.erase_node(node)
 
 
+def leading_to(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """The nodes, and all that they are computed from."""
+    found: set[fx.Node] = set()
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found.add(node)
+            pending += node.all_input_nodes
+    return found
+
+
 def erase_unused(graph: fx.Graph) -> None:
     """Drop the calls that nothing uses, and whatever led only to them."""
     for node in reversed(graph.nodes):

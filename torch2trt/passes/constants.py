@@ -7,6 +7,7 @@ from torch import fx
 
 from torch2trt.graph.devices import placed
 from torch2trt.graph.program import Program
+from torch2trt.graph.rewrite import leading_to
 
 
 def constants(program: Program) -> set[fx.Node]:
@@ -28,23 +29,20 @@ def value_of(program: Program, node: fx.Node) -> torch.Tensor:
     """The value of one of :func:`constants`, on the CPU; only what leads to it is computed."""
     weights = program.weights
     yielded = dict(zip(weights.outputs, weights.graph.graph.output_node().args[0], strict=True))  # type: ignore[arg-type]
-    needed: set[fx.Node] = set()
-    pending = [node]
-    while pending:
-        item = pending.pop()
-        if item not in needed:
-            needed.add(item)
-            own = item.op == "placeholder" and item.graph is program.graph.graph
-            pending += [yielded[str(item.target)]] if own else item.all_input_nodes
+    needed = leading_to([node])
+    made_by = {item: yielded[str(item.target)] for item in needed if item.op == "placeholder"}
+    needed |= leading_to(made_by.values())
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
+    sources: list[torch.Tensor] = []
     for item in (*weights.graph.graph.nodes, *program.nodes):
-        if item in needed:
-            own = item.op == "placeholder" and item.graph is program.graph.graph
-            copies[item] = copies[yielded[str(item.target)]] if own else graph.node_copy(item, lambda arg: copies[arg])
+        if item in made_by:
+            copies[item] = copies[made_by[item]]
+        elif item in needed:
+            copies[item] = graph.node_copy(item, lambda arg: copies[arg])
+            if item.op == "placeholder":
+                sources.append(weights.sources[weights.inputs[str(item.target)]].detach().cpu())
     graph.output(copies[node])
-    names = [str(item.target) for item in weights.graph.graph.nodes if item.op == "placeholder" and item in needed]
-    sources = [weights.sources[weights.inputs[name]].detach().cpu() for name in names]
     module = placed(fx.GraphModule({}, graph), torch.device("cpu"))
     with torch.no_grad():
         return module(*sources)  # type: ignore[no-any-return]

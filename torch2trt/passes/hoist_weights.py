@@ -7,6 +7,7 @@ import math
 from torch import fx
 
 from torch2trt.graph.program import Program
+from torch2trt.graph.rewrite import leading_to
 from torch2trt.graph.weights import WeightsGraph
 from torch2trt.passes.constants import constants
 from torch2trt.settings import Settings
@@ -94,14 +95,7 @@ def _pays(program: Program, node: fx.Node) -> bool:
 
 def _roots(node: fx.Node) -> set[fx.Node]:
     """The weights that a hoistable call is made of."""
-    seen: set[fx.Node] = set()
-    pending = [node]
-    while pending:
-        current = pending.pop()
-        if current not in seen:
-            seen.add(current)
-            pending.extend(current.all_input_nodes)
-    return {item for item in seen if item.op == "placeholder"}
+    return {item for item in leading_to([node]) if item.op == "placeholder"}
 
 
 def _unused_name(graph: fx.Graph, name: str) -> str:

@@ -16,6 +16,7 @@ from torch2trt.graph.program import Program
 from torch2trt.graph.rewrite import IN_TORCH, call
 from torch2trt.graph.schema import bind
 from torch2trt.passes.activations import Match, following_activation
+from torch2trt.passes.views import RESHAPING
 from torch2trt.sizes import evaluate, symbols
 
 aten = torch.ops.aten
@@ -30,10 +31,6 @@ _BYTES_PER_US = 4e6
 _ALIGNED = 8
 
 NONE: Match = ("none", 0.0, 0.0)
-
-_RESHAPING = frozenset(
-    {aten.reshape.default, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims}
-)
 
 
 @dataclass(frozen=True)
@@ -145,7 +142,7 @@ def _cost_us(program: Program, kind: Kind, last: fx.Node) -> float:
 
 def _is_read_as_slice(kind: Kind, node: fx.Node) -> bool:
     return all(
-        _is_read_as_slice(kind, user) if user.target in _RESHAPING else kind.reads_slices(user) for user in node.users
+        _is_read_as_slice(kind, user) if user.target in RESHAPING else kind.reads_slices(user) for user in node.users
     )
 
 
