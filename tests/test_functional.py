@@ -112,6 +112,7 @@ TRACED: dict[str, nn.Module] = {
     "a part is written": Function(part_written),
     "an argument is written": Function(written_and_returned),
     "its statistics are of the batch": Function(lambda x: F.batch_norm(x, None, None, training=True)),
+    "channels are dropped in place": nn.Sequential(nn.Dropout2d(0.5), nn.Tanh(), nn.Dropout2d(0.5, inplace=True)),
     "an operator that is taken apart": Function(lambda x: x.swapaxes(1, 2)),
 }
 

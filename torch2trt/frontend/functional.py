@@ -88,11 +88,11 @@ class _Rewriter:
         if target is aten.batch_norm.default:
             return self._plan_batch_norm(node)
         if target in _RESHAPING:
-            return self._plan(node, aten.reshape.default, lambda shape: (node.args[0], shape))
+            return self._plan_as(node, aten.reshape.default, lambda shape: (node.args[0], shape))
         if target in _CASTING or target in _SAME:
             return self._plan_cast(node)
         if target is aten.expand_as.default:
-            return self._plan(node, aten.expand.default, lambda shape: (node.args[0], shape))
+            return self._plan_as(node, aten.expand.default, lambda shape: (node.args[0], shape))
         if target is aten.chunk.default:
             return self._plan_chunk(node)
         # What yields views of its arguments and is composite, torch takes apart.
@@ -101,7 +101,7 @@ class _Rewriter:
 
     def _plan_writing(self, node: fx.Node, target: torch._ops.OpOverload) -> bool:
         functional = _functional(target)
-        if functional is None or not (self._keep(functional) or functional in _SAME):
+        if functional is None or not self._keep(functional):
             return False
         written = node.args[0]
         if not isinstance(written, fx.Node) or not self._is_free(node, written):
@@ -158,7 +158,7 @@ class _Rewriter:
         self._steps.append(step)
         return True
 
-    def _plan(self, node: fx.Node, target: Any, arguments: Callable[[list[int]], tuple[Any, ...]]) -> bool:
+    def _plan_as(self, node: fx.Node, target: Any, arguments: Callable[[list[int]], tuple[Any, ...]]) -> bool:
         """Another operator in a node's place, if it is kept.
 
         Args:
