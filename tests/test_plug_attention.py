@@ -43,6 +43,7 @@ class Attention(nn.Module):
         mask: None; ``causal``, as an argument; or a tensor.
         joint: one projection, as GPT-2 has it.
         turned: queries and keys are changed before they meet, as by rotary embeddings.
+        scaled: queries are multiplied by a number before their heads are taken apart, as Whisper has it.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Attention(nn.Module):
         groups: int = 4,
         joint: bool = False,
         turned: bool = False,
+        scaled: bool = False,
         bias: bool = True,
     ) -> None:
         super().__init__()
@@ -62,16 +64,19 @@ class Attention(nn.Module):
         self.projections = nn.ModuleList(nn.Linear(64, size, bias) for size in count)
         self.out = nn.Linear(WIDTH * heads, 64)
         self.causal, self.grouped, self.turned = mask == "causal", heads != groups, turned
+        self.scale = 3.0 if scaled else None
         self.register_buffer("mask", mask if isinstance(mask, Tensor) else None)
 
     def forward(self, x: Tensor) -> Tensor:
         made = [each(x) for each in self.projections]
         parts = made if len(made) == 3 else made[0].split(self.sizes, -1)
+        if self.scale is not None:
+            parts = parts[0] * self.scale, *parts[1:]
         query, key, value = (part.unflatten(-1, (-1, WIDTH)).transpose(1, 2) for part in parts)
         if self.turned:
             query, key = query.sin(), key.cos()
         made = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=self.mask, is_causal=self.causal, enable_gqa=self.grouped
+            query, key, value, self.mask, is_causal=self.causal, enable_gqa=self.grouped, scale=self.scale and 0.1
         )
         return self.out(made.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
@@ -86,6 +91,7 @@ MODULES: dict[str, tuple[nn.Module, bool]] = {
     "causal": (Attention("causal"), True),
     "causal by a mask": (Attention(CAUSAL, joint=True), True),
     "turned": (Attention("causal", turned=True), True),
+    "scaled": (Attention(scaled=True), False),
     "grouped": (Attention("causal", heads=8, groups=2), True),
     "grouped from one": (Attention("causal", heads=4, groups=1, joint=True), True),
     "grouped and turned": (Attention(heads=8, groups=2, turned=True), False),

@@ -61,6 +61,8 @@ def test_random_chains_of_views() -> None:
             else:
                 sizes = [2] * 2 if expected.numel() % 4 == 0 else []
                 target = (*sizes, expected.numel() // 4 if sizes else expected.numel())
+                one = int(torch.randint(0, 3, (), generator=generator))
+                target = (*target[:one], 1, *target[one:])
                 reshaped = view.reshape(target)
                 if reshaped is None:
                     break
@@ -80,6 +82,16 @@ def test_symbolic_sizes() -> None:
     assert view.shape == (batch, 12, 197, 64)
     assert view.steps() == (None, (1, 0, 2), (batch, 12, 197, 64))
     assert View.of((sympy.Symbol("n") + 1, 4)).reshape((2, 2 * sympy.Symbol("n") + 2)) is None
+
+
+def test_dimensions_of_size_one_are_inserted_with_the_first_reshape() -> None:
+    one = View.of((1, 512, 512)).reshape((1, 512, 8, 64))
+    assert one is not None
+    assert one.permute([0, 2, 1, 3]).steps() == ((1, 512, 8, 64), (0, 2, 1, 3), None)
+    inside = View.of((6, 4)).reshape((2, 3, 4))
+    inside = inside and inside.permute([1, 0, 2]).reshape((3, 2, 1, 4))
+    assert inside is not None
+    assert inside.steps() == ((2, 3, 1, 4), (1, 0, 2, 3), None)
 
 
 @pytest.mark.parametrize("name", CHAINS)

@@ -51,11 +51,13 @@ class _Attention:
 
     Attributes:
         tensors: queries, keys and values with their heads behind their tokens, where the graph has them so.
-        sources: [N, tokens, channels], of which these are reshaped.
+        sources: [N, tokens, channels], of which these are reshaped; queries before ``factor`` scales them.
+        factor: a number that queries are multiplied by.
     """
 
     tensors: tuple[fx.Node | None, ...]
     sources: tuple[fx.Node | None, ...]
+    factor: float
     is_causal: bool
     scale: float
 
@@ -79,9 +81,10 @@ def _found(program: Program, node: fx.Node) -> _Attention | None:
     if not symbols([key[2]]) <= usual.keys() or evaluate(key[2], usual) < _LEAST_KEYS:
         return None
     behind = tuple(_with_heads_behind(program, tensor) for tensor in tensors)
-    sources = tuple(_source(program, *each) for each in zip(tensors, behind, strict=True))
+    queries, *rest = (_source(program, *each) for each in zip(tensors, behind, strict=True))
+    queries, factor = _unscaled(queries)
     scale = 1 / math.sqrt(query[3]) if bound["scale"] is None else bound["scale"]
-    return _Attention(behind, sources, bound["is_causal"], scale)
+    return _Attention(behind, (queries, *rest), factor, bound["is_causal"], scale)
 
 
 def _with_heads_behind(program: Program, node: fx.Node) -> fx.Node | None:
@@ -107,6 +110,14 @@ def _source(program: Program, node: fx.Node, behind: fx.Node | None) -> fx.Node 
     return source if program.spec(source).shape == wanted else None
 
 
+def _unscaled(node: fx.Node | None) -> tuple[fx.Node | None, float]:
+    """A tensor, and the number that makes of it what a node is; the node itself, and 1, where it is no such product."""
+    if node is None or node.target is not aten.mul.Tensor or IN_TORCH in node.meta:
+        return node, 1.0
+    bound = bind(node)
+    return (bound["input"], float(bound["other"])) if isinstance(bound["other"], (int, float)) else (node, 1.0)
+
+
 def _rewrite(program: Program, node: fx.Node, found: _Attention) -> None:
     graph, bound = program.graph.graph, bind(node)
     packed = _packed(program, found.sources)
@@ -114,7 +125,8 @@ def _rewrite(program: Program, node: fx.Node, found: _Attention) -> None:
         if packed is not None:
             query, value = (program.spec(bound[name]).shape for name in ("query", "value"))
             counts = query[1], value[1], query[3], value[3]
-            made = call(graph, PACKED_ATTENTION, *packed, *counts, found.is_causal, found.scale, like=node)
+            scale = found.scale * found.factor
+            made = call(graph, PACKED_ATTENTION, *packed, *counts, found.is_causal, scale, like=node)
         else:
             given = [
                 behind or call(graph, aten.permute.default, bound[name], list(_HEADS_AND_TOKENS), like=node)

@@ -132,7 +132,21 @@ class View:
             return None, None, self.shape if self.shape != source_shape else None
         split = tuple(self.size(blocks[index]) for index in in_source)
         permuted = tuple(self.size(block) for block in blocks)
+        if split != source_shape and len(blocks) < len(self.dims) <= MOST_DIMS and self._holds_one_each(blocks):
+            # What is left to insert has size 1: the first reshape does it, in the places of the result.
+            kept = [axis for axis, dim in enumerate(self.dims) if dim]
+            shape: list[Size] = [1] * len(self.dims)
+            order_with_ones = list(range(len(self.dims)))
+            for place, size in zip(kept, split, strict=True):
+                shape[place] = size
+            for place, axis in zip(kept, axes, strict=True):
+                order_with_ones[place] = kept[axis]
+            return tuple(shape), tuple(order_with_ones), None
         return (split if split != source_shape else None, axes, self.shape if self.shape != permuted else None)
+
+    def _holds_one_each(self, blocks: Sequence[Sequence[int]]) -> bool:
+        """Whether each dimension that is not of size 1 is one of the blocks."""
+        return [list(dim) for dim in self.dims if dim] == [list(block) for block in blocks]
 
 
 def axes_of(node: fx.Node, rank: int) -> tuple[int, ...]:
