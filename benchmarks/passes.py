@@ -268,7 +268,7 @@ def graphs_of(subject: Subject, flavour: Flavour, chosen: Sequence[Variant]) -> 
     layers: dict[tuple[Any, ...], int] = {}
     found = {}
     for variant in chosen:
-        program = api.optimize(copied(captured), Settings.make(**variant.settings, precision=precision))
+        program = api.optimize(copied(captured), Settings.make(**variant.settings, precision=precision), flavour)
         shape = structure(program)
         if shape not in layers:
             network = lower(program, flavour)

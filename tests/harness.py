@@ -167,7 +167,7 @@ def check_module(
     flavour = flavours.load()
 
     def convert() -> Program:
-        program = api.optimize(api.capture(module, inputs, dynamic_shapes=dynamic_shapes), settings)
+        program = api.optimize(api.capture(module, inputs, dynamic_shapes=dynamic_shapes), settings, flavour)
         check_ranks(lower(program, flavour))
         return program
 

@@ -32,7 +32,8 @@ def spec(*shape: Size, dtype: torch.dtype = torch.float32) -> TensorSpec:
 
 
 def optimized(module: nn.Module, *inputs: Tensor, shapes: Any = None, **settings: Any) -> Program:
-    return api.optimize(api.capture(module, inputs, dynamic_shapes=shapes), Settings.make(**settings))
+    """What the passes make of a module where TensorRT has plugins."""
+    return api.optimize(api.capture(module, inputs, dynamic_shapes=shapes), Settings.make(**settings), enterprise())
 
 
 def spreading() -> OperatorCall:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,19 +16,22 @@ import torch2trt
 from tests.harness import check_module, compare, truth
 from tests.passing import targets
 from tests.plugging import Added, added, enterprise, optimized
+from torch2trt import api
 from torch2trt.converters.lower import lower
 from torch2trt.graph.flops import flops
 from torch2trt.graph.ops import FLASH_ATTENTION, PACKED_ATTENTION
+from torch2trt.graph.program import Program
 from torch2trt.passes import plug_attention
 from torch2trt.settings import Settings
 from torch2trt.trt import flavour as flavours
+from torch2trt.trt.flavour import Flavour
 
 __all__ = ["added"]  # fixtures, which tests name
 
 aten = torch.ops.aten
-PLUGGED: dict[str, Any] = {"extra_passes": ["plug_attention"], "precision": "fp16"}
+HALVES: dict[str, Any] = {"precision": "fp16"}
 TOKENS, WIDTH = 16, 16
-HALVES = 300.0  # the tolerance of results in float32 that were computed in halves
+TOLERANCE = 300.0  # of results in float32 that were computed in halves
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +110,7 @@ KEPT: dict[str, nn.Module] = {
 @pytest.mark.parametrize("name", MODULES)
 def test_it_is_a_plugin(name: str, added: Added) -> None:
     module, causal = MODULES[name]
-    program = optimized(module.eval(), X, **PLUGGED)
+    program = optimized(module.eval(), X, **HALVES)
     packed = "turned" not in name
     target = PACKED_ATTENTION if packed else FLASH_ATTENTION
     assert targets(program).count(target) == 1
@@ -131,15 +135,39 @@ def test_it_is_a_plugin(name: str, added: Added) -> None:
 
 
 @pytest.mark.parametrize("name", [*MODULES, *KEPT])
-def test_without_plugins_it_is_tensorrts(name: str) -> None:
-    module = {**KEPT, **{key: module for key, (module, _) in MODULES.items()}}[name]
-    settings = Settings.make(optimization_level=0, progress="none", **PLUGGED)
-    check_module(module.eval(), (X,), settings, tolerance=HALVES)
+def test_the_graph_with_it_is_right(name: str) -> None:
+    module = {**KEPT, **{key: module for key, (module, _) in MODULES.items()}}[name].eval()
+    compare(optimized(module, X, **HALVES)(X), truth(module, (X,)), TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["one projection", "turned"])
+def test_where_there_are_no_plugins_it_changes_nothing(name: str) -> None:
+    module, settings = MODULES[name][0].eval(), Settings.make(optimization_level=0, progress="none", **HALVES)
+    program = api.optimize(api.capture(module, (X,)), settings, flavours.load(flavours.TENSORRT_RTX))
+    assert not {PACKED_ATTENTION, FLASH_ATTENTION} & {*targets(program)}
+    check_module(module, (X,), settings, tolerance=TOLERANCE)
+
+
+def test_a_bare_plan_calls_nothing_of_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Settings] = []
+    optimize = api.optimize
+
+    def noted(program: Program, settings: Settings, flavour: Flavour | None = None) -> Program:
+        asked.append(settings)
+        return optimize(program, settings, flavour)
+
+    monkeypatch.setattr(api, "optimize", noted)
+    module = MODULES["one projection"][0].eval()
+    chosen = {"skip_passes": ["simplify_masks"], "optimization_level": 0, "progress": "none", **HALVES}
+    torch2trt.export(module, (X,), tmp_path / "plan", settings=chosen)
+    assert asked[0].skip_passes == ("simplify_masks", "plug_attention")
+    program = api.optimize(api.capture(module, (X,)), asked[0], enterprise())
+    assert not {PACKED_ATTENTION, FLASH_ATTENTION} & {*targets(program)}
 
 
 @pytest.mark.parametrize("name", KEPT)
 def test_other_masks_are_tensorrts(name: str, added: Added) -> None:
-    lower(optimized(KEPT[name].eval(), X, **PLUGGED), enterprise())
+    lower(optimized(KEPT[name].eval(), X, **HALVES), enterprise())
     assert not added
 
 
@@ -148,14 +176,14 @@ def test_what_it_does_not_pay_for(monkeypatch: pytest.MonkeyPatch) -> None:
         found = targets(optimized(module.eval(), X, **settings))
         return bool({PACKED_ATTENTION, FLASH_ATTENTION} & {*found})
 
-    assert plugged(Attention(), **PLUGGED)
-    assert not plugged(Attention(), precision="fp16")
-    assert not plugged(Attention(), **PLUGGED | {"precision": "fp32"})
-    assert not plugged(Attention(), **PLUGGED, run_in_torch=["aten.scaled_dot_product_attention"])
+    assert plugged(Attention(), **HALVES)
+    assert not plugged(Attention(), **HALVES, skip_passes=["plug_attention"])
+    assert not plugged(Attention(), **HALVES | {"precision": "fp32"})
+    assert not plugged(Attention(), **HALVES, run_in_torch=["aten.scaled_dot_product_attention"])
     monkeypatch.setattr(plug_attention, "_WIDEST_HEAD", WIDTH - 1)
-    assert not plugged(Attention(), **PLUGGED)
+    assert not plugged(Attention(), **HALVES)
     monkeypatch.undo()
-    assert not plugged(Attention(), **PLUGGED)  # of fewer keys than pay
+    assert not plugged(Attention(), **HALVES)  # of fewer keys than pay
 
 
 def test_dynamic_lengths_count_as_they_usually_are(added: Added, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,21 +191,21 @@ def test_dynamic_lengths_count_as_they_usually_are(added: Added, monkeypatch: py
     for name in ("one projection", "turned"):
         module = MODULES[name][0].eval()
         monkeypatch.setattr(plug_attention, "_LEAST_KEYS", TOKENS + 1)
-        lower(optimized(module, X, shapes=shapes, **PLUGGED), enterprise())
+        lower(optimized(module, X, shapes=shapes, **HALVES), enterprise())
         assert not added
         monkeypatch.setattr(plug_attention, "_LEAST_KEYS", TOKENS)
-        lower(optimized(module, X, shapes=shapes, **PLUGGED), enterprise())
+        lower(optimized(module, X, shapes=shapes, **HALVES), enterprise())
         _, plugin = added.pop()
         given = [(2, 5, *spec.shape[2:]) for spec in plugin.call.inputs]
         assert plugin.call.output_shapes(given, int, lambda *_: pytest.fail("no arithmetic")) == [[2, 5, 4, WIDTH]]
-        settings = Settings.make(optimization_level=0, progress="none", **PLUGGED)
-        check_module(module, (X,), settings, dynamic_shapes=shapes, others=[(X[:, :5],)], tolerance=HALVES)
+        program = optimized(module, X, shapes=shapes, **HALVES)
+        compare(program(X[:, :5]), truth(module, (X[:, :5],)), TOLERANCE)
 
 
 def test_weights_that_serve_elsewhere_stay_apart() -> None:
     module = Attention()
     module.projections[1] = module.projections[0]
-    program = optimized(module.eval(), X, **PLUGGED)
+    program = optimized(module.eval(), X, **HALVES)
     assert targets(program).count(FLASH_ATTENTION) == 1
     assert PACKED_ATTENTION not in targets(program)
 
@@ -203,7 +231,8 @@ def test_the_operators_are_attention(grouped: bool, causal: bool) -> None:
 def test_its_operations_are_counted(name: str) -> None:
     module = MODULES[name][0].eval()
     plain, plugged = (
-        sum(flops(optimized(module, X, **each), {}).values()) for each in ({"precision": "fp16"}, PLUGGED)
+        sum(flops(optimized(module, X, **each), {}).values())
+        for each in ({"skip_passes": ["plug_attention"], **HALVES}, HALVES)
     )
     assert plain == plugged
 
@@ -213,7 +242,7 @@ def test_its_operations_are_counted(name: str) -> None:
 def test_engines_with_it_are_right(name: str) -> None:
     # A copy: the tests share the modules.
     module, x = copy.deepcopy(MODULES[name][0]).eval().cuda(), X.cuda()
-    compiled = torch2trt.compile(module, (x,), optimization_level=0, progress="none", **PLUGGED)
+    compiled = torch2trt.compile(module, (x,), optimization_level=0, progress="none", **HALVES)
     assert len(compiled.artifact.calls) == (compiled.artifact.flavour == flavours.TENSORRT)
     for _ in range(3):
-        compare(compiled(x), truth(module, (x,)), HALVES)
+        compare(compiled(x), truth(module, (x,)), TOLERANCE)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.harness import check_module
+from tests.plugging import enterprise
 from tests.rewriting import Net, drawn
 from torch2trt import api
 from torch2trt.graph.program import Program
@@ -59,6 +60,8 @@ def test_the_names_that_settings_take_are_those_of_passes() -> None:
         name for name in names if name not in get_args(ExtraPass)
     ]
     assert pipeline.passes_of(Settings(extra_passes=get_args(ExtraPass))) == list(pipeline.PASSES)
+    without = pipeline.passes_of(Settings(extra_passes=get_args(ExtraPass)), plugins=False)
+    assert without == [each for each in pipeline.PASSES if each is not plug_attention.plug_attention]
 
 
 def reads(program: Program) -> list[tuple[Any, int]]:
@@ -72,7 +75,9 @@ def test_one_pass_less_or_more(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     chosen: dict[str, Any] = {"extra_passes" if name in get_args(ExtraPass) else "skip_passes": (name,)}
     # Attention is plugged in halves alone.
     shared: dict[str, Any] = {"precision": "fp16"} if name == "plug_attention" else {}
-    default, other = (api.optimize(api.capture(net(), (X, MASK)), Settings(**shared, **each)) for each in ({}, chosen))
+    default, other = (
+        api.optimize(api.capture(net(), (X, MASK)), Settings(**shared, **each), enterprise()) for each in ({}, chosen)
+    )
     assert reads(other) != reads(default)
     check_module(net(), (X, MASK), Settings(optimization_level=0, **chosen))
 

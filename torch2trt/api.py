@@ -125,7 +125,7 @@ def compile(
             name=name or type(module).__name__,
             reason=error,
         )
-    program = optimize(captured, chosen)
+    program = optimize(captured, chosen, flavour)
     capture_s = time.perf_counter() - start
     return build(program, flavour, chosen, truth=truth, report={"capture_s": capture_s})
 
@@ -187,12 +187,15 @@ def export(
         module, args, kwargs: as :func:`compile` takes them.
         path: the file to write; its description goes to ``<path>.json``.
         options: further keywords of :func:`compile` (with ``examples``, ``args`` is empty), except ``fallback``: a plan
-            holds nothing that runs in torch.
+            holds nothing that runs in torch. Of its own accord it calls no operator of torch either: the pass
+            ``plug_attention`` is left out.
 
     Raises:
         ArtifactWriteError: the files could not be written whole; neither is left behind. Or the plan calls operators of
             torch, which none of these has.
     """
+    given = Settings.make(**{name: options[name] for name in ("settings", "skip_passes") if name in options})
+    options["skip_passes"] = [*given.skip_passes, "plug_attention"]
     compiled: EngineModule = compile(module, args, kwargs, fallback=False, **options)
     export_plan(compiled.artifact, path)
     return compiled
@@ -243,7 +246,7 @@ def explain(
             name=name or type(module).__name__,
             reason=error,
         )
-    return explained(optimize(captured, chosen), flavour, chosen)
+    return explained(optimize(captured, chosen, flavour), flavour, chosen)
 
 
 # The stages -----------------------------------------------------------------------------------------------------------
@@ -297,11 +300,16 @@ def first_call(
     return *calls.example(module), calls
 
 
-def optimize(program: Program, settings: Settings) -> Program:
-    """Bring a captured Program into the form that is lowered; it is changed in place, and returned."""
+def optimize(program: Program, settings: Settings, flavour: Flavour | None = None) -> Program:
+    """Bring a captured Program into the form that is lowered; it is changed in place, and returned.
+
+    Args:
+        flavour: what it is for; None: any, so that nothing is left to plugins.
+    """
     from torch2trt.passes.pipeline import run_passes
 
-    return run_passes(program, settings, keep=_in_any_precision)
+    plugins = flavour is not None and flavour.has("plugins")
+    return run_passes(program, settings, keep=_in_any_precision, plugins=plugins)
 
 
 def _keep(target: Any) -> bool:

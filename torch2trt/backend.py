@@ -208,7 +208,7 @@ class _CompiledRegion:
         device = self._region.device(args)
         # Tensors made in inference mode cannot be traced in it.
         with torch.inference_mode(False), torch.no_grad():
-            program = api.optimize(capture(self._region, args), settings)
+            program = api.optimize(capture(self._region, args), settings, flavour)
             if self._is_piece:
                 check_worth(program, flavour, settings)
             shapes = ", ".join(str(list(value.shape)) for value in self._inputs_of(args))

@@ -92,7 +92,7 @@ def torch2trt(
     samples = _samples(inputs)
     spans = _spans(samples, min_shapes, opt_shapes, max_shapes, max_batch_size)
     args, kwargs, dynamic_shapes = _example(samples[0], spans)
-    program = api.optimize(api.capture(module, args, kwargs, dynamic_shapes=dynamic_shapes), chosen)
+    program = api.optimize(api.capture(module, args, kwargs, dynamic_shapes=dynamic_shapes), chosen, flavour)
     _rename(program, input_names, output_names)
     return TRTModule(api.build(program, flavour, chosen, truth=api.truth_of(module)))
 

@@ -366,7 +366,7 @@ def _piece(region: Region, values: Sequence[Any], flavour: Flavour, settings: Se
     """Where a piece runs, and how many calls it brings to a module of which engines get a part."""
     shapes = ", ".join("x".join(map(str, values[position].shape)) or "scalar" for position in region.inputs)
     try:
-        program = api.optimize(backends.capture(region, values), settings)
+        program = api.optimize(backends.capture(region, values), settings, flavour)
         check_worth(program, flavour, settings)
         found = dataclasses.replace(explain(program, flavour, settings), inputs=shapes)
         return found, 0 if found.refusal else len(program.calls)

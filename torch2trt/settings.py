@@ -30,12 +30,13 @@ SkippablePass = Literal[
     "group_attention",
     "merge_views",
     "simplify_masks",
+    "plug_attention",
     "defer_blind_queries",
     "fuse_conv_blocks",
     "fuse_linear_blocks",
 ]
 """The passes without which an engine computes the same, in more layers or slower ones."""
-ExtraPass = Literal["merge_sibling_linears", "merge_sibling_convolutions", "plug_attention"]
+ExtraPass = Literal["merge_sibling_linears", "merge_sibling_convolutions"]
 """The passes that are applied only where they are asked for: nobody has timed them on a GPU yet."""
 
 

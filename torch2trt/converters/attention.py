@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 import torch
 
-from torch2trt.converters.plugins import call_in_engine
+from torch2trt.converters.plugins import plugin
 from torch2trt.converters.registry import converter
 from torch2trt.graph.ops import ATTENTION, FLASH_ATTENTION, PACKED_ATTENTION
 from torch2trt.sizes import Size, TensorSpec
@@ -99,47 +99,9 @@ def attention(
     return _attend(net, query, key, value, scale, enable_gqa, mask=attn_mask)
 
 
-@converter(FLASH_ATTENTION)
-def flash_attention(net: Network, query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float) -> Tensor:
-    """flash_attention(Tensor query, Tensor key, Tensor value, bool is_causal, float scale) -> Tensor"""
-    if net.flavour.has("plugins"):
-        arguments = {"query": query, "key": key, "value": value, "is_causal": is_causal, "scale": scale}
-        return call_in_engine(net, FLASH_ATTENTION, arguments, [net.result])[0]
-    query, key, value = (net.permute(tensor, _HEADS_AND_TOKENS) for tensor in (query, key, value))
-    result = _attend(net, query, key, value, scale, True, mask=None, is_causal=is_causal)
-    return net.permute(result, _HEADS_AND_TOKENS)
-
-
-@converter(PACKED_ATTENTION)
-def packed_attention(
-    net: Network,
-    packed: Tensor,
-    starts: Sequence[int],
-    heads: int,
-    groups: int,
-    width: int,
-    value_width: int,
-    is_causal: bool,
-    scale: float,
-) -> Tensor:
-    """packed_attention(Tensor packed, int[] starts, int heads, int groups, int width, ...) -> Tensor"""
-    if net.flavour.has("plugins"):
-        arguments = {
-            "packed": packed,
-            "starts": list(starts),
-            "heads": heads,
-            "groups": groups,
-            "width": width,
-            "value_width": value_width,
-            "is_causal": is_causal,
-            "scale": scale,
-        }
-        return call_in_engine(net, PACKED_ATTENTION, arguments, [net.result])[0]
-    query, key, value = (
-        net.reshape(net.narrow(packed, -1, start, count * size), (*packed.shape[:-1], count, size))
-        for start, count, size in zip(starts, (heads, groups, groups), (width, width, value_width), strict=True)
-    )
-    return flash_attention(net, query, key, value, is_causal, scale)
+# Only where TensorRT has plugins does a pass make these.
+plugin(FLASH_ATTENTION, half=True)
+plugin(PACKED_ATTENTION, half=True)
 
 
 def _attend(

@@ -87,23 +87,34 @@ REWRITTEN = VIEWS | IDENTITIES | CONVOLUTIONS | BATCH_NORMS | ONLY_COMPLEX
 """The operators that the passes leave none of, so that no converter is needed for them."""
 
 
-def passes_of(settings: Settings) -> list[Pass]:
-    """The passes that the settings ask for, in order."""
+def passes_of(settings: Settings, *, plugins: bool = True) -> list[Pass]:
+    """The passes that the settings ask for, in order.
+
+    Args:
+        plugins: whether engines may have plugins.
+    """
     left_out = {*settings.skip_passes, *get_args(ExtraPass)} - {*settings.extra_passes}
-    return [each for each in PASSES if each.__name__ not in left_out]
+    return [each for each in PASSES if each.__name__ not in left_out and (plugins or each is not plug_attention)]
 
 
-def run_passes(program: Program, settings: Settings, *, keep: Callable[[Any], bool] = lambda target: True) -> Program:
+def run_passes(
+    program: Program,
+    settings: Settings,
+    *,
+    keep: Callable[[Any], bool] = lambda target: True,
+    plugins: bool = False,
+) -> Program:
     """Bring a captured Program into the form that is lowered, checking the contract after each pass.
 
     The Program is changed in place, and returned.
 
     Args:
         keep: whether TensorRT computes an operator, in any precision; others are left to torch, and to float32.
+        plugins: whether engines may have plugins.
     """
     check(program, "capture")
     _mark_for_torch(program, settings, keep)
-    for each in passes_of(settings):
+    for each in passes_of(settings, plugins=plugins):
         before = len(program.calls)
         each(program, settings)
         check(program, each.__name__)

@@ -70,7 +70,7 @@ def why(model: Model, example: Example, profiles: Sequence[Mapping[str, Any]] | 
         profiles=profiles,
         name=model.name,
     )
-    program = api.optimize(program, settings)
+    program = api.optimize(program, settings, flavour)
     cache, on = EngineCache.of(settings), is_on(flavour, settings)
     data: dict[str, Any] = {"name": model.name, "folder": str(cache.folder), "on": on, "reason": "", "engines": []}
     parts: list[RenderableType] = []

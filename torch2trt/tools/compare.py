@@ -342,7 +342,7 @@ def compare(
     captured = api.capture(
         module, args, kwargs, calls=calls, dynamic_shapes=dynamic_shapes, profiles=profiles, name=name
     )
-    program = api.optimize(captured, chosen)
+    program = api.optimize(captured, chosen, flavour)
     if runs is None:
         runs = "engine" if flavours.gpu() and not flavours.find(flavour.name).problem else "reference"
     signature = program.signature

@@ -124,7 +124,7 @@ def network(model: Model, example: Example, settings: Settings) -> tuple[dict[st
     program = api.capture(
         model.module, example.args, example.kwargs, dynamic_shapes=example.dynamic_shapes, name=model.name
     )
-    program = api.optimize(program, settings)
+    program = api.optimize(program, settings, flavour)
     built = lower(program, flavour)
     layers = Counter(built.definition.get_layer(i).type.name.lower() for i in range(built.definition.num_layers))
     data: dict[str, Any] = {

@@ -87,7 +87,7 @@ def profile(
     captured = api.capture(
         module, args, kwargs, calls=calls, dynamic_shapes=dynamic_shapes, profiles=profiles, name=name
     )
-    program = api.optimize(captured, chosen)
+    program = api.optimize(captured, chosen, flavour)
     artifact = api.build(program, flavour, chosen).artifact
     return profile_artifact(artifact, tensors_of(artifact, args, dict(kwargs or {})), program, runs=runs)
 

@@ -98,7 +98,7 @@ class Lab:
             self._last = None
             args, kwargs = self.arguments(batch)
             captured = api.capture(self._module, args, kwargs, dynamic_shapes=self._dynamic_shapes, name=self._name)
-            self._last = key, api.optimize(captured, settings)
+            self._last = key, api.optimize(captured, settings, self._flavour)
         return self._last[1]
 
     def build(self, trial: Trial) -> None:
