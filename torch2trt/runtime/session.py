@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from torch2trt.runtime import streams
 from torch2trt.runtime.artifact import Artifact
 from torch2trt.runtime.context import Context, Engine, Outputs
 from torch2trt.runtime.cuda_graphs import GraphCache
@@ -73,7 +74,6 @@ class Session:
         self._lock = threading.RLock()
         self._stream: torch.cuda.Stream | None = None
         self._stream_handle = -1
-        self._side: torch.cuda.Stream | None = None
 
     @property
     def is_open(self) -> bool:
@@ -157,12 +157,11 @@ class Session:
         self, context: Context, inputs: Sequence[torch.Tensor], outputs: Outputs
     ) -> list[torch.Tensor]:
         # Inputs and outputs are the default stream's, which waits before it goes on: no record_stream is needed.
-        current = torch.cuda.current_stream(self.device)
-        if self._side is None:
-            self._side = torch.cuda.Stream(self.device)
-        self._side.wait_stream(current)
-        made = context.enqueue(inputs, outputs, self._side.cuda_stream)
-        current.wait_stream(self._side)
+        assert self.device is not None
+        current, side = torch.cuda.current_stream(self.device), streams.own(self.device, "beside the default")
+        side.wait_stream(current)
+        made = context.enqueue(inputs, outputs, side.cuda_stream)
+        current.wait_stream(side)
         return made
 
     def _run_in_capture(
