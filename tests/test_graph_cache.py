@@ -20,7 +20,9 @@ class CountingCache(GraphCache):
     """Captures nothing and counts."""
 
     def __init__(self, *, enabled: bool = True, host_inputs: frozenset[str] = frozenset()) -> None:
-        engine: Any = types.SimpleNamespace(name="net", device=torch.device("cuda:0"), host_inputs=host_inputs)
+        engine: Any = types.SimpleNamespace(
+            name="net", device=torch.device("cuda:0"), host_inputs=host_inputs, is_capturable=True
+        )
         super().__init__(engine, torch.empty(0), enabled=enabled)
         self.captured: list[Any] = []
 

@@ -22,7 +22,7 @@ class FakeDriver:
 
     def cuStreamIsCapturing(self, stream: ctypes.c_void_p, status: Any) -> int:
         status._obj.value = int(stream.value == CAPTURED)
-        return 906 if stream.value is None else 0
+        return streams._IMPLICIT if stream.value is None else 0
 
     def cuThreadExchangeStreamCaptureMode(self, mode: Any) -> int:
         self.mode, mode._obj.value = mode._obj.value, self.mode

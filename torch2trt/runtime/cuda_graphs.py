@@ -179,7 +179,7 @@ def _make_place(kept: Recent[Any, Any], device: torch.device) -> None:
 class GraphCache:
     """The graphs of one engine by input shapes, the least recently used displaced first.
 
-    Not safe under threads by itself; its session holds a lock.
+    Not safe under threads by itself; whoever runs it holds a lock.
 
     Args:
         enabled: whether to capture at all.
@@ -208,13 +208,15 @@ class GraphCache:
         if graph is not None:
             return graph
         # A run on nothing may launch nothing, and torch warns of empty graphs.
-        if not self._enabled or any(0 in shape for shape in shapes) or not self._graphs.missed(shapes):
+        if not (self._enabled and self._engine.is_capturable) or any(0 in shape for shape in shapes):
+            return None
+        if not self._graphs.missed(shapes):
             return None
         _make_place(self._graphs, self._engine.device)
         try:
             graph = self._capture(inputs)
         except _NotCapturable as error:
-            self._enabled = False
+            self._engine.is_capturable = False
             log.warning("%s runs without CUDA graphs, it cannot be captured: %s", self._engine.name, error)
             return None
         self._graphs.put(shapes, graph)

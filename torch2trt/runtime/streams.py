@@ -16,6 +16,7 @@ import torch
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: neither waits for the default stream nor is waited for by it
 _RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
 _NO_CAPTURE = 0  # CU_STREAM_CAPTURE_STATUS_NONE
+_IMPLICIT = 906  # CUDA_ERROR_STREAM_CAPTURE_IMPLICIT
 
 
 @functools.cache
@@ -26,8 +27,7 @@ def own(device: torch.device, purpose: str) -> torch.cuda.Stream:
         device: a CUDA device with its index; its current stream may not be one that is captured.
     """
     with torch.cuda.device(device):
-        # Makes the device's context current in this thread, which the driver asks for.
-        torch.cuda.current_stream(device).record_event()
+        enter(torch.cuda.current_stream(device))
         handle = ctypes.c_void_p()
         if code := _driver().cuStreamCreate(ctypes.byref(handle), ctypes.c_uint(_NON_BLOCKING)):
             raise RuntimeError(f"cuStreamCreate failed: {code}")
@@ -35,12 +35,21 @@ def own(device: torch.device, purpose: str) -> torch.cuda.Stream:
     return torch.cuda.ExternalStream(handle.value, device)
 
 
+def enter(current: torch.cuda.Stream) -> None:
+    """Make the device's context current in this thread, which the driver asks for: torch leaves it to its first call.
+
+    Args:
+        current: the current stream, which is not captured.
+    """
+    current.record_event()
+
+
 def is_capturing(handle: int) -> bool:
-    """Whether what is enqueued on a stream becomes part of a graph."""
+    """Whether what is enqueued on a stream becomes part of a graph, or ends a capture."""
     status = ctypes.c_int(_NO_CAPTURE)
-    # The default stream cannot be asked while one that waits for it is captured.
     code = _driver().cuStreamIsCapturing(ctypes.c_void_p(handle), ctypes.byref(status))
-    return bool(code) or status.value != _NO_CAPTURE
+    # The default stream may not be used while one that waits for it is captured.
+    return status.value != _NO_CAPTURE or bool(code == _IMPLICIT)
 
 
 def is_idle(handle: int) -> bool:
