@@ -13,7 +13,7 @@ from torch2trt.graph.program import Program
 from torch2trt.graph.signature import Signature
 from torch2trt.runtime.artifact import Artifact, TorchPart
 from torch2trt.runtime.profiles import Shapes
-from torch2trt.runtime.session import Session
+from torch2trt.runtime.session import Session, pool_for
 
 Run = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 """A part's inputs to its outputs, in its signature's order."""
@@ -80,6 +80,8 @@ class Opened:
 class HybridSession:
     """The engines and torch parts of one artifact; stands where :class:`Session` stands for a single engine.
 
+    The engines run one after the other, so their contexts come from one pool, with scratch memory for the largest.
+
     Args:
         artifact: what to run.
         device: the CUDA device to run on; unset: the one that is current when it is first needed.
@@ -89,6 +91,7 @@ class HybridSession:
         self.artifact = artifact
         self.device = device
         self._chain: Chain | None = None
+        self._pool = pool_for(artifact)
         self._lock = threading.Lock()
 
     @property
@@ -112,7 +115,7 @@ class HybridSession:
     def _open(self) -> Chain:
         artifact = self.artifact
         sessions = {
-            number: Session(part, self.device)
+            number: Session(part, self.device, self._pool)
             for number, part in enumerate(artifact.parts)
             if isinstance(part, Artifact)
         }
