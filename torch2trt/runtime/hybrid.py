@@ -12,6 +12,7 @@ from torch2trt.graph.devices import placed
 from torch2trt.graph.program import Program
 from torch2trt.graph.signature import Signature
 from torch2trt.runtime.artifact import Artifact, TorchPart
+from torch2trt.runtime.context_pool import ContextPool
 from torch2trt.runtime.profiles import Shapes
 from torch2trt.runtime.session import Session, pool_for
 
@@ -98,6 +99,17 @@ class HybridSession:
     def is_open(self) -> bool:
         """Whether its parts are on their device."""
         return self._chain is not None
+
+    @property
+    def pool(self) -> ContextPool:
+        """Where the contexts of its engines come from."""
+        return self._pool
+
+    def share(self, pool: ContextPool) -> None:
+        """Draw on a pool; as :meth:`Session.share`."""
+        with self._lock:
+            if self._chain is None:
+                self._pool = pool
 
     def open(self) -> Opened:
         """Deserialise the engines and move the weights of what runs in torch, once.

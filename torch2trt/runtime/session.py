@@ -60,6 +60,17 @@ class Session:
             return self._engine
 
     @property
+    def pool(self) -> ContextPool:
+        """Where its contexts come from."""
+        return self._pool
+
+    def share(self, pool: ContextPool) -> None:
+        """Draw on a pool, as the argument is; changes nothing once the engine is on its device."""
+        with self._lock:
+            if self._engine is None:
+                self._pool = pool
+
+    @property
     def contexts(self) -> list[EngineContexts]:
         """Its contexts, of all that are in the pool, the last used first."""
         return [] if self._engine is None else self._pool.contexts(self._engine)
