@@ -23,6 +23,7 @@ from rich.table import Table
 import torch2trt
 from torch2trt.errors import Torch2TRTError
 from torch2trt.runtime.module import EngineModule
+from torch2trt.runtime.session import Session
 from torch2trt.tools.bench.backends import inductor
 from torch2trt.tools.bench.case import Case, Subject
 from torch2trt.tools.bench.command import commit_here
@@ -75,13 +76,14 @@ def calls_of(subject: Subject, device: torch.device, *, peer: bool) -> dict[str,
 def _inner(module: EngineModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Callable[[], Any]]:
     """The parts of a call of one engine; none where it is not replayed."""
     session = module._session
-    contexts = getattr(session, "_contexts", None)
-    graph = next(iter(contexts.graphs), None) if contexts is not None else None
+    if not isinstance(session, Session):
+        return {}
+    graph = next((graph for contexts in session.contexts for graph in contexts.graphs), None)
     if graph is None:
         return {}
     leaves = module.artifact.signature.flatten(args, kwargs)
     inputs = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    stored = session.open().as_stored(inputs)  # type: ignore[union-attr]
+    stored = session.open().as_stored(inputs)
     shapes = tuple(tuple(value.shape) for value in inputs)
     replayed = next(iter(graph._in_place), graph._buffered)
     launch = _driver_launch(replayed)

@@ -87,14 +87,13 @@ def close(result: Tensor, expected: Tensor) -> None:
 
 
 def graph_count(module: EngineModule) -> int:
-    contexts = module._session._contexts
-    return 0 if contexts is None else len(contexts.graphs)
+    return sum(len(contexts.graphs) for contexts in module._session.contexts)  # type: ignore[union-attr]
 
 
 def in_place_count(module: EngineModule) -> int:
     """Places of inputs that are read there, wherever the outputs are written."""
-    graphs = module._session._contexts.graphs  # type: ignore[union-attr]
+    (contexts,) = module._session.contexts  # type: ignore[union-attr]
     return sum(
         len({places[: len(graph.inputs)] for places in (*graph._in_place._values, *graph._all_in_place._values)})
-        for graph in graphs
+        for graph in contexts.graphs
     )

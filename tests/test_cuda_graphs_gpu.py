@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import torch2trt
 from tests.mlp import MLP, built, close, eager, graph_count, graphs, in_place_count, module, no_grad, plain
+from tests.threads import in_threads
 from torch2trt.errors import EngineError
 from torch2trt.runtime.context import Context
 from torch2trt.runtime.cuda_graphs import _DISPLACES, CAPACITY
@@ -63,7 +64,7 @@ def test_outputs_that_come_back_to_their_places_are_written_there(graphs: Engine
         x.normal_()
         y = graphs(x)
         close(y, eager(x))
-    (graph,) = graphs._session._contexts.graphs  # type: ignore[union-attr]
+    ((graph,),) = (contexts.graphs for contexts in graphs._session.contexts)  # type: ignore[union-attr]
     assert (x.data_ptr(), y.data_ptr()) in graph._all_in_place._values
     # Results that are held are not written again.
     results, expected = [], []
@@ -105,7 +106,7 @@ def test_inputs_that_always_move_are_not_captured_for(graphs: EngineModule, eage
     for _ in range(_DISPLACES - 2):
         for value in values:
             close(graphs(value), eager(value))
-    (graph,) = graphs._session._contexts.graphs  # type: ignore[union-attr]
+    ((graph,),) = (contexts.graphs for contexts in graphs._session.contexts)  # type: ignore[union-attr]
     assert len(graph._in_place) == CAPACITY
 
 
@@ -177,6 +178,31 @@ def test_the_callers_graph_and_other_streams_at_once(module: EngineModule, eager
         torch.cuda.synchronize()
         close(inside, expected[0])
         close(outside, expected[1])
+
+
+def test_the_callers_graph_and_threads(plain: EngineModule, eager: MLP) -> None:
+    """A graph of the caller's, replayed while threads run the engine on contexts of their own."""
+    module = plain
+    x = torch.randn(64, 64, device="cuda")
+    module(x)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        inside = module(x)
+    xs = torch.randn(4, 64, 64, device="cuda")
+    expected, each = eager(x), [eager(other) for other in xs]
+    torch.cuda.synchronize()
+
+    def work(number: int) -> None:
+        with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(50):
+                if number == 4:
+                    graph.replay()
+                    close(inside, expected)
+                else:
+                    close(module(xs[number]), each[number])
+
+    in_threads(work, 5)
 
 
 def test_a_first_call_inside_a_capture(module: EngineModule, eager: MLP) -> None:

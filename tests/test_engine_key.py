@@ -138,6 +138,7 @@ OTHER_SETTINGS: dict[str, tuple[Any, set[str]]] = {
     "skip_passes": (("fuse_conv_blocks",), set()),
     "extra_passes": (("merge_sibling_linears",), set()),
     "cuda_graphs": (False, set()),
+    "max_concurrent_runs": (1, set()),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 import types
 from typing import Any, TypeVar
 
@@ -19,7 +20,9 @@ class CountingCache(GraphCache):
     """Captures nothing and counts."""
 
     def __init__(self, *, enabled: bool = True, host_inputs: frozenset[str] = frozenset()) -> None:
-        engine: Any = types.SimpleNamespace(name="net", device=torch.device("cuda:0"), host_inputs=host_inputs)
+        engine: Any = types.SimpleNamespace(
+            name="net", device=torch.device("cuda:0"), host_inputs=host_inputs, is_capturable=True
+        )
         super().__init__(engine, torch.empty(0), enabled=enabled)
         self.captured: list[Any] = []
 
@@ -179,3 +182,35 @@ def test_places_in_turns_do_not_capture_again_and_again(monkeypatch: pytest.Monk
         if number == 1000:
             before = captured
     assert before == captured <= 2 * CAPACITY + 1
+
+
+def test_a_replay_that_another_threads_capture_forbids_comes_after_it() -> None:
+    captured, refused = threading.Event(), threading.Event()
+
+    class Refused(Graph):
+        def _capture(self, inputs: Any, outputs: Any, *, warm: bool) -> Any:
+            def replay() -> None:
+                if not captured.is_set():
+                    refused.set()
+                    raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
+                self.outputs[0].copy_(self.inputs[0] + 1)
+
+            return types.SimpleNamespace(replay=replay)
+
+    def capture() -> None:
+        with cuda_graphs._capturing:
+            began.set()
+            assert refused.wait(10)
+            captured.set()
+
+    began, x = threading.Event(), torch.zeros(3)
+    graph = on_the_cpu(Refused, x)
+    other = threading.Thread(target=capture)
+    other.start()
+    assert began.wait(10)
+    assert graph.replay([x])[0].eq(1).all()
+    other.join()
+    # What is refused for another reason stays refused.
+    captured.clear()
+    with pytest.raises(RuntimeError, match="encountered unexpectedly"):
+        graph.replay([x])

@@ -169,3 +169,30 @@ def test_hybrids_run_on_any_stream_and_from_threads(cuda_graphs: bool) -> None:
 
     in_threads(work, 4)
     assert F.relu(compiled(X.cuda())).device == compiled._session.device
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_engines_of_a_hybrid_share_activations(cuda_graphs: bool) -> None:
+    module = Call(lambda m, x: m.second((m.first(x).relu() @ x.mT).relu().tanh() @ x)).cuda()
+    compiled = torch2trt.compile(module, (X.cuda(),), run_in_torch=TORCH, cuda_graphs=cuda_graphs, **QUICK)
+    assert kinds(compiled).count("engine") == 2
+    xs = torch.randn(8, 20, *X.shape, device="cuda")
+    with torch.no_grad():
+        wanted = [[compiled(x) for x in own] for own in xs]
+        torch.testing.assert_close(wanted[0][0], module(xs[0][0]), rtol=1e-4, atol=1e-4)
+    (alone,) = compiled._session._pool._sets
+    assert len(alone._of) == 2
+    assert len({own._scratch.data_ptr() for own in alone._of.values()}) == 1
+    assert alone._scratch.numel() == max(engine.scratch_bytes for engine in alone._of)
+    torch.cuda.synchronize()
+    found: list[list[torch.Tensor]] = [[] for _ in xs]
+
+    def work(number: int) -> None:
+        with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
+            found[number] += [compiled(x) for x in xs[number]]
+
+    in_threads(work, 8)
+    torch.cuda.synchronize()
+    for own, expected in zip(found, wanted, strict=True):
+        assert all(map(torch.equal, own, expected))

@@ -56,6 +56,14 @@ def test_every_way_is_right(forked: tuple[Forked, PiecewiseModule]) -> None:
     assert len(compiled.engines) == before  # known ways build nothing
 
 
+def test_pieces_share_activations(forked: tuple[Forked, PiecewiseModule]) -> None:
+    compiled = forked[1]
+    with torch.no_grad():
+        compiled.reference(10 * X.abs(), scale=3.0)
+    assert len(compiled.engines) >= 3
+    assert len({id(engine._session.pool) for engine in compiled.engines}) == 1
+
+
 def test_verify_report_and_looks(forked: tuple[Forked, PiecewiseModule]) -> None:
     compiled = forked[1]
     found = compiled.verify(X, scale=3.0)
@@ -252,6 +260,10 @@ def test_pieces_run_on_the_gpu() -> None:
         with torch.no_grad():
             torch.testing.assert_close(compiled(x), module(x), rtol=1e-4, atol=1e-4)
     assert compiled.verify(X.cuda()).passed
+    # All on one stream, and so in one set of contexts.
+    (pool,) = {id(engine._session.pool): engine._session.pool for engine in compiled.engines}.values()
+    (own,) = pool._sets
+    assert len(own._of) >= len(compiled.engines) >= 3
 
 
 def test_what_is_not_worth_an_engine_is_left_to_eager() -> None:

@@ -327,9 +327,7 @@ class FakeEngine:
     device: torch.device
 
     weight_bytes = 100
-
-    def new_scratch(self) -> Tensor:
-        return torch.empty(64, dtype=torch.uint8)
+    scratch_bytes = 64
 
 
 @pytest.fixture

@@ -376,7 +376,7 @@ def test_each_profile_is_right_in_turns(cuda_graphs: bool) -> None:
     for _ in range(3):
         for size in (1, 2, 32, 1, 16, 3, 1, 31):
             agrees(compiled, module, torch.randn(size, 8))
-    contexts = compiled._session._contexts
+    (contexts,) = compiled._session.contexts
     profiles = {shapes[0][0]: engine.profile_of(shapes) for shapes in (((size, 8),) for size in (1, 2, 16, 32))}
     assert profiles == {1: 0, 2: 1, 16: 1, 32: 1}
     # Each context stays in its profile.

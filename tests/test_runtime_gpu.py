@@ -236,6 +236,101 @@ def test_threads_with_streams_of_their_own(module: EngineModule, eager: MLP) -> 
     in_threads(work, 6)
 
 
+@pytest.mark.parametrize("own_streams", [True, False], ids=["own", "default"])
+@pytest.mark.parametrize("most", [1, 2, 4, 16])
+def test_threads_get_what_one_thread_gets(module: EngineModule, own_streams: bool, most: int) -> None:
+    """To the bit, whether they wait for each other's memory or have their own."""
+    module = fresh(module, max_concurrent_runs=most)
+    alone = fresh(module)
+    xs = torch.randn(8, 40, 16, 64, device="cuda")
+    sizes = [1 + 3 * (turn % 5) for turn in range(40)]
+    wanted = [[alone(x[:size]) for x, size in zip(own, sizes, strict=True)] for own in xs]
+    torch.cuda.synchronize()
+    found: list[list[torch.Tensor]] = [[] for _ in xs]
+
+    def work(number: int) -> None:
+        stream = torch.cuda.Stream() if own_streams else torch.cuda.default_stream()
+        with torch.no_grad(), torch.cuda.stream(stream):
+            for x, size in zip(xs[number], sizes, strict=True):
+                found[number].append(module(x[:size]))
+                if number % 2:
+                    stream.synchronize()
+
+    in_threads(work, 8)
+    torch.cuda.synchronize()
+    for own, expected in zip(found, wanted, strict=True):
+        assert all(map(torch.equal, own, expected))
+    assert len(alone._session.contexts) == 1  # type: ignore[union-attr]
+    count = len(module._session.contexts)  # type: ignore[union-attr]
+    assert 1 <= count <= most if own_streams else count == 1
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_a_busy_stream_is_waited_for_only_at_the_bound(module: EngineModule, eager: MLP, most: int) -> None:
+    module = fresh(module, max_concurrent_runs=most)
+    first, second = torch.cuda.Stream(), torch.cuda.Stream()
+    x = torch.randn(8, 64, device="cuda")
+    expected = eager(x)
+    for _ in range(2):  # the first time contexts are made, which takes its time
+        torch.cuda.synchronize()
+        with torch.cuda.stream(first):
+            one = module(x)
+            torch.cuda._sleep(LONG_SLEEP)
+        with torch.cuda.stream(second):
+            two = module(x)
+        second.synchronize()
+        waited = first.query()
+    torch.cuda.synchronize()
+    assert waited == (most == 1)
+    assert len(module._session.contexts) == most  # type: ignore[union-attr]
+    assert torch.equal(one, two)
+    close(one, expected)
+
+
+def test_streams_that_are_done_cost_no_memory(module: EngineModule, eager: MLP) -> None:
+    x = torch.randn(8, 64, device="cuda")
+    for _ in range(40):
+        torch.cuda.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            close(module(x), eager(x))
+    assert len(module._session.contexts) == 1  # type: ignore[union-attr]
+
+
+def test_captures_leave_the_streams_of_other_threads_alone(built: EngineModule) -> None:
+    """What others enqueue while graphs are captured runs, on whichever stream of torch's."""
+    done, counts = threading.Event(), torch.zeros(4, 40, dtype=torch.int64, device="cuda")
+    torch.cuda.synchronize()
+    made = [0] * 4
+
+    def count(number: int) -> None:
+        streams = [torch.cuda.Stream() for _ in range(40)]
+        while not done.is_set():
+            for place, stream in enumerate(streams):
+                with torch.cuda.stream(stream):
+                    counts[number, place].add_(1)
+                stream.synchronize()
+            made[number] += 1
+
+    def capture() -> None:
+        with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(6):
+                module = fresh(built, cuda_graphs=True)
+                for size in range(1, 9):
+                    module(torch.zeros(size, 64, device="cuda"))
+                assert graph_count(module) == 8
+
+    def work(number: int) -> None:
+        try:
+            capture() if number == 4 else count(number)
+        finally:
+            done.set()
+
+    in_threads(work, 5)
+    torch.cuda.synchronize()
+    assert all(made)
+    assert counts.tolist() == [[count] * 40 for count in made]
+
+
 def test_threads_that_open_it_together(built: EngineModule) -> None:
     module = fresh(built)
     barrier = threading.Barrier(4)

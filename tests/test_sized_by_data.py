@@ -386,8 +386,7 @@ def test_engines_run_at_any_size(cuda_graphs: bool) -> None:
     # No later run has written into an earlier one's results.
     for found, expected in kept:
         same(found, expected)
-    contexts = compiled._session._contexts
-    assert contexts is not None
+    (contexts,) = compiled._session.contexts
     assert len(contexts.graphs) == 0
 
 

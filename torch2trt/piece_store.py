@@ -63,6 +63,7 @@ class PieceStore:
         self._by_key: dict[PieceKey, EngineModule] = {}
         self._refused: dict[PieceKey, Refusal] = {}
         self._lock = threading.Lock()
+        self._first: dict[torch.device, EngineModule] = {}
         self._unspelled: dict[str, None] = {}
         self._traced_by = str(torch.__version__) if file is None else file.torch_version
         # The first piece that is not in the file is said.
@@ -116,6 +117,7 @@ class PieceStore:
                 with self._lock:
                     self._refused[_chosen(keys, region)] = Refusal(error, self._flavour())
             raise
+        self._share(engine, region.device(args))
         self._put(_chosen(keys, region) if keys else None, engine)
         return engine
 
@@ -162,6 +164,11 @@ class PieceStore:
             if key is not None:
                 self._by_key[key] = engine
 
+    def _share(self, engine: EngineModule, device: torch.device) -> None:
+        """Pieces run one after the other, so they need memory for the activations of the largest."""
+        with self._lock:
+            engine.share_activations(self._first.setdefault(device, engine))
+
     def _known(self, key: PieceKey, region: Region, args: Sequence[Any]) -> EngineModule | None:
         """The engine with a key, ready to run where a call's tensors are.
 
@@ -186,6 +193,7 @@ class PieceStore:
             except FrozenModuleError:
                 # It is on another GPU, for a region that computes the same there.
                 engine = engine.on(device)
+            self._share(engine, device)
             engine.open()
         elif not engine.has_program:
             # Without a GPU the reference interpreter takes its place, which reads a network and no plan.

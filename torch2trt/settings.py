@@ -40,8 +40,8 @@ ExtraPass = Literal["merge_sibling_linears", "merge_sibling_convolutions"]
 """The passes that are applied only where they are asked for: nobody has timed them on a GPU yet."""
 
 
-def _setting(default: Any, help: str, *, engine: bool, in_program: bool = False) -> Any:
-    return field(default=default, metadata={"help": help, "engine": engine, "in_program": in_program})
+def _setting(default: Any, help: str, *, engine: bool, in_program: bool = False, in_run: bool = False) -> Any:
+    return field(default=default, metadata={"help": help, "engine": engine, "in_program": in_program, "in_run": in_run})
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class Settings:
     """Settings of one compilation.
 
     A field's ``metadata["engine"]`` says whether it changes the engine, and ``metadata["in_program"]`` whether all that
-    it changes is seen in the Program that the engine is built of, or in the flavour that builds it.
+    it changes is seen in the Program that the engine is built of, or in the flavour that builds it;
+    ``metadata["in_run"]`` says whether it changes how an engine is run, and so goes with the engine into files.
     """
 
     precision: Precision | None = _setting(
@@ -124,7 +125,14 @@ class Settings:
         engine=True,
         in_program=True,
     )
-    cuda_graphs: bool = _setting(True, "replay one captured CUDA graph per input shape", engine=False)
+    cuda_graphs: bool = _setting(True, "replay one captured CUDA graph per input shape", engine=False, in_run=True)
+    max_concurrent_runs: int = _setting(
+        4,
+        "runs that different streams may have on the GPU at once, each with activations and CUDA graphs of its own, "
+        "made when they are first needed; 1: streams wait for each other",
+        engine=False,
+        in_run=True,
+    )
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -140,6 +148,8 @@ class Settings:
             raise SettingError(f"must be positive, got {self.build_timeout}", subject="build_timeout")
         if self.engine_cache_bytes < 0:
             raise SettingError(f"must not be negative, got {self.engine_cache_bytes}", subject="engine_cache_bytes")
+        if self.max_concurrent_runs < 1:
+            raise SettingError(f"must be positive, got {self.max_concurrent_runs}", subject="max_concurrent_runs")
         if self.min_segment < 1:
             raise SettingError(f"must be positive, got {self.min_segment}", subject="min_segment")
 
@@ -183,7 +193,7 @@ class Settings:
             item.name: list(value) if isinstance(value, tuple) else value
             for item in dataclasses.fields(self)
             if (value := getattr(self, item.name)) != item.default
-            and (item.metadata["engine"] or item.name == "cuda_graphs")
+            and (item.metadata["engine"] or item.metadata["in_run"])
         }
 
     def builder_settings(self) -> dict[str, Any]:

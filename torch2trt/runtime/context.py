@@ -78,6 +78,10 @@ class Engine:
         on_host = [self.handle.get_tensor_location(name) == self.trt.TensorLocation.HOST for name in self.inputs]
         self.host_inputs = frozenset(name for name, host in zip(self.inputs, on_host, strict=True) if host)
         """Inputs whose values decide shapes: TensorRT reads them from host memory when it enqueues."""
+        self.scratch_bytes = max(int(self.handle.device_memory_size_v2), ALIGNMENT)
+        """Bytes of device memory for the activations of one run at a time."""
+        self.is_capturable = True
+        """Whether no capture of a CUDA graph has failed."""
         self.dynamic_inputs = tuple(
             (position, name)
             for position, name in enumerate(self.inputs)
@@ -98,8 +102,7 @@ class Engine:
 
     def new_scratch(self) -> torch.Tensor:
         """Device memory for the activations of one run at a time, in bytes."""
-        size = max(int(self.handle.device_memory_size_v2), ALIGNMENT)
-        return torch.empty(size, dtype=torch.uint8, device=self.device)
+        return torch.empty(self.scratch_bytes, dtype=torch.uint8, device=self.device)
 
     @property
     def weight_bytes(self) -> int | None:
@@ -142,7 +145,7 @@ class Context:
 
     Args:
         engine: what it runs.
-        scratch: from :meth:`Engine.new_scratch`; contexts that never run at the same time may share one.
+        scratch: of at least :attr:`Engine.scratch_bytes`; contexts that never run at the same time may share one.
         profile: index of the optimization profile that holds its shapes, once and for all.
     """
 

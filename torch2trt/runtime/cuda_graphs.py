@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
+from torch2trt.runtime import streams
 from torch2trt.runtime.context import ALIGNMENT, Context, Engine
 from torch2trt.runtime.profiles import Shapes
 from torch2trt.runtime.recent import Recent
@@ -25,6 +27,9 @@ _DISPLACES = 16
 _SETTLED = 4
 # A result that is held for some calls has many places in turns: they would go on displacing each other for a copy each.
 _DISPLACES_WRITTEN = 1024
+
+# What torch knows of random numbers in graphs is the process's, and in some versions not safe under threads.
+_capturing = threading.RLock()
 
 
 class _NotCapturable(Exception):
@@ -65,7 +70,7 @@ class Graph:
 
     def repeat(self) -> None:
         """Run on the current stream on the inputs that it was captured with, and return nothing."""
-        self._buffered.replay()
+        _replay(self._buffered)
 
     def replay(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Run on the current stream; the outputs are fresh tensors."""
@@ -75,7 +80,7 @@ class Graph:
             all_places = (*places, *[value.data_ptr() for value in outputs])
             graph = self._run_at(self._all_in_place, all_places, inputs, outputs)
             if graph is not None:
-                graph.replay()
+                _replay(graph)
                 return outputs
             graph = self._run_at(self._in_place, places, inputs, self.outputs)
         else:
@@ -83,7 +88,7 @@ class Graph:
         if graph is None:
             _copy(self.inputs, inputs)
             graph = self._buffered
-        graph.replay()
+        _replay(graph)
         _copy(outputs, self.outputs)
         return outputs
 
@@ -122,10 +127,10 @@ class Graph:
         self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], *, warm: bool
     ) -> torch.cuda.CUDAGraph:
         device = self._engine.device
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
+        caller, side = torch.cuda.current_stream(device), streams.own(device, "capture")
+        with _capturing, torch.cuda.stream(side):
             if warm:
+                side.wait_stream(caller)
                 self.context.enqueue(inputs, outputs, side.cuda_stream)
                 side.synchronize()
             graph = torch.cuda.CUDAGraph()
@@ -146,6 +151,16 @@ class Graph:
         return graph
 
 
+def _replay(graph: torch.cuda.CUDAGraph) -> None:
+    """Run a graph on the current stream."""
+    try:
+        graph.replay()
+    except RuntimeError:
+        # Some versions of torch refuse while another thread captures, and have launched nothing then.
+        with _capturing:
+            graph.replay()
+
+
 def _copy(to: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
     """Copy tensors of like shapes, several in one kernel where their memory allows it."""
     if len(to) == 1:
@@ -164,7 +179,7 @@ def _make_place(kept: Recent[Any, Any], device: torch.device) -> None:
 class GraphCache:
     """The graphs of one engine by input shapes, the least recently used displaced first.
 
-    Not safe under threads by itself; its session holds a lock.
+    Not safe under threads by itself; whoever runs it holds a lock.
 
     Args:
         enabled: whether to capture at all.
@@ -193,13 +208,15 @@ class GraphCache:
         if graph is not None:
             return graph
         # A run on nothing may launch nothing, and torch warns of empty graphs.
-        if not self._enabled or any(0 in shape for shape in shapes) or not self._graphs.missed(shapes):
+        if not (self._enabled and self._engine.is_capturable) or any(0 in shape for shape in shapes):
+            return None
+        if not self._graphs.missed(shapes):
             return None
         _make_place(self._graphs, self._engine.device)
         try:
             graph = self._capture(inputs)
         except _NotCapturable as error:
-            self._enabled = False
+            self._engine.is_capturable = False
             log.warning("%s runs without CUDA graphs, it cannot be captured: %s", self._engine.name, error)
             return None
         self._graphs.put(shapes, graph)

@@ -12,8 +12,9 @@ from torch2trt.graph.devices import placed
 from torch2trt.graph.program import Program
 from torch2trt.graph.signature import Signature
 from torch2trt.runtime.artifact import Artifact, TorchPart
+from torch2trt.runtime.context_pool import ContextPool
 from torch2trt.runtime.profiles import Shapes
-from torch2trt.runtime.session import Session
+from torch2trt.runtime.session import Session, pool_for
 
 Run = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 """A part's inputs to its outputs, in its signature's order."""
@@ -80,6 +81,8 @@ class Opened:
 class HybridSession:
     """The engines and torch parts of one artifact; stands where :class:`Session` stands for a single engine.
 
+    The engines run one after the other, so their contexts come from one pool, with scratch memory for the largest.
+
     Args:
         artifact: what to run.
         device: the CUDA device to run on; unset: the one that is current when it is first needed.
@@ -89,12 +92,24 @@ class HybridSession:
         self.artifact = artifact
         self.device = device
         self._chain: Chain | None = None
+        self._pool = pool_for(artifact)
         self._lock = threading.Lock()
 
     @property
     def is_open(self) -> bool:
         """Whether its parts are on their device."""
         return self._chain is not None
+
+    @property
+    def pool(self) -> ContextPool:
+        """Where the contexts of its engines come from."""
+        return self._pool
+
+    def share(self, pool: ContextPool) -> None:
+        """Draw on a pool; as :meth:`Session.share`."""
+        with self._lock:
+            if self._chain is None:
+                self._pool = pool
 
     def open(self) -> Opened:
         """Deserialise the engines and move the weights of what runs in torch, once.
@@ -112,7 +127,7 @@ class HybridSession:
     def _open(self) -> Chain:
         artifact = self.artifact
         sessions = {
-            number: Session(part, self.device)
+            number: Session(part, self.device, self._pool)
             for number, part in enumerate(artifact.parts)
             if isinstance(part, Artifact)
         }

@@ -201,6 +201,13 @@ class EngineModule(nn.Module):
             )
         return self._replicas[wanted]
 
+    def share_activations(self, other: EngineModule) -> None:
+        """Have activations in the same memory as another module on the same device, before this one has run.
+
+        For modules that run one after the other: together they have ``max_concurrent_runs`` on the GPU at once.
+        """
+        self._session.share(other._session.pool)
+
     def open(self) -> None:
         """Deserialise the engine now, and not at the first call.
 

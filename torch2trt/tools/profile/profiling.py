@@ -206,7 +206,8 @@ class _Run:
             self.whole = _whole(engine, found.inputs, self._machine)
             more = engine.weight_bytes
             self.weights = None if self.weights is None or more is None else self.weights + more
-            self.activations += engine.new_scratch().numel()
+            # Engines that run one after the other share it.
+            self.activations = max(self.activations, engine.scratch_bytes)
             return found.outputs
 
         return run

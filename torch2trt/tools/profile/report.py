@@ -38,7 +38,7 @@ class Memory:
     weights: int | None
     """None where TensorRT does not tell."""
     activations: int
-    """What contexts need beside inputs and outputs, for the largest shapes of the engine."""
+    """What a run needs beside inputs and outputs, for the largest shapes; engines of a hybrid share it."""
     io: int
     """The call's inputs and outputs."""
 
