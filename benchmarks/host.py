@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     Console(width=120).print(show(str(case), found))
     if options.csv:
-        write(options.csv, str(case), machine.name, found)
+        write(options.csv, options.commit, str(case), machine.name, found)
     return 0
 
 
@@ -128,13 +128,13 @@ def show(title: str, found: dict[str, list[float]]) -> Table:
     return table
 
 
-def write(path: Path, case: str, gpu: str, found: dict[str, list[float]]) -> None:
+def write(path: Path, commit: str, case: str, gpu: str, found: dict[str, list[float]]) -> None:
     """The times as CSV."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["commit", "gpu", "torch", "case", "what", *(f"us_in_{burst}" for burst in BURSTS)])
         for name, times in found.items():
-            known = [commit_here(), gpu, torch.__version__, case, name]
+            known = [commit, gpu, torch.__version__, case, name]
             writer.writerow([*known, *(f"{time:.2f}" for time in times)])
 
 
@@ -147,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--alone", action="store_true", help="without torch.compile, which takes a while")
     parser.add_argument("--csv", type=Path, help="write the times there too")
+    parser.add_argument("--commit", default=commit_here(), help="to record, where there is no git (default: HEAD)")
     return parser
 
 

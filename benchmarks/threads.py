@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     Console(width=120).print(show(str(case), found))
     if options.csv:
-        write(options.csv, str(case), machine.name, found)
+        write(options.csv, options.commit, str(case), machine.name, found)
     return 0
 
 
@@ -148,14 +148,14 @@ def show(title: str, variants: Sequence[Variant]) -> Table:
     return table
 
 
-def write(path: Path, case: str, gpu: str, variants: Sequence[Variant]) -> None:
+def write(path: Path, commit: str, case: str, gpu: str, variants: Sequence[Variant]) -> None:
     """The throughput as CSV."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         told = ["commit", "gpu", "torch", "case", "threads", "max_concurrent_runs"]
         writer.writerow([*told, *(f"calls_per_s_p{percent}" for percent in _PERCENTS), "held_bytes"])
         for each in variants:
-            known = [commit_here(), gpu, torch.__version__, case, each.threads, each.most]
+            known = [commit, gpu, torch.__version__, case, each.threads, each.most]
             rates = [f"{percentile(each.per_s, percent):.1f}" for percent in _PERCENTS]
             writer.writerow([*known, *rates, each.held_bytes])
 
@@ -171,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--calls", type=int, default=2000, help="of all threads together, in a round")
     parser.add_argument("--cuda-graphs", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--csv", type=Path, help="write the throughput there too")
+    parser.add_argument("--commit", default=commit_here(), help="to record, where there is no git (default: HEAD)")
     return parser
 
 

@@ -24,7 +24,7 @@ def test_calls_take_turns_in_every_burst(tmp_path: Path) -> None:
     found = host.measure({"a": lambda: "a", "b": lambda: "b"}, machine, rounds=3)
     assert machine.asked == [("host", name, burst) for _ in range(3) for name in "ab" for burst in host.BURSTS]
     assert found["b"][0] == 10 * (6 + 3 + 1)
-    host.write(tmp_path / "host.csv", "net batch 1", "Fake 9000", found)
+    host.write(tmp_path / "host.csv", "abc1234", "net batch 1", "Fake 9000", found)
     with (tmp_path / "host.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [line["what"] for line in lines] == ["a", "b"]

@@ -34,7 +34,7 @@ def test_variants_take_turns_with_as_many_calls_each(tmp_path: Path) -> None:
     assert [len(each.per_s) for each in variants] == [2, 2]
 
     variants[1].per_s, variants[1].held_bytes = [100.0, 300.0], 1 << 20
-    threads.write(tmp_path / "threads.csv", "net batch 1", "Fake 9000", variants)
+    threads.write(tmp_path / "threads.csv", "abc1234", "net batch 1", "Fake 9000", variants)
     with (tmp_path / "threads.csv").open() as file:
         _, together = csv.DictReader(file)
     assert (together["threads"], together["max_concurrent_runs"]) == ("3", "1")
