@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from torch2trt.converters.activations import activate
+from torch2trt.converters.plugins import plugin
 from torch2trt.converters.reasons import only_floats
 from torch2trt.converters.registry import converter
-from torch2trt.graph.ops import CONV_BLOCK
+from torch2trt.graph.ops import CONV_BLOCK, DEPTHWISE_CONV
 from torch2trt.sizes import TensorSpec
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
@@ -51,6 +52,10 @@ def convolution(
             output_padding=output_padding,
         )
     return net.convolution(input, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
+
+
+# Only where TensorRT has plugins does a pass make these.
+plugin(DEPTHWISE_CONV, half=True)
 
 
 @converter(CONV_BLOCK, unsupported=_unsupported)

@@ -127,6 +127,10 @@ def _packed_attention(arguments: Arguments, results: Results) -> int:
     return 2 * int(arguments["packed"].shape[-2]) * rows * (arguments["width"] + arguments["value_width"])  # type: ignore[no-any-return]
 
 
+def _depthwise(arguments: Arguments, results: Results) -> int:
+    return 2 * results[0].numel() * int(math.prod(arguments["taps"].shape[:2]))
+
+
 def _recurrence(arguments: Arguments, results: Results) -> int:
     steps, batch = arguments["projected"].shape[-3:-1]
     weights = [arguments["weight"], arguments["projection"]]
@@ -143,6 +147,7 @@ _FORMULAS: dict[str, Callable[[Arguments, Results], int]] = {
     "torch2trt::attention": _attention,
     "torch2trt::flash_attention": _flash_attention,
     "torch2trt::packed_attention": _packed_attention,
+    "torch2trt::depthwise_conv": _depthwise,
     # Torch counts some of its kernels for attention and not others.
     "aten::scaled_dot_product_attention": _attention,
     "torch2trt::recurrence": _recurrence,

@@ -214,6 +214,40 @@ def _(
     return packed.new_empty((*packed.shape[:-1], heads, value_width))
 
 
+@torch.library.custom_op("torch2trt::depthwise_conv", mutates_args=())
+def depthwise_conv(
+    input: torch.Tensor, taps: torch.Tensor, bias: torch.Tensor | None, padding: list[int]
+) -> torch.Tensor:
+    """A convolution of each channel with a window of its own, of channels-last images.
+
+    On CUDA a kernel in Triton computes it, summing in float32.
+
+    Args:
+        input: [N, H, W, C].
+        taps: [KH, KW, C].
+        bias: [C].
+        padding: zeros above and below, and on both sides.
+
+    Returns:
+        [N, H + 2 * padding[0] - KH + 1, W + 2 * padding[1] - KW + 1, C], contiguous.
+    """
+    if input.is_cuda and input.dtype != torch.float64:
+        from torch2trt.graph.depthwise_kernel import depthwise
+
+        return depthwise(input.contiguous(), taps.contiguous(), bias, padding)
+    weight = taps.permute(2, 0, 1).unsqueeze(1)
+    result = F.conv2d(input.permute(0, 3, 1, 2), weight, bias, padding=padding, groups=weight.shape[0])
+    return result.permute(0, 2, 3, 1).contiguous()
+
+
+@depthwise_conv.register_fake
+def _(input: torch.Tensor, taps: torch.Tensor, bias: torch.Tensor | None, padding: list[int]) -> torch.Tensor:
+    rows, columns = (
+        size + 2 * own - window + 1 for size, own, window in zip(input.shape[1:3], padding, taps.shape[:2], strict=True)
+    )
+    return input.new_empty((input.shape[0], rows, columns, input.shape[3]))
+
+
 @torch.library.custom_op("torch2trt::dft", mutates_args=())
 def dft(
     real: torch.Tensor, imag: torch.Tensor | None, dim: int, inverse: bool, onesided: bool, normalization: int
@@ -268,6 +302,7 @@ def _(real: torch.Tensor, imag: torch.Tensor, dim: int, size: int, normalization
 CONV_BLOCK = torch.ops.torch2trt.conv_block.default
 ATTENTION = torch.ops.torch2trt.attention.default
 FLASH_ATTENTION = torch.ops.torch2trt.flash_attention.default
+DEPTHWISE_CONV = torch.ops.torch2trt.depthwise_conv.default
 PACKED_ATTENTION = torch.ops.torch2trt.packed_attention.default
 LINEAR_BLOCK = torch.ops.torch2trt.linear_block.default
 DFT = torch.ops.torch2trt.dft.default

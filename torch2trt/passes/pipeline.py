@@ -22,6 +22,7 @@ from torch2trt.passes.merge_sibling_convolutions import merge_sibling_convolutio
 from torch2trt.passes.merge_sibling_linears import merge_sibling_linears
 from torch2trt.passes.merge_views import merge_views
 from torch2trt.passes.plug_attention import plug_attention
+from torch2trt.passes.plug_depthwise import plug_depthwise
 from torch2trt.passes.reduce_strength import reduce_strength
 from torch2trt.passes.remove_dead_code import remove_dead_code
 from torch2trt.passes.remove_noops import IDENTITIES, remove_noops
@@ -76,12 +77,15 @@ PASSES: tuple[Pass, ...] = (
     simplify_slices,
     simplify_masks,
     plug_attention,
+    plug_depthwise,
     hoist_weights,
     defer_blind_queries,
     fuse_conv_blocks,
     fuse_linear_blocks,
     remove_dead_code,
 )
+
+_MAKE_PLUGINS = frozenset({plug_attention, plug_depthwise})
 
 REWRITTEN = VIEWS | IDENTITIES | CONVOLUTIONS | BATCH_NORMS | ONLY_COMPLEX
 """The operators that the passes leave none of, so that no converter is needed for them."""
@@ -94,7 +98,7 @@ def passes_of(settings: Settings, *, plugins: bool = True) -> list[Pass]:
         plugins: whether engines may have plugins.
     """
     left_out = {*settings.skip_passes, *get_args(ExtraPass)} - {*settings.extra_passes}
-    return [each for each in PASSES if each.__name__ not in left_out and (plugins or each is not plug_attention)]
+    return [each for each in PASSES if each.__name__ not in left_out and (plugins or each not in _MAKE_PLUGINS)]
 
 
 def run_passes(

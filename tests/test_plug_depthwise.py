@@ -1,0 +1,143 @@
+"""Depthwise convolutions that a kernel in Triton computes, as plugins, where TensorRT has plugins."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torch2trt
+from tests.harness import compare, truth
+from tests.passing import targets
+from tests.plugging import Added, added, enterprise, optimized
+from torch2trt.converters.lower import lower
+from torch2trt.graph.flops import flops
+from torch2trt.graph.ops import CONV_BLOCK, DEPTHWISE_CONV
+from torch2trt.trt import flavour as flavours
+
+__all__ = ["added"]  # fixtures, which tests name
+
+aten = torch.ops.aten
+PLUGGED: dict[str, Any] = {"extra_passes": ["plug_depthwise"], "precision": "fp16"}
+TOLERANCE = 300.0  # of results in float32 that were computed in halves
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+
+
+class Block(nn.Module):
+    """What ConvNeXt is made of.
+
+    Args:
+        conv: its convolution.
+        last: whether the channels are last around it.
+    """
+
+    def __init__(self, conv: nn.Conv2d, *, last: bool = True) -> None:
+        super().__init__()
+        self.conv, self.last = conv, last
+        self.norm, self.mix = nn.LayerNorm(conv.out_channels), nn.Linear(conv.out_channels, conv.out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.sin().permute(0, 3, 1, 2) if self.last else x.permute(0, 3, 1, 2).sin()
+        if not self.last:
+            return self.conv(x).relu()  # type: ignore[no-any-return]
+        return self.mix(self.norm(self.conv(x).permute(0, 2, 3, 1)))  # type: ignore[no-any-return]
+
+
+def conv(window: Any = 7, **options: Any) -> nn.Conv2d:
+    torch.manual_seed(0)
+    return nn.Conv2d(12, 12, window, **{"padding": 3, "groups": 12, **options})
+
+
+X = torch.randn(2, 9, 13, 12, generator=torch.Generator().manual_seed(1))
+TAKEN = {
+    "padded": Block(conv()),
+    "not padded": Block(conv(padding=0)),
+    "without a bias": Block(conv(bias=False)),
+    "oblong": Block(conv((7, 9), padding=(2, 4))),
+}
+LEFT = {
+    "small windows": Block(conv(5, padding=2)),
+    "strides": Block(conv(stride=2)),
+    "dilation": Block(conv(dilation=2)),
+    "groups of two": Block(conv(groups=6)),
+    "channels first": Block(conv(), last=False),
+}
+
+
+@needs_triton
+@pytest.mark.parametrize("name", TAKEN)
+def test_it_is_one_operator(name: str) -> None:
+    program = optimized(TAKEN[name].eval(), X, **PLUGGED)
+    assert targets(program).count(DEPTHWISE_CONV) == 1
+    assert not {CONV_BLOCK, aten.permute.default, aten.transpose.int} & {*targets(program)}
+    compare(program(X), truth(TAKEN[name], (X,)), TOLERANCE)
+
+
+@needs_triton
+def test_it_is_a_plugin(added: Added) -> None:
+    lower(optimized(TAKEN["padded"].eval(), X, **PLUGGED), enterprise())
+    ((_, plugin),) = added
+    assert plugin.call.target is DEPTHWISE_CONV
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_tensorrt_computes_as_well(name: str) -> None:
+    program = optimized(LEFT[name].eval(), X, **PLUGGED)
+    assert targets(program).count(CONV_BLOCK) == 1
+    assert DEPTHWISE_CONV not in targets(program)
+
+
+@needs_triton
+def test_it_has_to_be_asked_for_and_is_in_halves() -> None:
+    module = TAKEN["padded"].eval()
+    for settings in ({"precision": "fp16"}, PLUGGED | {"precision": "fp32"}):
+        assert DEPTHWISE_CONV not in targets(optimized(module, X, **settings))
+
+
+@needs_triton
+def test_its_operations_are_counted() -> None:
+    module = TAKEN["padded"].eval()
+    plain, plugged = (
+        sum(flops(optimized(module, X, **each), {}).values()) for each in ({"precision": "fp16"}, PLUGGED)
+    )
+    assert plain == plugged
+
+
+_INTERPRETED = """
+import torch
+from torch2trt.graph.depthwise_kernel import depthwise
+from torch2trt.graph.ops import DEPTHWISE_CONV
+for shape, window, padding in (
+    ((2, 9, 13, 20), (7, 7), [3, 3]), ((1, 7, 7, 70), (7, 7), [3, 3]), ((1, 8, 18, 8), (7, 9), [0, 2])
+):
+    x, taps, bias = torch.randn(shape), torch.randn(*window, shape[-1]), torch.randn(shape[-1])
+    for own in (bias, None):
+        wanted = DEPTHWISE_CONV(x.double(), taps.double(), None if own is None else own.double(), padding)
+        found = depthwise(x, taps, own, padding)
+        assert found.shape == wanted.shape
+        assert (found - wanted).abs().max() < 1e-4, (found - wanted).abs().max()
+"""
+
+
+@needs_triton
+def test_the_kernel_in_tritons_interpreter() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", _INTERPRETED], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", TAKEN)
+def test_engines_with_it_are_right(name: str) -> None:
+    module, x = copy.deepcopy(TAKEN[name]).eval().cuda(), X.cuda()
+    compiled = torch2trt.compile(module, (x,), optimization_level=0, progress="none", **PLUGGED)
+    assert len(compiled.artifact.calls) == (compiled.artifact.flavour == flavours.TENSORRT)
+    for _ in range(3):
+        compare(compiled(x), truth(module, (x,)), TOLERANCE)

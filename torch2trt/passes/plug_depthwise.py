@@ -1,0 +1,67 @@
+"""Depthwise convolutions that engines leave to a kernel in Triton, as plugins."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import fx
+
+from torch2trt.graph.ops import DEPTHWISE_CONV
+from torch2trt.graph.program import Program
+from torch2trt.graph.rewrite import IN_TORCH, call, erase_unused
+from torch2trt.graph.schema import bind
+from torch2trt.passes.views import PERMUTING, axes_of
+from torch2trt.settings import Settings
+
+aten = torch.ops.aten
+
+_CHANNELS_LAST, _CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
+# TensorRT has kernels of its own for windows of 3 and 5.
+_LEAST_WINDOW = 7
+
+
+def plug_depthwise(program: Program, settings: Settings) -> None:
+    """Let a kernel in Triton compute depthwise convolutions with large windows in halves, between channels-last layers.
+
+    Done only where the module itself has the channels last on both sides, as ConvNeXt has, so that nothing is moved;
+    and where TensorRT has plugins and Triton is installed. Off unless ``extra_passes`` names it.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return
+    for node in program.calls:
+        if _fits(program, node):
+            _rewrite(program, node)
+    erase_unused(program.graph.graph)
+
+
+def _fits(program: Program, node: fx.Node) -> bool:
+    if node.target is not aten.convolution.default or IN_TORCH in node.meta:
+        return False
+    bound = bind(node)
+    source, weight = bound["input"], program.spec(bound["weight"]).shape
+    plain = list(bound["stride"]) == list(bound["dilation"]) == [1, 1] and not bound["transposed"]
+    return (
+        plain
+        and program.spec(node).dtype in (torch.float16, torch.bfloat16)
+        and bound["groups"] == weight[0] == program.spec(source).shape[1]
+        and min(weight[2:]) >= _LEAST_WINDOW
+        and _permutes(program, source, _CHANNELS_FIRST)
+        and all(_permutes(program, user, _CHANNELS_LAST) for user in node.users)
+    )
+
+
+def _permutes(program: Program, node: fx.Node, axes: tuple[int, ...]) -> bool:
+    return node.target in PERMUTING and IN_TORCH not in node.meta and axes_of(node, program.spec(node).rank) == axes
+
+
+def _rewrite(program: Program, node: fx.Node) -> None:
+    graph, bound = program.graph.graph, bind(node)
+    channels, _, *window = program.spec(bound["weight"]).shape
+    with graph.inserting_before(node):
+        taps = call(graph, aten.permute.default, bound["weight"], [2, 3, 0, 1], like=node)
+        taps = call(graph, aten.reshape.default, taps, [*window, channels], like=node)
+        source = bound["input"].all_input_nodes[0]
+        result = call(graph, DEPTHWISE_CONV, source, taps, bound["bias"], list(bound["padding"]), like=node)
+    for user in list(node.users):
+        user.replace_all_uses_with(result)
