@@ -265,6 +265,18 @@ def test_examples_within_ranges_have_profiles(counts: Counts) -> None:
     assert counts.built == before
 
 
+@pytest.mark.parametrize("sizes", [8, (8, 16, 64)])
+def test_an_example_in_no_profile_is_run_in_the_first(sizes: Any, counts: Counts) -> None:
+    module = Steady()
+    compiled = compiled_for(module, rows(4), dynamic_shapes={"x": {0: BATCH}}, profiles=[{"batch": sizes}])
+    before = counts.built
+    check(compiled, module, rows(8))
+    assert counts.built == before
+    assert len(compiled.engines) >= 2
+    with pytest.raises(InputShapeError, match="no profile holds batch 4"):
+        compiled.reference(rows(4))
+
+
 def test_unknown_dimensions_are_refused() -> None:
     with pytest.raises(DynamicShapeError, match=r"'bath' is no dynamic dimension") as caught:
         compiled_for(Steady(), rows(4), dynamic_shapes={"x": {0: BATCH}}, profiles=[{"bath": 3}])

@@ -8,7 +8,7 @@ import dataclasses
 import inspect
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -25,21 +25,32 @@ from torch2trt.errors import (
     TooSmallError,
     Torch2TRTError,
 )
-from torch2trt.examples import FEW, Calls
+from torch2trt.examples import Calls
 from torch2trt.frontend.checks import check_module
-from torch2trt.frontend.dynamic_shapes import dynamic_inputs, named_leaves, resized_leaves
 from torch2trt.frontend.dynamo import Region
-from torch2trt.frontend.marking import Marks, clear, marked
+from torch2trt.frontend.marking import Marks, clear
 from torch2trt.graph.dynamic_inputs import DynamicInputs
+from torch2trt.graph.program import Program
 from torch2trt.partition.explain import Explanation, GraphBreak, explain, together
 from torch2trt.partition.partitioner import check_worth
+from torch2trt.piece_calls import (
+    also,
+    dynamic_of,
+    first_call,
+    named,
+    others,
+    run_first,
+    run_others,
+    too_few,
+    without_limit,
+)
 from torch2trt.piece_store import PieceStore
 from torch2trt.runtime import pieces_file
 from torch2trt.runtime.files import StrPath
 from torch2trt.runtime.module import EngineModule
 from torch2trt.runtime.verification import Row, Verification, compare
 from torch2trt.settings import Settings
-from torch2trt.sizes import DimRange, spell
+from torch2trt.sizes import spell
 from torch2trt.tolerance import effective_precision, tolerance
 from torch2trt.trt.flavour import Flavour
 
@@ -133,7 +144,7 @@ class PiecewiseModule(nn.Module):
 
     def _run(self, args: Any, kwargs: Any) -> Any:
         known = torch.compiler.set_stance("eager_on_recompile") if self._is_full else contextlib.nullcontext()
-        with _without_limit(), known, _named(self.dynamic, self._marks, self._called, args, kwargs):
+        with without_limit(), known, named(self.dynamic, self._marks, self._called, args, kwargs):
             found = self._held[2](*args, **kwargs)
         if self._marks:
             for leaf in pytree.tree_leaves(found):
@@ -302,143 +313,21 @@ def compile_in_pieces(
         DynamicShapeError: the example is not within the dimensions, or profiles are of others.
         DataDependentError: too little of it became engines; it is ``reason``.
     """
-    dynamic = _dynamic(module, args, kwargs, recorded, dynamic_shapes, profiles, name)
+    dynamic = dynamic_of(module, args, kwargs, recorded, dynamic_shapes, profiles, name)
+    args, kwargs = first_call(module, args, kwargs, dynamic)
     compiled = PiecewiseModule(module, settings, truth, name, dynamic=dynamic)
-    _run_first(compiled.reference, args, kwargs, reason)
+    run_first(compiled.reference, args, kwargs, reason)
     calls = sum(engine.report["calls"] for engine in compiled.engines)
-    if text := _too_few(calls, settings):
+    if text := too_few(calls, settings):
         # What cannot be converted says more than what would not pay.
         why = sorted(compiled.refusals, key=lambda error: isinstance(error, TooSmallError))
-        raise _also(reason, "; ".join([text, *map(str, why[:3])])) from next(iter(why), None)
+        raise also(reason, "; ".join([text, *map(str, why[:3])])) from next(iter(why), None)
     log.warning(
         "%s: is compiled in %d pieces, torch2trt.explain says where it breaks: %s",
         *(name, len(compiled.engines), reason.reason),
     )
-    _run_others(compiled.reference, _others(module, args, kwargs, recorded, dynamic), name)
+    run_others(compiled.reference, others(module, args, kwargs, recorded, dynamic), name)
     return compiled
-
-
-def _dynamic(
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    recorded: Calls | None,
-    dynamic_shapes: Any,
-    profiles: Sequence[Mapping[str, Any]] | None,
-    name: str,
-) -> DynamicInputs | None:
-    """The sizes with a range, and their profiles: those that the caller asks for, or the few that were recorded."""
-    found = dynamic_inputs(module, args, dict(kwargs), dynamic_shapes, profiles)
-    if not found.dims:
-        if dynamic_shapes is not None:
-            log.warning("%s: dynamic_shapes name no range of sizes, so each size has engines of its own", name)
-        return None
-    if recorded is None or profiles is not None or len(recorded.shapes) > FEW:
-        return found
-    seen = [found.sizes(_leaves(module, *call)) for call in ((args, kwargs), *recorded.others(module))]
-    exact = [{each: DimRange(size, size, size) for each, size in sizes.items()} for sizes in seen]
-    return dataclasses.replace(found, profiles=(*exact, {}))
-
-
-def _leaves(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return named_leaves(inspect.signature(module.forward), args, kwargs)
-
-
-def _others(
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    recorded: Calls | None,
-    dynamic: DynamicInputs | None,
-) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Calls of the other sizes that are known to come."""
-    if recorded is not None:
-        yield from recorded.others(module)
-    elif dynamic is not None:
-        for sizes in _sizes_to_run(dynamic, dynamic.sizes(_leaves(module, args, kwargs))):
-            yield resized_leaves(dynamic, module, args, dict(kwargs), sizes)
-
-
-def _sizes_to_run(dynamic: DynamicInputs, first: Mapping[str, int]) -> list[dict[str, int]]:
-    """The sizes that profiles are tuned for, or the smallest, beside those of the example.
-
-    Of each dimension there are two sizes above 1 where that is possible: only from the second on does Dynamo take a
-    number that Python computes for one that differs.
-    """
-    asked = [{name: span.opt if dynamic.profiles else span.min for name, span in own.items()} for own in dynamic.ranges]
-    once = [name for name in first if len({sizes[name] for sizes in (first, *asked)} - {1}) < 2]
-    more = {**first, **{name: _another(dynamic, name, {first[name], 1}) for name in once}}
-    found: list[dict[str, int]] = []
-    for sizes in (*asked, more):
-        if sizes != first and sizes not in found and dynamic.holds(sizes):
-            found.append(sizes)
-    return found
-
-
-def _another(dynamic: DynamicInputs, name: str, known: Collection[int]) -> int:
-    """The smallest size of a dimension that is not among those that are known, else one of them."""
-    low, high = dynamic.dims[name].min, dynamic.dims[name].max
-    return next((size for size in range(low, min(high, low + len(known)) + 1) if size not in known), max(known))
-
-
-@contextlib.contextmanager
-def _named(
-    dynamic: DynamicInputs | None,
-    marks: Mapping[str, Marks],
-    signature: inspect.Signature,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> Iterator[None]:
-    """Inside, a call's tensors tell which of their sizes have names.
-
-    Raises:
-        InputShapeError: the sizes are not in their ranges.
-    """
-    if dynamic is None or not marks:
-        yield
-        return
-    leaves = named_leaves(signature, args, kwargs)
-    dynamic.sizes(leaves)
-    with marked([(leaf, marks[path]) for path, leaf in leaves if path in marks]):
-        yield
-
-
-def _run_first(
-    run: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], reason: DataDependentError
-) -> None:
-    """Run the example call, on copies: modules may write into their arguments."""
-    own_args, own_kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, dict(kwargs)))
-    try:
-        run(*own_args, **own_kwargs)
-    except Exception as error:
-        # The module's own, or Dynamo's: there is no piecewise module either.
-        raise _also(reason, f"{type(error).__name__}: {error}") from error
-
-
-def _run_others(run: Callable[..., Any], calls: Iterable[tuple[tuple[Any, ...], dict[str, Any]]], name: str) -> None:
-    """Run the calls of other sizes for which there are to be engines; say which of the sizes have none."""
-    for args, kwargs in calls:
-        try:
-            own_args, own_kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
-            run(*own_args, **own_kwargs)
-        except Exception as error:
-            # The values are another call's: the module may rightly refuse them.
-            log.warning("%s: no engines are built before the call for some sizes: %s", name, error)
-
-
-def _too_few(calls: int, settings: Settings) -> str:
-    """Why it is not worth while to compile so many calls; empty where it is."""
-    if calls >= settings.min_segment:
-        return ""
-    return f"engines would get {calls} calls (min_segment is {settings.min_segment})"
-
-
-def _also(reason: DataDependentError, why: str) -> DataDependentError:
-    """The error of the whole, with what became of its pieces."""
-    first = " ".join(why.split())[:400]
-    return DataDependentError(
-        f"{reason.reason} (in pieces: {first})", subject=reason.subject, source=reason.source, hint=reason.hint
-    )
 
 
 def explain_breaks(
@@ -462,53 +351,113 @@ def explain_breaks(
     Raises:
         DynamicShapeError, DataDependentError: as :func:`compile_in_pieces`; too little for engines is a refusal.
     """
-    dynamic = _dynamic(module, args, kwargs, recorded, dynamic_shapes, profiles, name)
+    pieces: dict[Region, Explanation] = {}
+
+    def look(region: Region, values: Sequence[Any]) -> int:
+        if region in pieces:
+            return 0
+        pieces[region], count = _piece(region, values, flavour, settings)
+        return count
+
+    dynamic = dynamic_of(module, args, kwargs, recorded, dynamic_shapes, profiles, name)
+    graphs, breaks, refusal = _visit(module, args, kwargs, settings, recorded, dynamic, name, reason, look)
+    spelled = f"{flavour.name} {flavour.version_text}"
+    found = together(name, spelled, [*pieces.values()], reason.reason, graphs, breaks)
+    return dataclasses.replace(found, refusal=f"nothing is compiled: {refusal}") if refusal else found
+
+
+def programs_of(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    flavour: Flavour,
+    settings: Settings,
+    *,
+    dynamic_shapes: Any = None,
+    profiles: Sequence[Mapping[str, Any]] | None = None,
+    name: str,
+    reason: DataDependentError,
+) -> list[Program]:
+    """The optimised Programs of which :func:`compile_in_pieces` would make engines.
+
+    Raises:
+        DynamicShapeError, DataDependentError: as :func:`compile_in_pieces`, too little for engines included.
+    """
+    found: dict[tuple[Region, tuple[Any, ...]], Program] = {}
+
+    def look(region: Region, values: Sequence[Any]) -> int:
+        if (region, region.constants(values)) in found:
+            return 0
+        try:
+            program = api.optimize(backends.capture(region, values), settings, flavour)
+            check_worth(program, flavour, settings)
+        except backends.REFUSALS:
+            return 0
+        # Whether its sizes have ranges is known now.
+        found[region, region.constants(values)] = program
+        return len(program.calls)
+
+    dynamic = dynamic_of(module, args, kwargs, None, dynamic_shapes, profiles, name)
+    *_, refusal = _visit(module, args, kwargs, settings, None, dynamic, name, reason, look)
+    if refusal:
+        raise also(reason, refusal)
+    return [*found.values()]
+
+
+def _visit(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    settings: Settings,
+    recorded: Calls | None,
+    dynamic: DynamicInputs | None,
+    name: str,
+    reason: DataDependentError,
+    look: Callable[[Region, Sequence[Any]], int],
+) -> tuple[int, tuple[GraphBreak, ...], str]:
+    """Run the calls for which there would be engines in eager, where Dynamo cuts the module.
+
+    Args:
+        look: is shown each piece that could be an engine, with a call's values, and tells how many calls it would get.
+
+    Returns:
+        The number of graphs, where it is cut, and why the calls are too few; empty where they are not.
+    """
+    args, kwargs = first_call(module, args, kwargs, dynamic)
     marks = {} if dynamic is None else {path: Marks(sizes) for path, sizes in dynamic.axes.items()}
     signature = inspect.signature(module.forward)
-    regions: list[Region] = []
-    pieces: dict[Region, Explanation] = {}
-    calls = 0
+    graphs = calls = 0
     breaks: dict[GraphBreak, None] = {}
 
-    def look(graph: Any, inputs: Any) -> Callable[..., Any]:
+    def backend(graph: Any, inputs: Any) -> Callable[..., Any]:
+        nonlocal graphs
         region = Region(graph)
         if dynamic is not None:
             region.name_sizes(inputs, dynamic)
-        regions.append(region)
+        graphs += 1
         if graph.compile_subgraph_reason.graph_break:
             breaks[_break(graph.compile_subgraph_reason)] = None
 
         def run(*values: Any) -> Any:
             nonlocal calls
-            if region.made and region.inputs and region not in pieces:
-                pieces[region], count = _piece(region, values, flavour, settings)
-                calls += count
+            if region.made and region.inputs:
+                calls += look(region, values)
             return graph(*values)
 
         return backends.marking(region, run)
 
-    compiled = torch.compile(module, backend=look, dynamic=False if dynamic is None else None)
+    compiled = torch.compile(module, backend=backend, dynamic=False if dynamic is None else None)
 
     def run(*args: Any, **kwargs: Any) -> None:
-        with _named(dynamic, marks, signature, args, kwargs):
+        with named(dynamic, marks, signature, args, kwargs):
             compiled(*args, **kwargs)
 
-    with _without_limit():
-        _run_first(run, args, kwargs, reason)
-        refusal = _too_few(calls, settings)
+    with without_limit():
+        run_first(run, args, kwargs, reason)
+        refusal = too_few(calls, settings)
         if not refusal:
-            _run_others(run, _others(module, args, kwargs, recorded, dynamic), name)
-    spelled = f"{flavour.name} {flavour.version_text}"
-    found = together(name, spelled, [*pieces.values()], reason.reason, len(regions), (*breaks,))
-    return dataclasses.replace(found, refusal=f"nothing is compiled: {refusal}") if refusal else found
-
-
-@contextlib.contextmanager
-def _without_limit() -> Iterator[None]:
-    """For inference, and with the graphs that other modules of a class have not counted against one's own."""
-    config = torch._dynamo.config
-    with torch.no_grad(), config.patch(recompile_limit=config.accumulated_recompile_limit):
-        yield
+            run_others(run, others(module, args, kwargs, recorded, dynamic), name)
+    return graphs, (*breaks,), refusal
 
 
 def _break(found: Any) -> GraphBreak:
