@@ -118,3 +118,21 @@ def test_segments_are_asked_about_one_by_one(model: list[str], capsys: Capture) 
 )
 def test_mistakes(capsys: Capture, argv: list[str], text: str) -> None:
     assert text in run(capsys, *argv, code=2)["error"]["message"]
+
+
+def test_pieces_are_asked_about_one_by_one(model: list[str], capsys: Capture, tmp_path: Path) -> None:
+    text = "from tests.test_pieces_dynamic import Steady\n"
+    (tmp_path / "in_pieces.py").write_text(text)
+    asked = ["in_pieces.py:Steady", "--input", "x:batch=2..4..64x8", *model[3:], "--engine-cache", "--min-segment", "1"]
+    compiled = run(capsys, "compile", *asked, "-o", "pieces.t2t")
+    assert compiled["cache"] == "miss"
+    assert compiled["engines"] == 2
+    found = run(capsys, "cache", "why", *asked)["engines"]
+    assert [each["state"] for each in found] == ["hit", "hit"]
+    found = run(capsys, "cache", "why", *asked, "--profile", "batch=2", "--profile", "batch=4..16..64")["engines"]
+    assert [each["state"] for each in found] == ["miss", "miss"]
+    assert all("profiles" in str(each["differences"]) or "64" in str(each["differences"]) for each in found)
+    refused = run(capsys, "cache", "why", *asked, "--no-fallback", code=2)
+    assert refused["error"]["code"] == "T2T110"
+    refused = run(capsys, "cache", "why", *asked[:-1], "99", code=2)
+    assert "min_segment is 99" in str(refused["error"])

@@ -37,6 +37,7 @@ from torch2trt.errors import (
     WeightError,
 )
 from torch2trt.frontend.dynamo import Region
+from torch2trt.graph.dynamic_inputs import DynamicInputs
 from torch2trt.graph.program import Program
 from torch2trt.partition.partitioner import check_worth
 from torch2trt.runtime.module import EngineModule
@@ -69,6 +70,7 @@ def backend(
     name: str | None = None,
     find: Find = lambda region, args, build: build(),
     is_piece: bool = False,
+    dynamic: DynamicInputs | None = None,
     **unknown: Any,
 ) -> Callable[..., Any]:
     """Compile one graph of Dynamo's.
@@ -78,11 +80,12 @@ def backend(
 
     Args:
         graph: torch functions, with the weights among its arguments.
-        example_inputs: not looked at.
+        example_inputs: looked at for the marks of sizes that have names.
         options: fields of :class:`torch2trt.Settings`.
         name: what to call the engines.
         find: where engines come from; it may raise why a graph is left to eager.
         is_piece: of a module, of which other pieces are compiled too: what is not worth an engine is left to eager.
+        dynamic: names of sizes, which the tensors of a call may tell of theirs.
     """
     if torch.is_grad_enabled():
         _say_once(
@@ -91,9 +94,24 @@ def backend(
         )
         return graph.forward
     region = Region(graph, name)
+    if dynamic is not None:
+        region.name_sizes(example_inputs, dynamic)
     if not region.made or not region.inputs:
-        return graph.forward
-    return _CompiledRegion(region, {**(options or {}), **unknown}, find, is_piece)
+        return marking(region, graph.forward)
+    return marking(region, _CompiledRegion(region, {**(options or {}), **unknown}, find, is_piece))
+
+
+def marking(region: Region, run: Callable[..., Any]) -> Callable[..., Any]:
+    """What runs a region, with marks on those results whose sizes have names, for who takes them in."""
+    if not region.marks:
+        return run
+
+    def marked(*args: Any) -> Any:
+        results = run(*args)
+        region.mark(results)
+        return results
+
+    return marked
 
 
 class _Weights:
@@ -259,6 +277,7 @@ def _capture(region: Region, args: Sequence[Any]) -> Program:
             subject=region.name,
             hint="compile it with torch2trt.compile, or return the new values instead",
         )
+    program.signature = region.tuned(program.signature)
     return program
 
 

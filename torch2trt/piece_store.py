@@ -29,6 +29,7 @@ from torch2trt.errors import (
 )
 from torch2trt.frontend.dynamo import Region
 from torch2trt.frontend.spelling import NoSpellingError, spell
+from torch2trt.graph.dynamic_inputs import DynamicInputs
 from torch2trt.runtime import pieces_file
 from torch2trt.runtime.files import StrPath
 from torch2trt.runtime.module import EngineModule
@@ -121,11 +122,19 @@ class PieceStore:
         self._put(_chosen(keys, region) if keys else None, engine)
         return engine
 
-    def save(self, path: StrPath, *, program: bool) -> None:
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            return {name: copy.copy(value) for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    def save(self, path: StrPath, *, program: bool, dynamic: DynamicInputs | None = None) -> None:
         """Write all engines to one file.
 
         Args:
             program: with their Programs.
+            dynamic: the sizes that have ranges, as whoever loads the file has to know them.
 
         Raises:
             ArtifactWriteError: there is nothing to write, or it could not be written whole.
@@ -152,7 +161,7 @@ class PieceStore:
                 hint="save it without program=True, or compile the module again",
             )
         engines = {key: (engine.artifact, engine.program() if program else None) for key, engine in known.items()}
-        pieces_file.save(path, self._name, self._settings, engines, refused)
+        pieces_file.save(path, self._name, self._settings, engines, refused, dynamic)
 
     def _put(self, key: PieceKey | None, engine: EngineModule) -> None:
         with self._lock:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
+import inspect
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -18,7 +20,6 @@ from torch2trt import backend as backends
 from torch2trt.engine.cached import joint_state
 from torch2trt.errors import (
     DataDependentError,
-    DynamicShapeError,
     ExampleInputError,
     NoGPUError,
     TooSmallError,
@@ -27,27 +28,52 @@ from torch2trt.errors import (
 from torch2trt.examples import Calls
 from torch2trt.frontend.checks import check_module
 from torch2trt.frontend.dynamo import Region
+from torch2trt.frontend.marking import Marks, clear
+from torch2trt.graph.dynamic_inputs import DynamicInputs
+from torch2trt.graph.program import Program
 from torch2trt.partition.explain import Explanation, GraphBreak, explain, together
 from torch2trt.partition.partitioner import check_worth
+from torch2trt.piece_calls import (
+    also,
+    dynamic_of,
+    first_call,
+    named,
+    others,
+    run_first,
+    run_others,
+    too_few,
+    without_limit,
+)
 from torch2trt.piece_store import PieceStore
 from torch2trt.runtime import pieces_file
 from torch2trt.runtime.files import StrPath
 from torch2trt.runtime.module import EngineModule
-from torch2trt.runtime.pieces_file import PiecesFile
 from torch2trt.runtime.verification import Row, Verification, compare
 from torch2trt.settings import Settings
+from torch2trt.sizes import spell
 from torch2trt.tolerance import effective_precision, tolerance
 from torch2trt.trt.flavour import Flavour
 
 log = logging.getLogger(__name__)
 
+_Self = TypeVar("_Self", bound="PiecewiseModule")
+
 
 class PiecewiseModule(nn.Module):
     """A module in engines, with its own Python between them; called, run in the reference and verified as any other.
 
+    Parameters, buffers and submodules are those of the module, under its own names: ``state_dict``, ``.to()`` and the
+    like see and change them, and engines for other weights are built when it is called next. ``train`` and ``eval``
+    change nothing. A copy has weights of its own and shares engines; a pickle has the module and the engines.
+
     Further engines are built where a call takes another way through the module, or has other sizes: each piece is
     captured up to ``torch._dynamo.config.recompile_limit`` (8) times, for sizes of its own. Once one would need more,
     a warning says so, and from then on what is new runs in eager, and what is known in its engines.
+
+    Sizes that are declared dynamic have a range in each piece that takes one, with its own part of the optimization
+    profiles, which follow from the arithmetic of sizes between the inputs and the piece. A piece that is right for some
+    sizes alone is captured once more for the others, size 1 always; one for which no range is possible has an engine
+    for each size; so has what depends on sizes that data tell.
 
     :meth:`save` writes its engines. What joins them is the module's own code, so :func:`torch2trt.load` takes the
     module too: it is traced as ever, and builds what is not in the file.
@@ -58,7 +84,8 @@ class PiecewiseModule(nn.Module):
         module: in evaluation mode.
         settings: of every engine.
         truth: takes a call's arguments and returns its true result, float64 where it is floating point.
-        file: engines to begin with; unset: none.
+        store: engines to begin with; unset: none.
+        dynamic: the sizes that have ranges; unset: none.
     """
 
     def __init__(
@@ -67,18 +94,19 @@ class PiecewiseModule(nn.Module):
         settings: Settings,
         truth: Callable[..., Any],
         name: str,
-        file: PiecesFile | None = None,
+        store: PieceStore | None = None,
+        dynamic: DynamicInputs | None = None,
     ) -> None:
         super().__init__()
         self.training = False
         self.name = name
         self.settings = settings
-        self._store = PieceStore(name, settings, file)
+        self.dynamic = dynamic
+        """The dimensions of the inputs that have a name and a range, and the optimization profiles."""
+        self._store = PieceStore(name, settings) if store is None else store
         self._graphs: Counter[str] = Counter()
         self._most = torch._dynamo.config.recompile_limit
         self._is_full = False
-        # Held in a tuple: the module as an attribute would put its parameters in the state.
-        self._held = (module, truth)
         options = {item.name: getattr(settings, item.name) for item in dataclasses.fields(settings)}
 
         def build(graph: Any, inputs: Any) -> Callable[..., Any]:
@@ -89,10 +117,20 @@ class PiecewiseModule(nn.Module):
                     log.warning("%s: a piece was captured %d times: what is new runs in eager now", name, self._most)
                 self._is_full = True
                 return graph.forward  # type: ignore[no-any-return]
-            return backends.backend(graph, inputs, options=options, find=self._store.find, is_piece=True)
+            return backends.backend(
+                graph, inputs, options=options, find=self._store.find, is_piece=True, dynamic=dynamic
+            )
 
-        # Python code that computes with sizes is seldom right for all of them, so each has a graph of its own.
-        self._compiled = torch.compile(module, backend=build, dynamic=False)
+        # Python code that computes with sizes is seldom right for all of them, so each has a graph of its own. Where
+        # some are declared dynamic, numbers that Python hands from piece to piece have to be, once they differ.
+        compiled = torch.compile(module, backend=build, dynamic=None if dynamic is not None and dynamic.dims else False)
+        # Held in a tuple: as attributes they would be submodules.
+        self._held = (module, truth, compiled)
+        self._marks = {} if dynamic is None else {path: Marks(sizes) for path, sizes in dynamic.axes.items()}
+        self._called = inspect.signature(module.forward)
+        # Whoever goes through modules finds the module's own, and changes them where they are.
+        for each in _SHARED:
+            self.__dict__[each] = module.__dict__[each]
 
     @property
     def engines(self) -> list[EngineModule]:
@@ -106,14 +144,20 @@ class PiecewiseModule(nn.Module):
 
     def _run(self, args: Any, kwargs: Any) -> Any:
         known = torch.compiler.set_stance("eager_on_recompile") if self._is_full else contextlib.nullcontext()
-        with _without_limit(), known:
-            return self._compiled(*args, **kwargs)
+        with without_limit(), known, named(self.dynamic, self._marks, self._called, args, kwargs):
+            found = self._held[2](*args, **kwargs)
+        if self._marks:
+            for leaf in pytree.tree_leaves(found):
+                if isinstance(leaf, torch.Tensor):
+                    clear(leaf)
+        return found
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the pieces on the current CUDA stream.
 
         Raises:
             NoGPUError: there is none.
+            InputShapeError: sizes that are not in the ranges that were declared.
         """
         if not torch.cuda.is_available():
             raise NoGPUError("there is no GPU to run it", subject=self.name, hint=".reference() runs it on the CPU")
@@ -128,7 +172,7 @@ class PiecewiseModule(nn.Module):
 
         Results whose number depends on data may differ in number where a score is close to a threshold.
         """
-        module, truth = self._held
+        module, truth, _ = self._held
         here = torch.cuda.is_available()
         device = next((value.device for value in module.state_dict().values()), torch.device("cpu"))
         moved = pytree.tree_map_only(torch.Tensor, lambda value: value.to(device, copy=True), (args, kwargs))
@@ -161,6 +205,7 @@ class PiecewiseModule(nn.Module):
             "engines": len(self.engines),
             "cache": joint_state(engine.report["cache"] for engine in self.engines),
             **{name: sum(engine.report[name] for engine in self.engines) for name in names},
+            "profiles": [spell(ranges) for ranges in self.dynamic.ranges if ranges] if self.dynamic else [],
         }
 
     def save(self, path: StrPath, program: bool = False) -> None:
@@ -177,11 +222,48 @@ class PiecewiseModule(nn.Module):
             ArtifactWriteError: there is no engine to write, or it could not be written whole; nothing is left behind.
             ProgramMissingError: an engine has no Program to write.
         """
-        self._store.save(path, program=program)
+        self._store.save(path, program=program, dynamic=self.dynamic)
+
+    def train(self: _Self, mode: bool = True) -> _Self:
+        """Engines have no modes: changes nothing."""
+        return self
+
+    def _apply(self: _Self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> _Self:
+        self._held[0]._apply(fn, recurse)
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self._held[0]._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._held[0]._load_from_state_dict(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PiecewiseModule:
+        module = copy.deepcopy(self._held[0], memo)
+        # What an engine stands for is known by content, so copies share them.
+        copied = PiecewiseModule(module, self.settings, api.truth_of(module), self.name, self._store, self.dynamic)
+        memo[id(self)] = copied
+        return copied
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (self._held[0], self.settings, self.name, self._store, self.dynamic)
 
     def extra_repr(self) -> str:
         """Name and number of engines."""
         return f"{self.name}, {len(self.engines)} engines"
+
+
+# What of a module tells its parameters, buffers and submodules, and who is asked when they are saved and loaded.
+_SHARED = (
+    *("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules"),
+    *("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
+)
+
+
+def _unpickled(
+    module: nn.Module, settings: Settings, name: str, store: PieceStore, dynamic: DynamicInputs | None
+) -> PiecewiseModule:
+    return PiecewiseModule(module, settings, api.truth_of(module), name, store, dynamic)
 
 
 def load(source: StrPath | bytes, module: nn.Module, *, namespaces: Collection[str] = ()) -> PiecewiseModule:
@@ -202,7 +284,8 @@ def load(source: StrPath | bytes, module: nn.Module, *, namespaces: Collection[s
         )
     file = pieces_file.load(source, namespaces=namespaces)
     check_module(module)
-    return PiecewiseModule(module, file.settings, api.truth_of(module), file.name, file)
+    store = PieceStore(file.name, file.settings, file)
+    return PiecewiseModule(module, file.settings, api.truth_of(module), file.name, store, file.dynamic)
 
 
 def compile_in_pieces(
@@ -223,77 +306,28 @@ def compile_in_pieces(
     Args:
         recorded: calls of which the arguments are the first; for the most frequent sizes among them there are engines
             too.
-        dynamic_shapes, profiles: as :func:`torch2trt.compile` takes them.
+        dynamic_shapes, profiles: as :func:`torch2trt.compile` takes them. There are engines for the sizes that each
+            profile is tuned for, and without profiles for the smallest.
 
     Raises:
-        DynamicShapeError: there are profiles, which are of ranges of sizes, and engines of pieces have one size each.
+        DynamicShapeError: the example is not within the dimensions, or profiles are of others.
         DataDependentError: too little of it became engines; it is ``reason``.
     """
-    _refuse(profiles, name, reason)
-    compiled = PiecewiseModule(module, settings, truth, name)
-    _run_first(compiled.reference, args, kwargs, reason)
+    dynamic = dynamic_of(module, args, kwargs, recorded, dynamic_shapes, profiles, name)
+    args, kwargs = first_call(module, args, kwargs, dynamic)
+    compiled = PiecewiseModule(module, settings, truth, name, dynamic=dynamic)
+    run_first(compiled.reference, args, kwargs, reason)
     calls = sum(engine.report["calls"] for engine in compiled.engines)
-    if text := _too_few(calls, settings):
+    if text := too_few(calls, settings):
         # What cannot be converted says more than what would not pay.
         why = sorted(compiled.refusals, key=lambda error: isinstance(error, TooSmallError))
-        raise _also(reason, "; ".join([text, *map(str, why[:3])])) from next(iter(why), None)
+        raise also(reason, "; ".join([text, *map(str, why[:3])])) from next(iter(why), None)
     log.warning(
         "%s: is compiled in %d pieces, torch2trt.explain says where it breaks: %s",
         *(name, len(compiled.engines), reason.reason),
     )
-    _run_others(compiled.reference, module, recorded, dynamic_shapes, name)
+    run_others(compiled.reference, others(module, args, kwargs, recorded, dynamic), name)
     return compiled
-
-
-def _refuse(profiles: Any, name: str, reason: DataDependentError) -> None:
-    if profiles is not None:
-        raise DynamicShapeError(
-            f"{name} compiles in pieces, whose engines have one size each, and so no profiles: {reason.reason}",
-            subject="profiles",
-            source=reason.source,
-            hint="leave profiles out: engines for other sizes are built when these come, or before with examples=",
-        )
-
-
-def _run_first(
-    run: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], reason: DataDependentError
-) -> None:
-    """Run the example call, on copies: modules may write into their arguments."""
-    own_args, own_kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, dict(kwargs)))
-    try:
-        run(*own_args, **own_kwargs)
-    except Exception as error:
-        # The module's own, or Dynamo's: there is no piecewise module either.
-        raise _also(reason, f"{type(error).__name__}: {error}") from error
-
-
-def _run_others(
-    run: Callable[..., Any], module: nn.Module, recorded: Calls | None, dynamic_shapes: Any, name: str
-) -> None:
-    """Run the calls of other sizes for which there are to be engines; say which of the sizes have none."""
-    if dynamic_shapes is not None:
-        log.warning("%s: dynamic_shapes change nothing: each size has engines of its own", name)
-    for own_args, own_kwargs in () if recorded is None else recorded.others(module):
-        try:
-            run(*own_args, **own_kwargs)
-        except Exception as error:
-            # The values are another call's: the module may rightly refuse them.
-            log.warning("%s: no engines are built before the call for some sizes: %s", name, error)
-
-
-def _too_few(calls: int, settings: Settings) -> str:
-    """Why it is not worth while to compile so many calls; empty where it is."""
-    if calls >= settings.min_segment:
-        return ""
-    return f"engines would get {calls} calls (min_segment is {settings.min_segment})"
-
-
-def _also(reason: DataDependentError, why: str) -> DataDependentError:
-    """The error of the whole, with what became of its pieces."""
-    first = " ".join(why.split())[:400]
-    return DataDependentError(
-        f"{reason.reason} (in pieces: {first})", subject=reason.subject, source=reason.source, hint=reason.hint
-    )
 
 
 def explain_breaks(
@@ -317,44 +351,113 @@ def explain_breaks(
     Raises:
         DynamicShapeError, DataDependentError: as :func:`compile_in_pieces`; too little for engines is a refusal.
     """
-    _refuse(profiles, name, reason)
-    regions: list[Region] = []
     pieces: dict[Region, Explanation] = {}
-    calls = 0
+
+    def look(region: Region, values: Sequence[Any]) -> int:
+        if region in pieces:
+            return 0
+        pieces[region], count = _piece(region, values, flavour, settings)
+        return count
+
+    dynamic = dynamic_of(module, args, kwargs, recorded, dynamic_shapes, profiles, name)
+    graphs, breaks, refusal = _visit(module, args, kwargs, settings, recorded, dynamic, name, reason, look)
+    spelled = f"{flavour.name} {flavour.version_text}"
+    found = together(name, spelled, [*pieces.values()], reason.reason, graphs, breaks)
+    return dataclasses.replace(found, refusal=f"nothing is compiled: {refusal}") if refusal else found
+
+
+def programs_of(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    flavour: Flavour,
+    settings: Settings,
+    *,
+    dynamic_shapes: Any = None,
+    profiles: Sequence[Mapping[str, Any]] | None = None,
+    name: str,
+    reason: DataDependentError,
+) -> list[Program]:
+    """The optimised Programs of which :func:`compile_in_pieces` would make engines.
+
+    Raises:
+        DynamicShapeError, DataDependentError: as :func:`compile_in_pieces`, too little for engines included.
+    """
+    found: dict[tuple[Region, tuple[Any, ...]], Program] = {}
+
+    def look(region: Region, values: Sequence[Any]) -> int:
+        if (region, region.constants(values)) in found:
+            return 0
+        try:
+            program = api.optimize(backends.capture(region, values), settings, flavour)
+            check_worth(program, flavour, settings)
+        except backends.REFUSALS:
+            return 0
+        # Whether its sizes have ranges is known now.
+        found[region, region.constants(values)] = program
+        return len(program.calls)
+
+    dynamic = dynamic_of(module, args, kwargs, None, dynamic_shapes, profiles, name)
+    *_, refusal = _visit(module, args, kwargs, settings, None, dynamic, name, reason, look)
+    if refusal:
+        raise also(reason, refusal)
+    return [*found.values()]
+
+
+def _visit(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    settings: Settings,
+    recorded: Calls | None,
+    dynamic: DynamicInputs | None,
+    name: str,
+    reason: DataDependentError,
+    look: Callable[[Region, Sequence[Any]], int],
+) -> tuple[int, tuple[GraphBreak, ...], str]:
+    """Run the calls for which there would be engines in eager, where Dynamo cuts the module.
+
+    Args:
+        look: is shown each piece that could be an engine, with a call's values, and tells how many calls it would get.
+
+    Returns:
+        The number of graphs, where it is cut, and why the calls are too few; empty where they are not.
+    """
+    args, kwargs = first_call(module, args, kwargs, dynamic)
+    marks = {} if dynamic is None else {path: Marks(sizes) for path, sizes in dynamic.axes.items()}
+    signature = inspect.signature(module.forward)
+    graphs = calls = 0
     breaks: dict[GraphBreak, None] = {}
 
-    def look(graph: Any, inputs: Any) -> Callable[..., Any]:
+    def backend(graph: Any, inputs: Any) -> Callable[..., Any]:
+        nonlocal graphs
         region = Region(graph)
-        regions.append(region)
+        if dynamic is not None:
+            region.name_sizes(inputs, dynamic)
+        graphs += 1
         if graph.compile_subgraph_reason.graph_break:
             breaks[_break(graph.compile_subgraph_reason)] = None
 
         def run(*values: Any) -> Any:
             nonlocal calls
-            if region.made and region.inputs and region not in pieces:
-                pieces[region], count = _piece(region, values, flavour, settings)
-                calls += count
+            if region.made and region.inputs:
+                calls += look(region, values)
             return graph(*values)
 
-        return run
+        return backends.marking(region, run)
 
-    compiled = torch.compile(module, backend=look, dynamic=False)
-    with _without_limit():
-        _run_first(compiled, args, kwargs, reason)
-        refusal = _too_few(calls, settings)
+    compiled = torch.compile(module, backend=backend, dynamic=False if dynamic is None else None)
+
+    def run(*args: Any, **kwargs: Any) -> None:
+        with named(dynamic, marks, signature, args, kwargs):
+            compiled(*args, **kwargs)
+
+    with without_limit():
+        run_first(run, args, kwargs, reason)
+        refusal = too_few(calls, settings)
         if not refusal:
-            _run_others(compiled, module, recorded, dynamic_shapes, name)
-    spelled = f"{flavour.name} {flavour.version_text}"
-    found = together(name, spelled, [*pieces.values()], reason.reason, len(regions), (*breaks,))
-    return dataclasses.replace(found, refusal=f"nothing is compiled: {refusal}") if refusal else found
-
-
-@contextlib.contextmanager
-def _without_limit() -> Iterator[None]:
-    """For inference, and with the graphs that other modules of a class have not counted against one's own."""
-    config = torch._dynamo.config
-    with torch.no_grad(), config.patch(recompile_limit=config.accumulated_recompile_limit):
-        yield
+            run_others(run, others(module, args, kwargs, recorded, dynamic), name)
+    return graphs, (*breaks,), refusal
 
 
 def _break(found: Any) -> GraphBreak:

@@ -58,6 +58,8 @@ class OwnOperators:
     operators: list[str] = field(default_factory=list)
     modules: dict[str, str] = field(default_factory=dict)
     """To import: they register the operators and converters. The file of one that is not found by its name."""
+    libraries: list[str] = field(default_factory=list)
+    """Shared libraries to load: what is registered in C++ is registered by one of them."""
     converted: list[str] = field(default_factory=list)
     """Operators that have a converter then."""
     plugins: dict[str, bool] = field(default_factory=dict)

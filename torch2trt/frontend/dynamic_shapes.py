@@ -17,8 +17,9 @@ from torch.export.graph_signature import InputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
 from torch2trt.errors import DynamicShapeError, ExampleInputError
+from torch2trt.graph.dynamic_inputs import DynamicInputs
 from torch2trt.graph.signature import Signature, channels_last
-from torch2trt.sizes import DimRange, depends_on_data, symbol, to_shape
+from torch2trt.sizes import DimRange, Size, depends_on_data, evaluate, symbol, to_shape
 
 Axes = list[dict[int, Any]]
 """For each flattened leaf of the arguments, its dynamic axes with their ``Dim`` (or hint)."""
@@ -48,6 +49,66 @@ def dynamic_axes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
             dynamic_shapes = {**dynamic_shapes, **dynamic_shapes[name]}
     values = {**signature.bind_partial(*args).arguments, **kwargs}
     return [axes for name, value in values.items() for axes in _walk(name, value, dynamic_shapes.get(name))]
+
+
+def named_leaves(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[tuple[str, Any]]:
+    """The leaves of a call by their path, such as ``images[0]``, in the order of :func:`dynamic_axes`.
+
+    Args:
+        signature: of the module's forward.
+    """
+    values = {**signature.bind_partial(*args).arguments, **kwargs}
+    return [
+        (name + pytree.keystr(path), leaf)
+        for name, value in values.items()
+        for path, leaf in pytree.tree_flatten_with_path(value)[0]
+    ]
+
+
+def dynamic_inputs(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic_shapes: Any,
+    profiles: Sequence[Mapping[str, Any]] | None,
+) -> DynamicInputs:
+    """The dimensions of an example call that have a name and a range, and profiles of these.
+
+    A ``Dim`` without a max, and a hint such as ``Dim.AUTO``, is left out: no engine can be tuned for it.
+
+    Raises:
+        DynamicShapeError: as :func:`dynamic_axes` and :func:`resolve_profiles`.
+    """
+    leaves = named_leaves(inspect.signature(module.forward), args, kwargs)
+    axes: dict[str, dict[int, Size]] = {}
+    dims: dict[str, DimRange] = {}
+    for (path, value), own in zip(leaves, dynamic_axes(module, args, kwargs, dynamic_shapes), strict=True):
+        for axis, dim in own.items():
+            root, (low, high) = _root(dim), _bounds(dim)
+            name = getattr(root, "__name__", None)
+            if name is None or high == math.inf:
+                continue
+            factor, offset = (1, 0) if root is dim else (dim.fn(1) - dim.fn(0), dim.fn(0))
+            axes.setdefault(path, {})[axis] = factor * symbol(name) + offset
+            dims[name] = DimRange(max(low, 1), int(_root_size(dim, int(value.shape[axis]))), int(high))
+    return DynamicInputs(axes, dims, () if profiles is None else resolve_profiles(profiles, dims))
+
+
+def resized_leaves(
+    dynamic: DynamicInputs, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sizes: Mapping[str, int]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call with other sizes of the named dimensions; values repeat, or are left out."""
+    signature = inspect.signature(module.forward)
+    spec = pytree.tree_structure((args, kwargs))
+    # The leaves of a call by path are in the order of its leaves.
+    found = []
+    for path, value in named_leaves(signature, args, kwargs):
+        for axis, size in dynamic.axes.get(path, {}).items():
+            value = resized(value, axis, evaluate(size, sizes))
+        found.append(value)
+    return pytree.tree_unflatten(found, spec)  # type: ignore[no-any-return]
 
 
 def _walk(path: str, value: Any, shape: Any) -> Iterator[dict[int, Any]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeGuard
 
 import sympy
@@ -14,7 +16,11 @@ from torch.export import Dim
 from torch.fx.node import map_aggregate
 from torch.utils._device import _device_constructors
 
+from torch2trt.frontend.marking import Marks, sizes_of
+from torch2trt.graph.dynamic_inputs import DynamicInputs
 from torch2trt.graph.rewrite import leading_to
+from torch2trt.graph.signature import Signature
+from torch2trt.sizes import DimRange, Size
 
 # Beyond it, a bound on a size comes from an index type or an allocation, and not from the model or its user.
 _LARGEST = 1 << 16
@@ -47,7 +53,12 @@ class Region:
             position: [(axis, size.node.expr) for axis, size in enumerate(shape) if isinstance(size, torch.SymInt)]
             for position, shape in ((p, self._placeholders[p].meta["example_value"].shape) for p in self.inputs)
         }
-        self._set_ranges(self._bounded_symbols())
+        self.called: frozenset[str] = frozenset()
+        """Names of dimensions that are the caller's."""
+        self._names: dict[str, str] = {}
+        self._marks: list[tuple[int, Marks]] = []
+        self._tuned: tuple[dict[str, DimRange], ...] = ()
+        self._set_ranges(self._bounded_symbols(_LARGEST))
         held = {_storage(node) for node in self._placeholders} - {None}
         self.written = tuple(
             position for position in (*self.weights, *self.inputs) if _is_written(self._placeholders[position])
@@ -78,8 +89,94 @@ class Region:
         """The smallest and the largest of each size that has a range."""
         return dict(self._ranges)
 
+    @property
+    def names(self) -> dict[str, str]:
+        """What the dimensions are called whose size has a range and a name of the caller's."""
+        return {size: self._names[size] for size in self._ranges if size in self._names}
+
+    @property
+    def profiles(self) -> tuple[dict[str, DimRange], ...]:
+        """For what the sizes that have names are to be tuned; empty where none has one."""
+        return self._tuned
+
+    def name_sizes(self, args: Sequence[Any], dynamic: DynamicInputs) -> None:
+        """Let the sizes that the marks of a call's tensors tell have their ranges and optimization profiles.
+
+        A size of a name has that name; one that is computed from names has its range by interval arithmetic.
+        Where Dynamo found that a graph holds for fewer sizes, it has those alone.
+
+        Args:
+            args: those that the graph was traced with.
+            dynamic: the names, of the whole model's inputs.
+        """
+        told = {
+            str(symbol): size
+            for position, sizes in self._symbols.items()
+            for axis, symbol in sizes
+            if isinstance(symbol, sympy.Symbol) and (size := sizes_of(args[position]).get(axis)) is not None
+        }
+        self.called = frozenset(dynamic.dims)
+        names = {
+            symbol: size.name if isinstance(size, sympy.Symbol) else f"{symbol}_" * (symbol in dynamic.dims) or symbol
+            for symbol, size in told.items()
+        }
+        sizes = {names[symbol]: size for symbol, size in told.items()}
+        bounds = self._bounded_symbols(None)
+        # What has one name is one dimension, within all that Dynamo found.
+        spans = {name: dynamic.span(size, dynamic.dims) for name, size in sizes.items()}
+        for symbol, name in names.items():
+            low, high = bounds.get(symbol, (0, 0))
+            spans[name] = _within(spans[name], low, high)
+        fitting = {name: span for name, span in spans.items() if span.min < span.max <= _LARGEST}
+        self._names = {symbol: name for symbol, name in names.items() if name in fitting}
+        ranges = {symbol: (fitting[name].min, fitting[name].max) for symbol, name in self._names.items()}
+        self._set_ranges({**{symbol: span for symbol, span in self._ranges.items() if symbol not in told}, **ranges})
+        tuned: list[dict[str, DimRange]] = []
+        for profile in dynamic.ranges:
+            own = {
+                name: _within(dynamic.span(sizes[name], profile), span.min, span.max) for name, span in fitting.items()
+            }
+            # Sizes for which there is another graph.
+            if own not in tuned and all(span.min <= span.max for span in own.values()):
+                tuned.append(own)
+        self._tuned = tuple(tuned) if fitting else ()
+        known = {symbol: told[str(symbol)] for symbol in self._free_symbols() if str(symbol) in told}
+        self._marks = [
+            (place, Marks(found)) for place, value in enumerate(self._returned) if (found := _told_sizes(value, known))
+        ]
+
+    def mark(self, results: Sequence[Any]) -> None:
+        """Mark a call's results, whose sizes are told by those of its arguments."""
+        for place, marks in self._marks:
+            marks.put(results[place])
+
+    @property
+    def marks(self) -> bool:
+        """Whether results have sizes that are told."""
+        return bool(self._marks)
+
+    def tuned(self, signature: Signature) -> Signature:
+        """The signature of a module from :meth:`module`, with the profiles of the sizes that have names."""
+        if not self._tuned:
+            return signature
+        profiles = [
+            {
+                name: found
+                for name, span in profile.items()
+                if name in signature.dims
+                for found in [_within(span, signature.dims[name].min, signature.dims[name].max)]
+            }
+            for profile in self._tuned
+        ]
+        profiles = [profile for profile in profiles if all(span.min <= span.max for span in profile.values())]
+        first, *others = profiles or [{}]
+        if not others and all((span.min, span.max) == _ends(signature.dims[name]) for name, span in first.items()):
+            return replace(signature, dims={**signature.dims, **first})
+        return replace(signature, profiles=tuple(profiles))
+
     def fix_sizes(self) -> None:
         """From now on, make modules for one size of each dimension."""
+        self._tuned = ()
         self._set_ranges({})
 
     def constants(self, args: Sequence[Any]) -> tuple[Any, ...]:
@@ -147,15 +244,19 @@ class Region:
                     for key, (path, kind) in (node.meta.get("nn_module_stack") or {}).items()
                 }
         module = fx.GraphModule(attributes, graph)
-        dims = {name: Dim(name, min=low, max=high) for name, (low, high) in self._ranges.items()}
+        dims = {size: Dim(self._names.get(size, size), min=low, max=high) for size, (low, high) in self._ranges.items()}
         dynamic = tuple(
             {axis: dims[str(size)] for axis, size in self._symbols[position] if str(size) in dims}
             for position in self.inputs
         )
         return module.eval(), tuple(args[position].to(device) for position in self.inputs), dynamic
 
-    def _bounded_symbols(self) -> dict[str, tuple[int, int]]:
-        """The sizes that may differ from call to call within a range that an engine can be tuned for."""
+    def _bounded_symbols(self, largest: int | None) -> dict[str, tuple[int, int]]:
+        """The sizes that may differ from call to call within a range, of which an engine can be tuned for the largest.
+
+        Args:
+            largest: leave out sizes that may be larger; None: none is.
+        """
         ranges: dict[str, tuple[int, int]] = {}
         compound: set[str] = set()
         for position in self.inputs:
@@ -167,9 +268,13 @@ class Region:
                     continue
                 assert size.node.shape_env is not None
                 bounds = size.node.shape_env.bound_sympy(size.node.expr)
-                if bounds.upper.is_finite and bounds.lower < bounds.upper <= _LARGEST:
-                    ranges[str(size)] = int(bounds.lower), int(bounds.upper)
+                upper = int(bounds.upper) if bounds.upper < sys.maxsize else sys.maxsize
+                if bounds.lower < upper and (largest is None or upper <= largest):
+                    ranges[str(size)] = int(bounds.lower), upper
         return {name: span for name, span in ranges.items() if name not in compound}
+
+    def _free_symbols(self) -> set[sympy.Symbol]:
+        return {found for sizes in self._symbols.values() for _, size in sizes for found in size.free_symbols}
 
     def _set_ranges(self, ranges: dict[str, tuple[int, int]]) -> None:
         self._ranges = ranges
@@ -208,6 +313,27 @@ class Region:
         if any(_is_written(owner) or not owner.meta["example_value"].is_contiguous() for owner in viewed):
             return "its results share memory that it writes into or that is not contiguous"
         return ""
+
+
+def _within(span: DimRange, low: int, high: int) -> DimRange:
+    """The part of a range that lies within two sizes; its end is before its begin where there is none."""
+    smallest, largest = max(span.min, low), min(span.max, high)
+    return DimRange(smallest, max(smallest, min(span.opt, largest)), largest)
+
+
+def _ends(span: DimRange) -> tuple[int, int]:
+    return span.min, span.max
+
+
+def _told_sizes(value: Any, known: Mapping[sympy.Symbol, Size]) -> dict[int, Size]:
+    """The dynamic axes of a result, with their sizes, where these are computed from known ones."""
+    if not _is_tensor(value):
+        return {}
+    return {
+        axis: size.node.expr.xreplace(known)
+        for axis, size in enumerate(value.meta["example_value"].shape)
+        if isinstance(size, torch.SymInt) and size.node.expr.free_symbols <= known.keys()
+    }
 
 
 def _kind(node: fx.Node) -> str:

@@ -29,6 +29,23 @@ class LayerTimes:
     """Of the last run."""
 
 
+def information_at(engine: Engine, inputs: Sequence[torch.Tensor]) -> str:
+    """What TensorRT's inspector says of an engine at a call's shapes, in the profile that runs them; nothing runs.
+
+    Args:
+        inputs: in the engine's order, with its dtypes, of shapes that a profile of the engine holds.
+
+    Raises:
+        EngineError: TensorRT refused a shape.
+    """
+    inputs = engine.as_stored(inputs)
+    shapes = tuple(tuple(value.shape) for value in inputs)
+    with torch.cuda.device(engine.device):
+        context = Context(engine, engine.new_scratch(), engine.profile_of(shapes))
+        context.prepare(inputs, shapes)
+        return context.describe()
+
+
 def time_layers(engine: Engine, inputs: Sequence[torch.Tensor], *, runs: int) -> LayerTimes:
     """Run an engine with TensorRT's profiler, on a stream of its own, and wait for it.
 

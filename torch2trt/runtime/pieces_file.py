@@ -16,6 +16,7 @@ import torch
 
 from torch2trt import errors
 from torch2trt.errors import ArtifactError, Torch2TRTError, UnsupportedNode, UnsupportedOpsError
+from torch2trt.graph.dynamic_inputs import DynamicInputs
 from torch2trt.graph.program import Program
 from torch2trt.runtime import archive
 from torch2trt.runtime import artifact as artifacts
@@ -58,6 +59,8 @@ class PiecesFile:
     """In the order in which they were built."""
     refusals: Mapping[PieceKey, Refusal]
     """The regions that are left to eager."""
+    dynamic: DynamicInputs | None = None
+    """The sizes that have ranges."""
 
 
 def save(
@@ -66,11 +69,13 @@ def save(
     settings: Settings,
     engines: Mapping[PieceKey, tuple[Artifact, Program | None]],
     refusals: Mapping[PieceKey, Refusal],
+    dynamic: DynamicInputs | None = None,
 ) -> None:
     """Write a file that :func:`load` reads.
 
     Args:
         engines: each with the Program to write with it, if any.
+        dynamic: the sizes that have ranges.
 
     Raises:
         ArtifactWriteError: it could not be written whole; nothing is left behind.
@@ -85,6 +90,7 @@ def save(
             {"region": list(key), "flavour": flavour, **_error_to_json(error)}
             for key, (error, flavour) in refusals.items()
         ],
+        "dynamic": None if dynamic is None else dynamic.to_json(),
     }
     whole = archive.with_manifest(archive.PIECES, manifest, members)
     with atomic_file(path) as file:
@@ -119,6 +125,8 @@ def load(source: StrPath | bytes, *, namespaces: Collection[str] = ()) -> Pieces
             version,
             {key: _engine(key, members[_member(key)], namespaces) for key in keys},
             {_key(item["region"]): _refusal(item) for item in manifest["refusals"]},
+            # Files of before have none.
+            None if (dynamic := manifest.get("dynamic")) is None else DynamicInputs.from_json(dynamic),
         )
     except ArtifactError as error:
         if error.subject == subject:

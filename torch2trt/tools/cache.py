@@ -15,12 +15,14 @@ from torch2trt.engine.cache import EngineCache, Stored
 from torch2trt.engine.cached import is_on
 from torch2trt.engine.differences import Difference, differences, nearest, spell_age
 from torch2trt.engine.key import Key, NoKeyError
-from torch2trt.errors import ArtifactWriteError
+from torch2trt.errors import ArtifactWriteError, DataDependentError
+from torch2trt.graph.program import Program
 from torch2trt.settings import Settings
 from torch2trt.tools.inputs import Example
 from torch2trt.tools.models import Model
 from torch2trt.tools.outcome import Outcome
 from torch2trt.trt import flavour as flavours
+from torch2trt.trt.flavour import Flavour
 
 
 def listing(settings: Settings) -> Outcome:
@@ -58,19 +60,13 @@ def listing(settings: Settings) -> Outcome:
 def why(model: Model, example: Example, profiles: Sequence[Mapping[str, Any]] | None, settings: Settings) -> Outcome:
     """Which engines of a model are in the cache, and for the others what differs from the entry that comes nearest.
 
+    Of a module in pieces, the engines that the example needs.
+
     Raises:
         Torch2TRTError: the model cannot be compiled.
     """
     flavour = flavours.load(settings.flavour)
-    program = api.capture(
-        model.module,
-        example.args,
-        example.kwargs,
-        dynamic_shapes=example.dynamic_shapes,
-        profiles=profiles,
-        name=model.name,
-    )
-    program = api.optimize(program, settings, flavour)
+    programs = _programs(model, example, profiles, flavour, settings)
     cache, on = EngineCache.of(settings), is_on(flavour, settings)
     data: dict[str, Any] = {"name": model.name, "folder": str(cache.folder), "on": on, "reason": "", "engines": []}
     parts: list[RenderableType] = []
@@ -78,7 +74,7 @@ def why(model: Model, example: Example, profiles: Sequence[Mapping[str, Any]] | 
         asked = "engine_cache is off" if settings.engine_cache is False else f"{flavour.name} builds quickly"
         parts.append(Text(f"its engines are not cached: {asked}"))
     try:
-        keys = api.engine_keys(program, flavour, settings)
+        keys = [found for program in programs for found in api.engine_keys(program, flavour, settings)]
     except NoKeyError as error:
         return Outcome({**data, "on": False, "reason": str(error)}, Text(f"its engines are never cached: {error}"))
     for name, key in keys:
@@ -86,6 +82,25 @@ def why(model: Model, example: Example, profiles: Sequence[Mapping[str, Any]] | 
         data["engines"].append(found)
         parts.append(shown)
     return Outcome(data, Group(*parts))
+
+
+def _programs(
+    model: Model,
+    example: Example,
+    profiles: Sequence[Mapping[str, Any]] | None,
+    flavour: Flavour,
+    settings: Settings,
+) -> list[Program]:
+    asked: dict[str, Any] = {"dynamic_shapes": example.dynamic_shapes, "profiles": profiles, "name": model.name}
+    try:
+        program = api.capture(model.module, example.args, example.kwargs, **asked)
+    except DataDependentError as error:
+        if not settings.fallback:
+            raise
+        from torch2trt.pieces import programs_of
+
+        return programs_of(model.module, example.args, example.kwargs, flavour, settings, reason=error, **asked)
+    return [api.optimize(program, settings, flavour)]
 
 
 def prune(settings: Settings, *, max_bytes: int | None, days: float | None) -> Outcome:

@@ -121,11 +121,18 @@ def _bench(options: argparse.Namespace) -> Outcome:
 
 def _inspect(options: argparse.Namespace) -> Outcome:
     from torch2trt.tools import inspect
+    from torch2trt.tools.engine_layers import inspect_layers
+    from torch2trt.tools.inputs import parse_profile
 
+    profiles = [parse_profile(text) for text in options.profile]
     if inspect.is_artifact(options.model):
+        if options.layers or profiles:
+            return Outcome(*inspect_layers(options.model, profiles))
         return Outcome(*inspect.artifact(options.model))
+    if options.layers:
+        raise SettingError("is no artifact", subject=options.model, hint="compile it, and inspect what is written")
     model, example = _model(options)
-    return Outcome(*inspect.network(model, example, Settings.make(**_settings(options))))
+    return Outcome(*inspect.network(model, example, Settings.make(**_settings(options)), profiles or None))
 
 
 def _explain(options: argparse.Namespace) -> Outcome:
@@ -401,6 +408,11 @@ def _parser() -> Parser:
     tuning = command(_tune, "find good settings for a model on this GPU; needs one", epilog=_INPUT_HELP)
     add_tuning(tuning)
     inspecting = command(_inspect, "show an artifact, or the network that a model becomes", epilog=_INPUT_HELP)
+    inspecting.add_argument(
+        "--layers",
+        action="store_true",
+        help="show the layers of an artifact's engines, in each profile or those that --profile names; needs a GPU",
+    )
     for parser_of_one, what in (
         *((compiling, ""), (exporting, ""), (verifying, ""), (explaining, ""), (comparing, ""), (reducing, "")),
         (tuning, ""),
@@ -409,7 +421,7 @@ def _parser() -> Parser:
         add_model(parser_of_one, what)
         add_settings(parser_of_one)
 
-    for building in (compiling, exporting, verifying, explaining, comparing, reducing, profiling):
+    for building in (compiling, exporting, verifying, explaining, comparing, reducing, profiling, inspecting):
         add_profile(building)
     add_at(comparing, several=True)
     add_at(reducing, several=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from torch2trt.converters.lower import lower
 from torch2trt.errors import Torch2TRTError
 from torch2trt.graph.flops import flops
 from torch2trt.graph.ops import FUSED_BLOCKS
+from torch2trt.graph.program import Program
 from torch2trt.runtime import archive, pieces_file, summary
 from torch2trt.runtime import artifact as artifacts
 from torch2trt.runtime.artifact import Artifact, LoadedArtifact
 from torch2trt.settings import Settings
+from torch2trt.sizes import DimRange, spell
 from torch2trt.tools.inputs import Example
 from torch2trt.tools.models import Model
 from torch2trt.trt import flavour as flavours
@@ -114,15 +116,26 @@ def _spell(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in settings.items()) or "defaults"
 
 
-def network(model: Model, example: Example, settings: Settings) -> tuple[dict[str, Any], RenderableType]:
-    """The network that a model becomes, by type of layer; nothing is built.
+def network(
+    model: Model, example: Example, settings: Settings, profiles: Sequence[Mapping[str, Any]] | None = None
+) -> tuple[dict[str, Any], RenderableType]:
+    """The network that a model becomes, by type of layer, and its FLOPs in each profile; nothing is built.
+
+    Args:
+        profiles: as :func:`torch2trt.compile` takes them.
 
     Raises:
+        DynamicShapeError: the model does not take the profiles.
         UnsupportedOpsError: what cannot be converted, and why.
     """
     flavour = flavours.load(settings.flavour)
     program = api.capture(
-        model.module, example.args, example.kwargs, dynamic_shapes=example.dynamic_shapes, name=model.name
+        model.module,
+        example.args,
+        example.kwargs,
+        dynamic_shapes=example.dynamic_shapes,
+        profiles=profiles,
+        name=model.name,
     )
     program = api.optimize(program, settings, flavour)
     built = lower(program, flavour)
@@ -136,7 +149,12 @@ def network(model: Model, example: Example, settings: Settings) -> tuple[dict[st
         "layers": layers.total(),
         "fused_blocks": sum(node.target in FUSED_BLOCKS for node in program.calls),
         "weight_bytes": program.weights.source_bytes,
-        "flops": sum(flops(program, {name: span.opt for name, span in program.signature.dims.items()}).values()),
+        "flops": _flops(program, program.signature.dims),
+        "profiles": [
+            {"profile": spell(ranges), "flops": _flops(program, ranges)}
+            for ranges in program.signature.ranges
+            if ranges
+        ],
         "layers_by_type": dict(layers.most_common()),
     }
     layer_table = Table("layer")
@@ -148,7 +166,13 @@ def network(model: Model, example: Example, settings: Settings) -> tuple[dict[st
         f"{data['weight_bytes'] / 1e6:.1f} MB of weights, {data['flops'] / 1e9:.2f}·10⁹ FLOPs "
         f"({flavour.name} {flavour.version_text})"
     )
-    return data, Group(Text(head), layer_table)
+    usual = [f"profile {each['profile']}: {each['flops'] / 1e9:.2f}·10⁹ FLOPs" for each in data["profiles"]]
+    return data, Group(Text(head), *map(Text, usual), layer_table)
+
+
+def _flops(program: Program, ranges: Mapping[str, DimRange]) -> int:
+    """FLOPs of a call with the usual sizes."""
+    return sum(flops(program, {name: span.opt for name, span in ranges.items()}).values())
 
 
 def table(artifact: Artifact) -> Table:
