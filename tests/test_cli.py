@@ -433,7 +433,7 @@ def test_every_setting_is_an_option() -> None:
         "build_in_subprocess": True, "build_timeout": 1.5, "fallback": False,
         "run_in_torch": ("aten.relu", "model.head"), "min_segment": 3,
         "skip_passes": ("merge_views", "sink_expands"), "extra_passes": ("merge_sibling_linears",),
-        "cuda_graphs": False,
+        "cuda_graphs": False, "max_concurrent_runs": 2,
     }  # fmt: skip
     assert list(given) == [item.name for item in dataclasses.fields(Settings)]
     for name, value in given.items():
