@@ -7,10 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._export import utils as export_utils
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import exported_program
 
+import torch2trt
+from torch2trt import api
 from torch2trt.errors import CaptureError
-from torch2trt.frontend.decompositions import Keep
+from torch2trt.frontend.decompositions import Keep, decompose
 from torch2trt.frontend.export import capture
 from torch2trt.graph.contract import check
 from torch2trt.graph.schema import name_of
@@ -83,3 +86,34 @@ def test_an_operator_registered_after_a_capture_stays_whole_in_the_next() -> Non
 
         program = capture(Late().eval(), (torch.rand(3),))
         assert [name_of(node.target) for node in program.calls] == ["t2t_late.twice.default"]
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_products_of_halves_with_a_result_in_float32(half: torch.dtype) -> None:
+    # Torch computes them on GPUs alone, but traces them anywhere.
+    class Products(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            wide = torch.float32
+            return (
+                torch.mm(x[0], y[0], out_dtype=wide),
+                torch.bmm(x, y, out_dtype=wide),
+                torch.addmm(z[0], x[0], y[0], out_dtype=wide, beta=0.5, alpha=2.0),
+            )
+
+    x, y, z = (torch.randn(2, *shape).to(half) for shape in ((3, 4), (4, 5), (3, 5)))
+    results = torch2trt.compile(Products().eval(), (x, y, z)).reference(x, y, z)
+    product, added = x.double() @ y.double(), z[0].double()
+    truth = product[0], product, 0.5 * added + 2 * product[0]
+    for result, exact in zip(results, truth, strict=True):
+        assert result.dtype == torch.float32
+        assert torch.allclose(result.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell])
+def test_recurrent_cells_are_the_same_on_every_device(cell: type[nn.Module]) -> None:
+    with FakeTensorMode(), torch.device("cuda"):
+        module = cell(6, 5).eval()
+        exported = torch.export.export(module, (torch.empty(4, 6),), strict=False)
+        present = {node.target for node in decompose(exported, api._keep).graph.nodes if node.op == "call_function"}
+    assert aten.linear.default in present
+    assert not [target for target in present if "fused" in str(target)]

@@ -98,7 +98,7 @@ def test_what_is_left_to_eager_is_not_tried_again(
 ) -> None:
     class Odd(Forked):
         def forward(self, x: Tensor) -> dict[str, Any]:
-            return super().forward(torch.special.bessel_j0(x))
+            return super().forward(torch.special.airy_ai(x))
 
     module = Odd().eval()
     compiled = pieces(module)
@@ -119,7 +119,7 @@ def test_what_is_left_to_eager_is_not_tried_again(
 def test_another_tensorrt_tries_what_one_refuses(tmp_path: Path, counts: Counts) -> None:
     class Odd(Forked):
         def forward(self, x: Tensor) -> dict[str, Any]:
-            return super().forward(torch.special.bessel_j0(x))
+            return super().forward(torch.special.airy_ai(x))
 
     module = Odd().eval()
     pieces(module).save(tmp_path / "odd.t2t", program=True)
@@ -150,7 +150,7 @@ def test_copies_share_engines(saved: Path, tmp_path: Path, counts: Counts) -> No
 def test_a_piece_that_is_a_hybrid(tmp_path: Path, counts: Counts) -> None:
     class Mixed(Forked):
         def forward(self, x: Tensor) -> dict[str, Any]:
-            return super().forward(torch.special.bessel_j0(self.first(x)))
+            return super().forward(torch.special.airy_ai(self.first(x)))
 
     module = Mixed().eval()
     compiled = pieces(module)

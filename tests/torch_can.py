@@ -45,3 +45,8 @@ def compute_ends_of_slices() -> bool:
 def nest_dynamic_shapes() -> bool:
     """Whether ``torch.export`` takes dynamic shapes for a registered dataclass."""
     return bool(_VERSION >= (2, 12))
+
+
+def have_lanczos() -> bool:
+    """Whether ``interpolate`` has Lanczos's windows."""
+    return hasattr(torch.ops.aten, "_upsample_lanczos2d_aa")

@@ -6,6 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch.export import Dim
 
 from tests.cases import normal, together
 from tests.harness import OpCase
@@ -195,4 +196,18 @@ COMPOSITES = [
     OpCase("float_power-refused", torch.float_power, (X, 2), unsupported="float64"),
 ]
 
-CASES = [*PROMOTED, *NUMBERS, *COMBINED, *POWERS, *FUNCTIONS, *CASTS, *COMPOSITES]
+# Neighbours differ by less than the tolerance: here on which side they are, in test_neighbours.py their bits.
+STEPS = together(
+    torch.nextafter, *(lambda x, y, sign=sign: (torch.nextafter(x, y) - x).sign() == sign for sign in (-1, 1))
+)
+NEIGHBOURS = torch.tensor([1.0, -1.0, 0.1, 2.0, -3.7, 1e30, 1e-30, -1e-25, 2.0**-100, 65504, -1.0])
+STEPPING = [
+    OpCase("nextafter", STEPS, (NEIGHBOURS, NEIGHBOURS.flip(0))),
+    OpCase("nextafter-broadcast", STEPS, (X, ROW)),
+    OpCase(
+        "nextafter-dynamic", STEPS, (X, Y), dynamic={0: {0: Dim("n", min=1, max=5)}, 1: {0: Dim("n", min=1, max=5)}}
+    ),
+    OpCase("nextafter-bfloat16", STEPS, (NEIGHBOURS.to(BRAIN), NEIGHBOURS.flip(0).to(BRAIN))),
+]
+
+CASES = [*STEPPING, *PROMOTED, *NUMBERS, *COMBINED, *POWERS, *FUNCTIONS, *CASTS, *COMPOSITES]

@@ -88,4 +88,7 @@ CASES = [
     OpCase("istft", sound, (FRAMES, WINDOW), weights=(1,)),
     OpCase("istft-length", partial(sound, length=60), (FRAMES, WINDOW), weights=(1,)),
     OpCase("istft-dynamic", sound, (FRAMES, WINDOW), weights=(1,), dynamic={0: {0: (1, 4), 2: (8, 20)}}),
+    OpCase("fft-of-none", together(*map(real, (fft.fft, fft.rfft, fft.ifft2, fft.rfft2))), (torch.ones(0, 6, 5),)),
+    OpCase("fft-of-no-complex", together(*map(pairs, (fft.fft, fft.irfft2, fft.hfft))), (torch.ones(0, 6, 5, 2),)),
+    OpCase("irfft-of-none", together(fft.irfft, fft.irfft2, fft.hfft), (torch.ones(0, 3, 4),)),
 ]

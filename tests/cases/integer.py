@@ -90,4 +90,19 @@ BITS = [
     ),
 ]
 
-CASES = [*DIVISION, *BITS]
+SHIFTS = together(
+    lambda x: 1 << x,
+    lambda x: torch.bitwise_left_shift(-5, x),
+    lambda x: torch.bitwise_right_shift(1000, x),
+    lambda x: torch.bitwise_right_shift(-1000, x),
+)
+SHIFTED = [
+    *(
+        OpCase(f"shifted-number-{dtype}".replace("torch.", ""), SHIFTS, (torch.arange(7, dtype=dtype),))
+        for dtype in (torch.int32, torch.int64)
+    ),
+    OpCase("shifted-number-dynamic", SHIFTS, (torch.arange(6).reshape(2, 3),), dynamic={0: {0: (1, 4)}}),
+    OpCase("gcd", torch.gcd, (torch.arange(6), torch.arange(6)), unsupported="Euclid"),
+]
+
+CASES = [*DIVISION, *BITS, *SHIFTED]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.export import Dim
 
 from tests.cases import normal, together
 from tests.harness import OpCase
@@ -14,8 +15,7 @@ B, VECTOR = normal(2, 4, 3, seed=1), normal(2, 4, seed=2)
 ZERO_FIRST = torch.tensor([[0.0, 2, 1], [1, 0, 0], [3, 0, 1]])
 SINGULAR = torch.tensor([[1.0, 2, 3], [0, 0, 0], [4, 5, 6]])
 POSITIVE = A @ A.mT + torch.eye(4)
-ORTHOGONAL = together(linalg.qr, *(lambda a, m=m: linalg.qr(a, mode=m)[m == "r" :] for m in ("complete", "r")))
-BATCH = {0: {0: (1, 5)}}
+BATCH, BATCHES = {0: {0: (1, 5)}}, Dim("batch", min=1, max=5)
 
 SYSTEMS = together(linalg.inv, torch.inverse, lambda a: linalg.inv_ex(a).inverse, linalg.det)
 DETERMINANTS = together(linalg.det, linalg.slogdet, torch.logdet)
@@ -32,6 +32,12 @@ SOLUTIONS = (
     lambda a, b: linalg.solve(a, b[0, :, :1]),
     lambda a, b: linalg.solve_ex(a, b).result,
 )
+INFO = together(
+    lambda a, b: linalg.inv_ex(a),
+    lambda a, b: linalg.solve_ex(a, b),
+    lambda a, b: linalg.solve_ex(a, b.mT, left=False),
+    lambda a, b: linalg.cholesky_ex(a @ a.mT + torch.eye(4)),
+)
 TRIANGLES = together(
     *(
         lambda a, b, upper=upper, unit=unit: linalg.solve_triangular(a, b, upper=upper, unitriangular=unit)
@@ -41,7 +47,7 @@ TRIANGLES = together(
     lambda a, b: linalg.solve_triangular(a, b.mT, upper=True, left=False),
     lambda a, b: torch.cholesky_solve(b, a),
     lambda a, b: torch.cholesky_solve(b, a, upper=True),
-    lambda a, b: torch.triangular_solve(b, a).solution,
+    lambda a, b: torch.triangular_solve(b, a),
     lambda a, b: torch.triangular_solve(b, a, upper=False, transpose=True).solution,
 )
 TRIANGLE = linalg.cholesky(POSITIVE) + linalg.cholesky(POSITIVE).mT
@@ -67,21 +73,22 @@ CASES = [
         OpCase(f"systems-empty-{number}", function, (torch.ones(2, 0, 0),), unsupported="a system of no equations")
         for number, function in enumerate((linalg.inv, linalg.det, torch.logdet, linalg.cholesky))
     ),
-    OpCase("inv-info", lambda a: linalg.inv_ex(a), (A,), unsupported="error codes"),
+    OpCase("info", INFO, (A, B)),
+    OpCase("info-dynamic", INFO, (A, B), dynamic={0: {0: BATCHES}, 1: {0: BATCHES}}),
+    OpCase(
+        "info-singular",
+        together(lambda a: linalg.inv_ex(a).info, lambda a: linalg.solve_ex(a, a).info),
+        (torch.stack([SINGULAR, ZERO_FIRST, torch.zeros(3, 3), torch.ones(3, 3)]),),
+    ),
+    OpCase(
+        "info-not-positive",
+        lambda a: linalg.cholesky_ex(a).info,
+        (torch.stack([torch.eye(3), -torch.eye(3), torch.ones(3, 3), torch.diag(torch.tensor([1.0, 2, -1]))]),),
+    ),
+    OpCase("conditions", together(*(lambda a, p=p: linalg.cond(a, p) for p in (1, -1, "fro", float("inf")))), (A,)),
+    OpCase("tensorinv", lambda a: linalg.tensorinv(a[0].reshape(2, 2, 4), 2), (A,)),
     OpCase("nuclear", lambda a: linalg.matrix_norm(a, "nuc"), (A,), unsupported="no singular vectors"),
     OpCase("eigenvectors", linalg.eigh, (POSITIVE,), unsupported="no singular vectors or eigenvectors"),
-    OpCase("orthogonal", ORTHOGONAL, (A,)),
-    *(
-        OpCase(f"orthogonal-{m}-{n}", ORTHOGONAL, (normal(2, m, n),), tolerance=3)
-        for m, n in ((1, 1), (1, 4), (5, 1), (3, 7), (16, 16), (40, 3), (3, 40))
-    ),
-    OpCase("orthogonal-triangle", ORTHOGONAL, (TRIANGLE.triu(),)),
-    OpCase("orthogonal-identity", ORTHOGONAL, (torch.eye(4)[:, [0, 2, 1, 3]] * torch.tensor([1.0, -1, 2, -0.0]),)),
-    OpCase("orthogonal-zero-first", ORTHOGONAL, (ZERO_FIRST,)),
-    OpCase("orthogonal-zero", ORTHOGONAL, (torch.zeros(4, 3),)),
-    OpCase("orthogonal-extreme", ORTHOGONAL, (A * torch.tensor([1e-30, 1e30, 1e-25, 1e25]),)),
-    OpCase("orthogonal-dynamic", ORTHOGONAL, (A,), dynamic=BATCH),
-    OpCase("orthogonal-large", linalg.qr, (normal(17, 20),), unsupported="16 at most of either"),
     OpCase(
         "matrix-norms", together(*(lambda a, p=p: linalg.matrix_norm(a, p) for p in ("fro", 1, -1, float("inf")))), (A,)
     ),

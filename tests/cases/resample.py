@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from tests.cases import normal, together
 from tests.harness import OpCase
+from tests.torch_can import have_lanczos
 
 aten = torch.ops.aten
 SEQUENCE, IMAGE, VOLUME = normal(2, 3, 6), normal(2, 3, 5, 6), normal(1, 2, 3, 4, 5)
@@ -125,6 +126,19 @@ INTERPOLATIONS = [
             dynamic={0: {2: (4, 40), 3: (4, 8)}},
         )
         for mode in ("bilinear", "bicubic")
+    ),
+    *(
+        OpCase(
+            f"interpolate-lanczos-{name}",
+            resizes("lanczos", *targets, antialias=True),
+            (IMAGE,),
+            dynamic=dynamic,
+            needs=have_lanczos,
+        )
+        for name, targets, dynamic in (
+            ("static", ([3, 2], [7, 9], 0.45), {}),
+            ("dynamic", ([3, 4], 0.5, 1.5), {0: {2: (4, 40), 3: (4, 8)}}),
+        )
     ),
     OpCase(
         "interpolate-antialias-dynamic-aligned",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -116,4 +117,15 @@ CASES = [
     selecting("written-by-mask-none", written, NONE, NONE),
     selecting("experts-routed", experts, normal(12, 5), normal(5, 3)),
     selecting("experts-routed-dynamic", experts, normal(12, 5), normal(5, 3), dynamic={0: {0: (1, 20)}}),
+    *(
+        OpCase(f"nonzero_static-{size}-{number}", partial(torch.nonzero_static, size=size, fill_value=size - 3), (x,))
+        for size in (1, 4, 30)
+        for number, x in enumerate((X, torch.zeros(2, 3), HOLES, HOLES > 0, torch.tensor([0, 2**40, -1]), HOLES.half()))
+    ),
+    OpCase("nonzero_static-dynamic", partial(torch.nonzero_static, size=6), (X,), dynamic={0: {0: (1, 9), 1: (2, 5)}}),
+    OpCase("nonzero_static-empty", partial(torch.nonzero_static, size=2), (torch.ones(0, 3),)),
+    OpCase("nonzero_static-none", partial(torch.nonzero_static, size=0), (X,), unsupported="no places"),
+    OpCase(
+        "nonzero_static-scalar", partial(torch.nonzero_static, size=2), (torch.tensor(2.0),), unsupported="a scalar"
+    ),
 ]

@@ -221,6 +221,36 @@ def copysign(net: Network, input: Tensor, other: Operand) -> Tensor:
     return net.select(sign_bit(net, sign), net.unary("NEG", size), size)
 
 
+@converter(aten.nextafter.default)
+def nextafter(net: Network, input: Tensor, other: Tensor) -> Tensor:
+    """nextafter(Tensor self, Tensor other) -> Tensor
+
+    By a step of just over half a unit in the last place, which rounds to the next number (Rump, Zimmermann, Boldo and
+    Melquiond, Computing predecessor and successor in rounding to nearest); tiny numbers are scaled up for it.
+    """
+    limits = torch.finfo(net.result.dtype)
+    x, y = (net.cast(operand, torch.float32) for operand in (input, other))
+    scale, zero = 2.0**40, net.tensor(0.0, torch.float32)
+    tiny = net.binary("LESS", net.unary("ABS", x), 2.0**-60)
+    scaled = net.select(tiny, net.binary("PROD", x, scale), x)
+    share = limits.eps / 2 * (1 + limits.eps)
+    step = net.binary("PROD", net.unary("ABS", scaled), share)
+    smallest = limits.tiny * limits.eps
+    least = net.select(tiny, *(net.tensor(number, torch.float32) for number in (smallest * scale, smallest)))
+    step = net.elementwise("MAX", step, least)
+    step = net.select(net.elementwise("GREATER", y, x), step, net.unary("NEG", step))
+    moved = net.elementwise("SUM", scaled, step)
+    moved = net.select(tiny, net.binary("PROD", moved, 1 / scale), moved)
+    # From infinity to the largest number; and none from what is none, or is there.
+    largest = net.tensor(limits.max, torch.float32)
+    largest = net.select(net.elementwise("LESS", x, zero), net.unary("NEG", largest), largest)
+    moved = net.select(net.unary("ISINF", x), largest, moved)
+    moved = net.select(net.elementwise("EQUAL", x, y), y, moved)
+    is_nan = net.elementwise("OR", net.unary("ISNAN", x), net.unary("ISNAN", y))
+    moved = net.select(is_nan, net.tensor(math.nan, torch.float32), moved)
+    return net.cast(moved, net.result.dtype)
+
+
 @converter(aten.atan2.default)
 def atan2(net: Network, input: Tensor, other: Tensor) -> Tensor:
     """atan2(Tensor self, Tensor other) -> Tensor"""

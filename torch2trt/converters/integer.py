@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from torch2trt.converters.elementwise import div, trunc
-from torch2trt.converters.registry import converter
+from torch2trt.converters.registry import converter, refuse
 from torch2trt.sizes import DimRange, TensorSpec, largest, volume
 from torch2trt.trt.arithmetic import Operand
 from torch2trt.trt.core import FLOAT_DTYPES
@@ -18,6 +18,8 @@ from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
 
 aten = torch.ops.aten
+
+refuse("aten.gcd.default", "aten.lcm.default", reason="how many steps Euclid's algorithm takes depends on the values")
 
 
 def _floor_quotient_and_rest(net: Network, input: Operand, other: Operand) -> tuple[Tensor, Tensor]:
@@ -119,7 +121,7 @@ def _look_up(net: Network, table: list[int], places: Tensor) -> Tensor:
 
 
 @converter(
-    *(aten.bitwise_left_shift.Tensor, aten.bitwise_left_shift.Tensor_Scalar),
+    *(aten.bitwise_left_shift.Tensor, aten.bitwise_left_shift.Tensor_Scalar, aten.bitwise_left_shift.Scalar_Tensor),
     *(aten.__lshift__.Tensor, aten.__lshift__.Scalar),
 )
 def left_shift(net: Network, input: Tensor, other: Operand) -> Tensor:
@@ -132,7 +134,7 @@ def left_shift(net: Network, input: Tensor, other: Operand) -> Tensor:
 
 
 @converter(
-    *(aten.bitwise_right_shift.Tensor, aten.bitwise_right_shift.Tensor_Scalar),
+    *(aten.bitwise_right_shift.Tensor, aten.bitwise_right_shift.Tensor_Scalar, aten.bitwise_right_shift.Scalar_Tensor),
     *(aten.__rshift__.Tensor, aten.__rshift__.Scalar),
 )
 def right_shift(net: Network, input: Tensor, other: Operand) -> Tensor:

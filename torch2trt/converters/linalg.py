@@ -1,7 +1,7 @@
 """Linear systems of a few unknowns, unrolled: TensorRT has no solver.
 
-Gauss and Jordan's elimination with partial pivoting, Cholesky's decomposition, and Householder's reflections take some
-fifteen layers a column. A singular matrix, for which torch raises an error, yields infinities or NaN.
+Gauss and Jordan's elimination with partial pivoting and Cholesky's decomposition take some fifteen layers a column.
+A singular matrix, for which torch raises an error, yields infinities or NaN.
 """
 
 from __future__ import annotations
@@ -15,19 +15,28 @@ import torch
 
 from torch2trt.converters.ranking import places_along
 from torch2trt.converters.registry import converter, refuse
-from torch2trt.sizes import TensorSpec
+from torch2trt.sizes import Shape, TensorSpec
 from torch2trt.trt.dims import broadcast
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
 
 aten = torch.ops.aten
 
-_MOST = 16
+MOST_UNROLLED = 16
+"""The equations, or the rows or columns of a matrix, that are taken one by one at most."""
 
 refuse(
     *("aten._linalg_svd.default", "aten._linalg_eigh.default", "aten._linalg_eigvals.default"),
     *("aten.linalg_eig.default", "aten.linalg_pinv.atol_rtol_tensor"),
     reason="TensorRT has no singular vectors or eigenvectors, and those found step by step have not torch's signs",
+)
+refuse(
+    *("aten.linalg_ldl_factor.default", "aten.linalg_ldl_factor_ex.default", "aten.linalg_ldl_solve.default"),
+    reason="blocks of two rows or one, as their values say",
+)
+refuse(
+    *("aten.linalg_polar.default", "aten.linalg_matrix_sqrth.default"),
+    reason="how many steps its iteration takes depends on the values",
 )
 
 
@@ -38,10 +47,23 @@ def _size_unsupported(matrix: TensorSpec) -> str | None:
     if size == 0:
         return "a system of no equations"
     return (
-        f"a system of {size} equations: TensorRT has no solver, and {_MOST} at most are unrolled"
-        if size > _MOST
+        f"a system of {size} equations: TensorRT has no solver, and {MOST_UNROLLED} at most are unrolled"
+        if size > MOST_UNROLLED
         else None
     )
+
+
+def factors_unsupported(shape: Shape) -> str | None:
+    """Why a matrix of a shape cannot be taken apart by columns."""
+    rows, columns = shape[-2:]
+    if not isinstance(rows, int) or not isinstance(columns, int):
+        return "the factors of a matrix of a dynamic number of rows or columns"
+    if 0 in shape:
+        return "a factor that has no elements"
+    if min(rows, columns) > MOST_UNROLLED:
+        extent = f"{rows} rows and {columns} columns"
+        return f"the factors of a matrix of {extent}: {MOST_UNROLLED} at most of either are unrolled"
+    return None
 
 
 def _unsupported(matrix: str, results: int = 1) -> Callable[..., str | None]:
@@ -49,24 +71,31 @@ def _unsupported(matrix: str, results: int = 1) -> Callable[..., str | None]:
 
     def unsupported(*, used: Collection[int] = (), **arguments: Any) -> str | None:
         if any(index >= results for index in used):
-            return "the factors, pivots or error codes of a decomposition"
+            return "the factors or pivots of a decomposition"
         return _size_unsupported(arguments[matrix])
 
     return unsupported
 
 
-def _column(net: Network, matrix: Tensor, index: int) -> Tensor:
+def column_of(net: Network, matrix: Tensor, index: int) -> Tensor:
+    """One column, [..., n, 1]."""
     return net.narrow(matrix, -1, index, 1)
 
 
-def _row(net: Network, matrix: Tensor, index: int) -> Tensor:
+def row_of(net: Network, matrix: Tensor, index: int) -> Tensor:
+    """One row, [..., 1, n]."""
     return net.narrow(matrix, -2, index, 1)
+
+
+def identity(net: Network, rows: int, columns: int, rank: int) -> Tensor:
+    """Ones on the diagonal of a float32 matrix, after leading dimensions of size 1 up to a rank."""
+    return net.constant(torch.eye(rows, columns).reshape((*(1,) * (rank - 2), rows, columns)))
 
 
 def _identity(net: Network, matrix: Tensor) -> Tensor:
     size = matrix.shape[-1]
     assert isinstance(size, int)
-    return net.constant(torch.eye(size).reshape((*(1,) * (matrix.rank - 2), size, size)))
+    return identity(net, size, size, matrix.rank)
 
 
 def _eliminate(net: Network, matrix: Tensor, right: Tensor | None) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
@@ -85,7 +114,7 @@ def _eliminate(net: Network, matrix: Tensor, right: Tensor | None) -> tuple[list
     pivots, signs, chosen = [], [], []
     free: Tensor | None = None
     for index in range(size):
-        column = _column(net, work, index)
+        column = column_of(net, work, index)
         # A row that has been a pivot's is taken no more.
         length = net.unary("ABS", column)
         if free is not None:
@@ -94,7 +123,7 @@ def _eliminate(net: Network, matrix: Tensor, right: Tensor | None) -> tuple[list
         row = net.reduce("MIN", net.select(longest, places, beyond), [-2], True)
         is_row = net.elementwise("EQUAL", places, row)
         taken = net.reduce("SUM", net.select(is_row, work, zero), [-2], True)
-        pivot = _column(net, taken, index)
+        pivot = column_of(net, taken, index)
         scaled = net.elementwise("DIV", taken, pivot)
         work = net.select(is_row, scaled, net.elementwise("SUB", work, net.elementwise("PROD", column, scaled)))
         # Every row that is left above it is one that it is swapped with.
@@ -113,16 +142,9 @@ def _eliminate(net: Network, matrix: Tensor, right: Tensor | None) -> tuple[list
     return pivots, signs, net.concat(unknowns, -2)
 
 
-def _solve(net: Network, matrix: Tensor, right: Tensor) -> Tensor:
-    wide = (net.cast(each, torch.float32) for each in (matrix, right))
-    solution = _eliminate(net, *wide)[2]
-    assert solution is not None
-    return solution
-
-
 def _inverse(matrix: str) -> Callable[..., Tensor]:
     def inverse(net: Network, **arguments: Tensor) -> Tensor:
-        return _solve(net, arguments[matrix], _identity(net, arguments[matrix]))
+        return _solve_ex(net, arguments[matrix], _identity(net, arguments[matrix]))[0]
 
     return inverse
 
@@ -131,31 +153,61 @@ converter(aten.linalg_inv.default, unsupported=_unsupported("A"))(_inverse("A"))
 converter(aten.inverse.default, unsupported=_unsupported("input"))(_inverse("input"))
 
 
-@converter(aten.linalg_inv_ex.default, unsupported=_unsupported("A"))
-def linalg_inv_ex(net: Network, A: Tensor, **_: Any) -> tuple[Tensor, None]:
+@converter(aten.linalg_inv_ex.default, unsupported=_unsupported("A", results=2))
+def linalg_inv_ex(net: Network, A: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
     """linalg_inv_ex(Tensor A, *, bool check_errors=False) -> (Tensor inverse, Tensor info)"""
-    return _solve(net, A, _identity(net, A)), None
+    return _solve_ex(net, A, _identity(net, A))
 
 
-def _linear_solve(net: Network, matrix: Tensor, right: Tensor, left: bool) -> Tensor:
+def first_of(net: Network, numbers: list[Tensor], failing: Callable[[Tensor], Tensor]) -> Tensor:
+    """Which of numbers [..., 1, 1] is the first that fails, counted from 1; INT32 [...], 0 where none does."""
+    count = len(numbers)
+    places = net.constant(torch.arange(1, count + 1, dtype=torch.int32))
+    none, zero = (net.tensor(number, torch.int32) for number in (count + 1, 0))
+    fails = failing(net.concat(numbers, -1))
+    first = net.reduce("MIN", net.select(fails, places, none), [-1], True)
+    first = net.select(net.elementwise("EQUAL", first, none), zero, first)
+    return net.squeeze(net.squeeze(first, -1), -1)
+
+
+def first_zero(net: Network, pivots: list[Tensor]) -> Tensor:
+    """The error code of a factorization: which pivot [..., 1, 1] is the first that is zero."""
+    return first_of(net, pivots, lambda joined: net.binary("EQUAL", joined, 0.0))
+
+
+def _solve_ex(net: Network, matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    pivots, _, solution = _eliminate(net, *(net.cast(each, torch.float32) for each in (matrix, right)))
+    assert solution is not None
+    return solution, first_zero(net, pivots)
+
+
+def _linear_solve_ex(net: Network, matrix: Tensor, right: Tensor, left: bool) -> tuple[Tensor, Tensor]:
     vector = right.rank == 1 or (right.rank == matrix.rank - 1 and right.shape == matrix.shape[:-1])
     if vector:
-        return net.squeeze(_solve(net, matrix, net.unsqueeze(right, -1)), -1)
+        solution, info = _solve_ex(net, matrix, net.unsqueeze(right, -1))
+        return net.squeeze(solution, -1), info
     if left:
-        return _solve(net, matrix, right)
-    return net.transpose(_solve(net, net.transpose(matrix, -2, -1), net.transpose(right, -2, -1)), -2, -1)
+        return _solve_ex(net, matrix, right)
+    solution, info = _solve_ex(net, net.transpose(matrix, -2, -1), net.transpose(right, -2, -1))
+    return net.transpose(solution, -2, -1), info
 
 
 @converter(aten.linalg_solve.default, unsupported=_unsupported("A"))
 def linalg_solve(net: Network, A: Tensor, B: Tensor, left: bool) -> Tensor:
     """linalg_solve(Tensor A, Tensor B, *, bool left=True) -> Tensor"""
-    return _linear_solve(net, A, B, left)
+    return _linear_solve_ex(net, A, B, left)[0]
 
 
-@converter(aten._linalg_solve_ex.default, aten.linalg_solve_ex.default, unsupported=_unsupported("A"))
-def linalg_solve_ex(net: Network, A: Tensor, B: Tensor, left: bool, **_: Any) -> tuple[Tensor | None, ...]:
+@converter(aten.linalg_solve_ex.default, unsupported=_unsupported("A", results=2))
+def linalg_solve_ex(net: Network, A: Tensor, B: Tensor, left: bool, **_: Any) -> tuple[Tensor, Tensor]:
+    """linalg_solve_ex(Tensor A, Tensor B, *, bool left=True, bool check_errors=False) -> (Tensor result, info)"""
+    return _linear_solve_ex(net, A, B, left)
+
+
+@converter(aten._linalg_solve_ex.default, unsupported=_unsupported("A"))
+def _linalg_solve_ex(net: Network, A: Tensor, B: Tensor, left: bool, **_: Any) -> tuple[Tensor, None, None, None]:
     """_linalg_solve_ex(Tensor A, Tensor B, *, bool left=True, bool check_errors=False) -> (Tensor result, ...)"""
-    return _linear_solve(net, A, B, left), *[None] * (len(net.results) - 1)
+    return _linear_solve_ex(net, A, B, left)[0], None, None, None
 
 
 # -- determinants ------------------------------------------------------------------------------------------------------
@@ -193,51 +245,56 @@ def linalg_slogdet(net: Network, A: Tensor) -> tuple[Tensor, Tensor, None, None]
 # -- triangles ---------------------------------------------------------------------------------------------------------
 
 
-def _cholesky(net: Network, matrix: Tensor, upper: bool) -> Tensor:
+def _cholesky(net: Network, matrix: Tensor, upper: bool) -> tuple[Tensor, list[Tensor]]:
+    """The factor, and the squares of its diagonal, [..., 1, 1]."""
     size = matrix.shape[-1]
     assert isinstance(size, int)
     # Of an upper one only that half is read.
     rest = net.transpose(matrix, -2, -1) if upper else matrix
     rest = net.cast(rest, torch.float32)
     columns: list[Tensor] = []
+    corners: list[Tensor] = []
     for index in range(size):
         # What is left is the lower right corner.
-        column = net.elementwise("DIV", _column(net, rest, 0), net.unary("SQRT", _corner(net, rest)))
+        corners.append(_corner(net, rest))
+        column = net.elementwise("DIV", column_of(net, rest, 0), net.unary("SQRT", corners[-1]))
         columns.append(net.pad(column, [*[0] * (matrix.rank - 2), index, 0], [0] * matrix.rank))
         if index < size - 1:
             below = net.narrow(column, -2, 1, size - 1 - index)
             inner = net.narrow(net.narrow(rest, -2, 1, size - 1 - index), -1, 1, size - 1 - index)
             rest = net.elementwise("SUB", inner, net.elementwise("PROD", below, net.transpose(below, -2, -1)))
     lower = net.concat(columns, -1)
-    return net.transpose(lower, -2, -1) if upper else lower
+    return net.transpose(lower, -2, -1) if upper else lower, corners
 
 
 def _corner(net: Network, matrix: Tensor) -> Tensor:
-    return _row(net, _column(net, matrix, 0), 0)
+    return row_of(net, column_of(net, matrix, 0), 0)
 
 
 @converter(aten.linalg_cholesky.default, unsupported=_unsupported("input"))
 def linalg_cholesky(net: Network, input: Tensor, upper: bool) -> Tensor:
     """linalg_cholesky(Tensor self, *, bool upper=False) -> Tensor"""
-    return _cholesky(net, input, upper)
+    return _cholesky(net, input, upper)[0]
 
 
-@converter(aten.linalg_cholesky_ex.default, unsupported=_unsupported("input"))
-def linalg_cholesky_ex(net: Network, input: Tensor, upper: bool, **_: Any) -> tuple[Tensor, None]:
+@converter(aten.linalg_cholesky_ex.default, unsupported=_unsupported("input", results=2))
+def linalg_cholesky_ex(net: Network, input: Tensor, upper: bool, **_: Any) -> tuple[Tensor, Tensor]:
     """linalg_cholesky_ex(Tensor self, *, bool upper=False, bool check_errors=False) -> (Tensor L, Tensor info)"""
-    return _cholesky(net, input, upper), None
+    factor, corners = _cholesky(net, input, upper)
+    # The first leading minor that is not positive.
+    return factor, first_of(net, corners, lambda joined: net.unary("NOT", net.binary("GREATER", joined, 0.0)))
 
 
-def _solve_triangular(net: Network, matrix: Tensor, right: Tensor, *, upper: bool, unit: bool) -> Tensor:
+def solve_triangular(net: Network, matrix: Tensor, right: Tensor, *, upper: bool, unit: bool) -> Tensor:
     """``matrix @ x = right``, of which matrix the other half is not read."""
     size = matrix.shape[-1]
     assert isinstance(size, int)
     rest = right
     rows: dict[int, Tensor] = {}
     for index in reversed(range(size)) if upper else range(size):
-        column = _column(net, matrix, index)
-        row = _row(net, rest, index)
-        rows[index] = row if unit else net.elementwise("DIV", row, _row(net, column, index))
+        column = column_of(net, matrix, index)
+        row = row_of(net, rest, index)
+        rows[index] = row if unit else net.elementwise("DIV", row, row_of(net, column, index))
         rest = net.elementwise("SUB", rest, net.elementwise("PROD", column, rows[index]))
     # The right side may have fewer batch dimensions than the matrix.
     batch = broadcast(matrix.shape[:-2], right.shape[:-2])
@@ -250,26 +307,26 @@ def linalg_solve_triangular(
 ) -> Tensor:
     """linalg_solve_triangular(Tensor self, Tensor B, *, bool upper, bool left=True, bool unitriangular=False)"""
     if left:
-        return _solve_triangular(net, input, B, upper=upper, unit=unitriangular)
+        return solve_triangular(net, input, B, upper=upper, unit=unitriangular)
     turned = (net.transpose(each, -2, -1) for each in (input, B))
-    return net.transpose(_solve_triangular(net, *turned, upper=not upper, unit=unitriangular), -2, -1)
+    return net.transpose(solve_triangular(net, *turned, upper=not upper, unit=unitriangular), -2, -1)
 
 
-@converter(aten.triangular_solve.default, unsupported=_unsupported("A"))
+@converter(aten.triangular_solve.default, unsupported=_unsupported("A", results=2))
 def triangular_solve(
     net: Network, input: Tensor, A: Tensor, upper: bool, transpose: bool, unitriangular: bool
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Tensor]:
     """triangular_solve(Tensor self, Tensor A, bool upper=True, bool transpose=False, bool unitriangular=False)"""
     matrix = net.transpose(A, -2, -1) if transpose else A
-    return _solve_triangular(net, matrix, input, upper=upper != transpose, unit=unitriangular), None
+    return solve_triangular(net, matrix, input, upper=upper != transpose, unit=unitriangular), A
 
 
 def _cholesky_solve(net: Network, factor: Tensor, right: Tensor, upper: bool) -> Tensor:
     lower, turned = factor, net.transpose(factor, -2, -1)
     if upper:
         lower, turned = turned, lower
-    half_way = _solve_triangular(net, lower, right, upper=False, unit=False)
-    return _solve_triangular(net, turned, half_way, upper=True, unit=False)
+    half_way = solve_triangular(net, lower, right, upper=False, unit=False)
+    return solve_triangular(net, turned, half_way, upper=True, unit=False)
 
 
 @converter(aten.cholesky_solve.default, unsupported=_unsupported("input2"))
@@ -282,72 +339,3 @@ def cholesky_solve(net: Network, input: Tensor, input2: Tensor, upper: bool) -> 
 def cholesky_inverse(net: Network, input: Tensor, upper: bool) -> Tensor:
     """cholesky_inverse(Tensor self, bool upper=False) -> Tensor"""
     return _cholesky_solve(net, input, _identity(net, input), upper)
-
-
-# -- reflections -------------------------------------------------------------------------------------------------------
-
-
-def _qr_unsupported(A: TensorSpec, mode: str, used: Collection[int]) -> str | None:
-    rows, columns = A.shape[-2:]
-    if not isinstance(rows, int) or not isinstance(columns, int):
-        return "the factors of a matrix of a dynamic number of rows or columns"
-    if 0 in A.shape or (mode == "r" and 0 in used):
-        return "a factor that has no elements"
-    if min(rows, columns) > _MOST:
-        return f"the factors of a matrix of {rows} rows and {columns} columns: {_MOST} at most of either are unrolled"
-    return None
-
-
-@converter(aten.linalg_qr.default, unsupported=_qr_unsupported)
-def linalg_qr(net: Network, A: Tensor, mode: str) -> tuple[Tensor | None, Tensor]:
-    """linalg_qr(Tensor A, str mode='reduced') -> (Tensor Q, Tensor R)
-
-    With the signs of LAPACK, which torch's are. Of columns that depend on each other any directions that are left are
-    right, and these may be others than torch's.
-    """
-    rows, columns = (int(size) for size in A.shape[-2:])
-    rest = net.cast(A, torch.float32)
-    reflections: list[tuple[Tensor, Tensor]] = []
-    for index in range(min(rows, columns)):
-        reflections.append(_reflection(net, _column(net, rest, index), index))
-        rest = _reflected(net, rest, *reflections[-1])
-    kept = rows if mode == "complete" else min(rows, columns)
-    zero = net.tensor(0.0, torch.float32)
-    upper = net.select(net.triangle(kept, columns, 0, upper=True), net.narrow(rest, -2, 0, kept), zero)
-    if mode == "r":
-        return None, upper
-    factor = net.constant(torch.eye(rows, kept).reshape((*(1,) * (A.rank - 2), rows, kept)))
-    for reflection in reversed(reflections):
-        factor = _reflected(net, factor, *reflection)
-    return factor, upper
-
-
-def _reflection(net: Network, column: Tensor, index: int) -> tuple[Tensor, Tensor]:
-    """The reflection that leaves nothing of a column [..., n, 1] below an element.
-
-    Returns:
-        Its normal [..., n, 1], 1 there and 0 above it, and its scale [..., 1, 1], 0 where there was nothing below.
-    """
-    zero, one = (net.tensor(value, torch.float32) for value in (0.0, 1.0))
-    places = net.constant(torch.arange(int(column.shape[-2])).reshape(-1, 1))
-    below = net.select(net.binary("GREATER", places, index), column, zero)
-    largest = net.reduce("MAX", net.unary("ABS", below), [-2], True)
-    none = net.binary("EQUAL", largest, 0.0)
-    # Squares of numbers that are neither large nor small.
-    head = _row(net, column, index)
-    unit = net.elementwise("MAX", largest, net.unary("ABS", head))
-    unit = net.select(none, one, unit)
-    head, below = (net.elementwise("DIV", each, unit) for each in (head, below))
-    squares = net.reduce("SUM", net.elementwise("PROD", below, below), [-2], True)
-    length = net.unary("SQRT", net.elementwise("SUM", squares, net.elementwise("PROD", head, head)))
-    end = net.select(net.binary("LESS", head, 0.0), length, net.unary("NEG", length))
-    difference = net.select(none, one, net.elementwise("SUB", head, end))
-    scale = net.select(none, zero, net.elementwise("DIV", net.unary("NEG", difference), end))
-    normal = net.elementwise("DIV", below, difference)
-    return net.select(net.binary("EQUAL", places, index), one, normal), scale
-
-
-def _reflected(net: Network, matrix: Tensor, normal: Tensor, scale: Tensor) -> Tensor:
-    parts = net.reduce("SUM", net.elementwise("PROD", normal, matrix), [-2], True)
-    moved = net.elementwise("PROD", net.elementwise("PROD", normal, scale), parts)
-    return net.elementwise("SUB", matrix, moved)

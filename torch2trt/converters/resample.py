@@ -161,11 +161,21 @@ def _smoothing(net: Network, axis: _Axis, method: _Method) -> Tensor:
     distance = net.elementwise("DIV", net.unary("ABS", apart), width)
     if method.reach == 1:
         weights = net.binary("MAX", net.binary("SUB", 1.0, distance), 0.0)
+    elif method.reach == 3:
+        window = net.elementwise("PROD", _sinc(net, distance), _sinc(net, net.binary("DIV", distance, 3.0)))
+        weights = net.select(net.binary("LESS", distance, 3.0), window, net.tensor(0.0, torch.float32))
     else:
         near, far = (_polynomial(net, distance, factors) for factors in ((1.5, -2.5, 0.0, 1.0), (-0.5, 2.5, -4.0, 2.0)))
         far = net.select(net.binary("LESS", distance, 2.0), far, net.tensor(0.0, torch.float32))
         weights = net.select(net.binary("LESS", distance, 1.0), near, far)
     return net.elementwise("DIV", weights, net.reduce("SUM", weights, [0], keep_dims=True))
+
+
+def _sinc(net: Network, values: Tensor) -> Tensor:
+    angle = net.binary("PROD", values, math.pi)
+    is_zero = net.binary("EQUAL", angle, 0.0)
+    one = net.tensor(1.0, torch.float32)
+    return net.select(is_zero, one, net.elementwise("DIV", net.unary("SIN", angle), angle))
 
 
 def _polynomial(net: Network, values: Tensor, factors: Sequence[float]) -> Tensor:
@@ -230,6 +240,11 @@ for _method, *_packets in (
 ):
     _interpolate, _unsupported = _interpolation(_method)
     _targets = [overload for packet in _packets for overload in (packet.default, packet.vec)]
+    converter(*_targets, unsupported=_unsupported)(_interpolate)
+
+if hasattr(aten, "_upsample_lanczos2d_aa"):  # from torch 2.15 on
+    _interpolate, _unsupported = _interpolation(_Method(aten._upsample_lanczos2d_aa.default, reach=3))
+    _targets = [aten._upsample_lanczos2d_aa.default, aten._upsample_lanczos2d_aa.vec]
     converter(*_targets, unsupported=_unsupported)(_interpolate)
 
 

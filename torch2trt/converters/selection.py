@@ -64,6 +64,38 @@ def nonzero(net: Network, input: Tensor) -> Tensor:
     return net.cast(places, torch.int64)
 
 
+def _static_unsupported(input: TensorSpec, size: Size, **_: int) -> str | None:
+    if size == 0:
+        return "no places are asked for"
+    return "TensorRT has no tensor [n, 0], which the places of a scalar are" if input.rank == 0 else None
+
+
+@converter(aten.nonzero_static.default, unsupported=_static_unsupported)
+def nonzero_static(net: Network, input: Tensor, size: int, fill_value: int) -> Tensor:
+    """nonzero_static(Tensor self, *, SymInt size, int fill_value=-1) -> Tensor"""
+    if 0 in input.shape:
+        return net.expand(net.tensor(fill_value, torch.int64), (size, input.rank))
+    mask = net.cast(is_true(net, net.flatten(input)), torch.int32)
+    counted = net.cumulative_sum(mask, 0)
+    # Each one's number among them is where it goes; what is too much, or no such place, goes behind the last.
+    places = net.select(net.cast(mask, torch.bool), net.binary("SUB", counted, 1), net.tensor(size, torch.int32))
+    places = net.binary("MIN", places, size)
+    (number,) = mask.shape
+    behind = net.expand(net.tensor(-1, torch.int32), (size + 1,))
+    found = net.scatter_elements(behind, places, net.iota(0, 1, number, torch.int32), 0)
+    found = net.cast(net.narrow(found, 0, 0, size), torch.int64)
+    axes: list[Tensor] = []
+    rest = net.binary("MAX", found, 0)
+    for extent in reversed(input.shape):
+        extent_of = net.tensor(extent, torch.int64)
+        quotient = net.elementwise("FLOOR_DIV", rest, extent_of)
+        axes.insert(0, net.elementwise("SUB", rest, net.elementwise("PROD", quotient, extent_of)))
+        rest = quotient
+    there = net.unsqueeze(net.unary("NOT", net.binary("LESS", found, 0)), 1)
+    joined = net.concat([net.unsqueeze(axis, 1) for axis in axes], 1)
+    return net.select(there, joined, net.tensor(fill_value, torch.int64))
+
+
 # -- elements ----------------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils._sympy.functions import Max, Min, PythonMod
 
 from torch2trt.converters.reasons import not_of_selections
-from torch2trt.converters.registry import converter
+from torch2trt.converters.registry import converter, refuse
 from torch2trt.sizes import Size, TensorSpec, simplify, volume
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
@@ -18,6 +18,8 @@ from torch2trt.trt.tensor import Tensor
 aten = torch.ops.aten
 
 _MOST_DIMENSIONS = 7  # TensorRT 10.6 gathers no more
+
+refuse("aten.view.dtype", reason="TensorRT reads no bits of one type as numbers of another")
 
 # -- views -------------------------------------------------------------------------------------------------------------
 

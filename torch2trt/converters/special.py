@@ -17,9 +17,12 @@ from torch2trt.trt.tensor import Tensor
 aten = torch.ops.aten
 
 Function = Callable[[Network, Tensor], Tensor]
+"""Of a float32 tensor."""
 
 
-def _in_float32(function: Function) -> Callable[..., Tensor]:
+def in_float32(function: Function) -> Callable[..., Tensor]:
+    """The converter of an operator of one tensor that a function computes in float32."""
+
     def converted(net: Network, **operands: Tensor) -> Tensor:
         (input,) = operands.values()
         return net.cast(function(net, net.cast(input, torch.float32)), net.result.dtype)
@@ -27,7 +30,7 @@ def _in_float32(function: Function) -> Callable[..., Tensor]:
     return converted
 
 
-def _polynomial(net: Network, x: Tensor, coefficients: Sequence[float]) -> Tensor:
+def polynomial(net: Network, x: Tensor, coefficients: Sequence[float]) -> Tensor:
     """``c0 + c1 x + c2 x² …``, by Horner's rule."""
     *others, highest = coefficients
     result = net.binary("SUM", net.binary("PROD", x, highest), others.pop())
@@ -40,7 +43,8 @@ def _sum(net: Network, *terms: Tensor) -> Tensor:
     return reduce(lambda first, second: net.elementwise("SUM", first, second), terms)
 
 
-def _where(net: Network, condition: Tensor, then: Operand, otherwise: Operand) -> Tensor:
+def where(net: Network, condition: Tensor, then: Operand, otherwise: Operand) -> Tensor:
+    """One or the other number, in float32."""
     return net.select(condition, *(net.tensor(operand, torch.float32) for operand in (then, otherwise)))
 
 
@@ -62,7 +66,7 @@ _FAR = (
 
 
 def _ratio(net: Network, x: Tensor, polynomials: tuple[Sequence[float], Sequence[float]]) -> Tensor:
-    return net.elementwise("DIV", *(_polynomial(net, x, coefficients) for coefficients in polynomials))
+    return net.elementwise("DIV", *(polynomial(net, x, coefficients) for coefficients in polynomials))
 
 
 def _quantile(net: Network, centered: Tensor, tail: Tensor) -> Tensor:
@@ -78,7 +82,7 @@ def _quantile(net: Network, centered: Tensor, tail: Tensor) -> Tensor:
     middle = _ratio(net, net.binary("SUB", root, 1.6), _MIDDLE)
     far = _ratio(net, net.binary("SUB", root, 5.0), _FAR)
     size = net.select(net.binary("LESS", root, 5.0), middle, far)
-    size = _where(net, net.binary("EQUAL", tail, 0.0), math.inf, size)
+    size = where(net, net.binary("EQUAL", tail, 0.0), math.inf, size)
     outer = net.select(net.binary("LESS", centered, 0.0), net.unary("NEG", size), size)
     return net.select(net.binary("LESS", net.unary("ABS", centered), 0.425), near, outer)
 
@@ -102,7 +106,7 @@ _ERFCX = (
 def _right_erfcx(net: Network, z: Tensor) -> Tensor:
     # erfc(z) exp(z²) for z >= 0 is t exp(P(t)), t = 2 / (2 + z).
     t = net.binary("DIV", 2.0, net.binary("SUM", z, 2.0))
-    return net.elementwise("PROD", t, net.unary("EXP", _polynomial(net, t, _ERFCX)))
+    return net.elementwise("PROD", t, net.unary("EXP", polynomial(net, t, _ERFCX)))
 
 
 def _erfc(net: Network, x: Tensor) -> Tensor:
@@ -126,7 +130,7 @@ def _erfcx(net: Network, x: Tensor) -> Tensor:
 # -- the gamma function ------------------------------------------------------------------------------------------------
 
 
-def _split_at_zero(net: Network, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def split_at_zero(net: Network, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Whether x is positive; x, or 1 - x where not; and how far the nearest whole number is below x."""
     positive = net.binary("GREATER", x, 0.0)
     reflected = net.select(positive, x, net.binary("SUB", 1.0, x))
@@ -141,13 +145,13 @@ _LGAMMA = (
 
 
 def _lgamma(net: Network, x: Tensor) -> Tensor:
-    positive, z, fraction = _split_at_zero(net, x)
+    positive, z, fraction = split_at_zero(net, x)
     below_one = net.binary("LESS", z, 1.0)
     y = net.select(below_one, net.binary("SUM", z, 1.0), z)
     # From 1 to 3 the polynomial, exact where lgamma is 0.
     t = net.binary("MIN", net.binary("SUB", y, 2.0), 1.0)
     near = net.elementwise("PROD", t, net.binary("SUM", t, 1.0))
-    near = net.elementwise("PROD", near, _polynomial(net, t, _LGAMMA))
+    near = net.elementwise("PROD", near, polynomial(net, t, _LGAMMA))
     # Beyond, Stirling's series, which needs a large argument: (y + 5)! / y! as a factor.
     small = net.binary("LESS", y, 8.0)
     least = net.binary("MIN", y, 8.0)
@@ -155,25 +159,26 @@ def _lgamma(net: Network, x: Tensor) -> Tensor:
     product = reduce(lambda first, second: net.elementwise("PROD", first, second), factors)
     w = net.select(small, net.binary("SUM", y, 5.0), y)
     inverse = net.unary("RECIP", w)
-    series = _polynomial(net, net.elementwise("PROD", inverse, inverse), (1 / 12, -1 / 360, 1 / 1260, -1 / 1680))
+    series = polynomial(net, net.elementwise("PROD", inverse, inverse), (1 / 12, -1 / 360, 1 / 1260, -1 / 1680))
     logarithm = net.unary("LOG", w)
     far = net.elementwise("PROD", w, net.binary("SUB", logarithm, 1.0))
     far = _sum(net, far, net.binary("PROD", logarithm, -0.5), net.elementwise("PROD", series, inverse))
     far = net.binary("SUM", far, 0.5 * math.log(2 * math.pi))
-    far = net.elementwise("SUB", far, _where(net, small, net.unary("LOG", product), 0.0))
+    far = net.elementwise("SUB", far, where(net, small, net.unary("LOG", product), 0.0))
     value = net.select(net.binary("LESS", y, 3.0), near, far)
-    value = net.elementwise("SUB", value, _where(net, below_one, net.unary("LOG", z), 0.0))
+    value = net.elementwise("SUB", value, where(net, below_one, net.unary("LOG", z), 0.0))
     # Of the others the reflection, pi / |sin(pi x)|.
     sine = net.unary("ABS", net.unary("SIN", net.binary("PROD", fraction, math.pi)))
     mirrored = net.elementwise("SUB", net.unary("LOG", net.binary("DIV", math.pi, sine)), value)
     whole = net.elementwise("AND", net.binary("EQUAL", fraction, 0.0), net.unary("NOT", positive))
     result = net.select(positive, value, mirrored)
-    result = _where(net, whole, math.inf, result)
-    return _where(net, net.unary("ISINF", x), math.inf, result)
+    result = where(net, whole, math.inf, result)
+    return where(net, net.unary("ISINF", x), math.inf, result)
 
 
-def _digamma(net: Network, x: Tensor) -> Tensor:
-    positive, z, fraction = _split_at_zero(net, x)
+def digamma(net: Network, x: Tensor) -> Tensor:
+    """The derivative of the logarithm of the gamma function, of float32."""
+    positive, z, fraction = split_at_zero(net, x)
     # The asymptotic series needs a large argument: six steps up.
     small = net.binary("LESS", z, 6.0)
     least = net.binary("MIN", z, 6.0)
@@ -181,64 +186,17 @@ def _digamma(net: Network, x: Tensor) -> Tensor:
     w = net.select(small, net.binary("SUM", z, 6.0), z)
     inverse = net.unary("RECIP", w)
     square = net.elementwise("PROD", inverse, inverse)
-    series = net.elementwise("PROD", square, _polynomial(net, square, (1 / 12, -1 / 120, 1 / 252, -1 / 240, 1 / 132)))
+    series = net.elementwise("PROD", square, polynomial(net, square, (1 / 12, -1 / 120, 1 / 252, -1 / 240, 1 / 132)))
     value = net.elementwise("SUB", net.unary("LOG", w), net.binary("PROD", inverse, 0.5))
     value = net.elementwise("SUB", value, series)
-    value = net.elementwise("SUB", value, _where(net, small, steps, 0.0))
+    value = net.elementwise("SUB", value, where(net, small, steps, 0.0))
     slope = net.binary("DIV", math.pi, net.unary("TAN", net.binary("PROD", fraction, math.pi)))
     result = net.select(positive, value, net.elementwise("SUB", value, slope))
     # The poles: of zero by its sign, no number below it.
     whole = net.elementwise("AND", net.binary("EQUAL", fraction, 0.0), net.unary("NOT", positive))
-    result = _where(net, whole, math.nan, result)
-    at_zero = _where(net, sign_bit(net, x), math.inf, -math.inf)
+    result = where(net, whole, math.nan, result)
+    at_zero = where(net, sign_bit(net, x), math.inf, -math.inf)
     return net.select(net.binary("EQUAL", x, 0.0), at_zero, result)
-
-
-# -- modified Bessel functions -----------------------------------------------------------------------------------------
-
-# Abramowitz and Stegun, 9.8.1 to 9.8.4: in (x / 3.75)² up to 3.75, and in 3.75 / x beyond.
-_I0 = (
-    (1.0, 3.5156229, 3.0899424, 1.2067492, 0.2659732, 0.0360768, 0.0045813),
-    *((0.39894228, 0.01328592, 0.00225319, -0.00157565, 0.00916281, -0.02057706, 0.02635537, -0.01647633, 0.00392377),),
-)
-_I1 = (
-    (0.5, 0.87890594, 0.51498869, 0.15084934, 0.02658733, 0.00301532, 0.00032411),
-    *(
-        (
-            0.39894228,
-            -0.03988024,
-            -0.00362018,
-            0.00163801,
-            -0.01031555,
-            0.02282967,
-            -0.02895312,
-            0.01787654,
-            -0.00420059,
-        ),
-    ),
-)
-
-
-def _bessel(tables: tuple[Sequence[float], ...], *, odd: bool, scaled: bool) -> Function:
-    def bessel(net: Network, x: Tensor) -> Tensor:
-        size = net.unary("ABS", x)
-        share = net.binary("DIV", net.binary("MIN", size, 3.75), 3.75)
-        near = _polynomial(net, net.elementwise("PROD", share, share), tables[0])
-        if odd:
-            near = net.elementwise("PROD", near, size)
-        beyond = net.binary("MAX", size, 3.75)
-        far = _polynomial(net, net.binary("DIV", 3.75, beyond), tables[1])
-        far = net.elementwise("DIV", far, net.unary("SQRT", beyond))
-        if scaled:
-            near = net.elementwise("PROD", near, net.unary("EXP", net.unary("NEG", size)))
-        else:
-            # In two steps: the exponential overflows before the product does.
-            growth = net.unary("EXP", net.binary("PROD", beyond, 0.5))
-            far = net.elementwise("PROD", net.elementwise("PROD", far, growth), growth)
-        result = net.select(net.binary("LESS", size, 3.75), near, far)
-        return net.select(net.binary("LESS", x, 0.0), net.unary("NEG", result), result) if odd else result
-
-    return bessel
 
 
 for _target, _function in (
@@ -247,13 +205,9 @@ for _target, _function in (
     (aten.erfc.default, _erfc),
     (aten.special_erfcx.default, _erfcx),
     (aten.lgamma.default, _lgamma),
-    (aten.digamma.default, _digamma),
-    (aten.i0.default, _bessel(_I0, odd=False, scaled=False)),
-    (aten.special_i0e.default, _bessel(_I0, odd=False, scaled=True)),
-    (aten.special_i1.default, _bessel(_I1, odd=True, scaled=False)),
-    (aten.special_i1e.default, _bessel(_I1, odd=True, scaled=True)),
+    (aten.digamma.default, digamma),
 ):
-    converter(_target)(_in_float32(_function))
+    converter(_target)(in_float32(_function))
 
 
 # -- powers of two -----------------------------------------------------------------------------------------------------
@@ -275,7 +229,7 @@ def frexp(net: Network, input: Tensor) -> tuple[Tensor, Tensor]:
     x = net.cast(input, torch.float32)
     size = net.unary("ABS", x)
     known = net.elementwise("AND", net.binary("GREATER", size, 0.0), net.binary("LESS", size, math.inf))
-    usable = _where(net, known, size, 1.0)
+    usable = where(net, known, size, 1.0)
     exponent = net.unary("FLOOR", net.binary("PROD", net.unary("LOG", usable), 1 / math.log(2)))
     exponent = net.binary("SUM", net.cast(exponent, torch.int32), 1)
     powers = net.constant(2.0 ** torch.arange(-_REACH, _REACH + 1, dtype=torch.float32))
@@ -287,7 +241,7 @@ def frexp(net: Network, input: Tensor) -> tuple[Tensor, Tensor]:
     large, small = net.unary("NOT", net.binary("LESS", usable, 1.0)), net.binary("LESS", usable, 0.5)
     correction = net.select(large, net.tensor(1, torch.int32), net.tensor(0, torch.int32))
     correction = net.select(small, net.tensor(-1, torch.int32), correction)
-    factor = _where(net, large, 0.5, _where(net, small, 2.0, 1.0))
+    factor = where(net, large, 0.5, where(net, small, 2.0, 1.0))
     mantissa = net.elementwise("PROD", net.elementwise("PROD", usable, factor), net.unary("SIGN", x))
     exponent = net.select(known, net.elementwise("SUM", exponent, correction), net.tensor(0, torch.int32))
     return net.cast(net.select(known, mantissa, x), input.dtype), exponent

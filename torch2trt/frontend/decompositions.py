@@ -14,6 +14,7 @@ from torch.export import ExportedProgram, exported_program
 from torch.export.graph_signature import InputKind
 
 from torch2trt.frontend.functional import functionalize
+from torch2trt.frontend.own_decompositions import OWN
 
 Keep = Callable[[Any], bool]
 
@@ -36,7 +37,7 @@ def decompose(exported: ExportedProgram, keep: Keep) -> ExportedProgram:
             refused = {target for target in operators if not keep(target)} - tried
             if functional and not refused:
                 return exported
-            table = torch.export.default_decompositions() if refused else {}
+            table = {**torch.export.default_decompositions(), **OWN} if refused else {}
             wanted = {target: table[target] for target in refused if target in table}
             tried |= refused
             if wanted or not functional:

@@ -41,7 +41,8 @@ _PADS = frozenset({aten.pad.default, aten.constant_pad_nd.default})
 def remove_noops(program: Program, settings: Settings) -> None:
     """Drop copies, aliases and dropout, casts, views and slices that keep everything, padding by nothing."""
     for node in program.calls:
-        if node.target in IDENTITIES or (node.target in _KEEPING and _keeps(program, node)) or _pads_nothing(node):
+        keeps = node.target in _KEEPING and _keeps(program, node)
+        if node.target in IDENTITIES or keeps or _pads_nothing(node) or _conjugates_real(node):
             source = bind(node)["input"]
             node.replace_all_uses_with(source)
             program.graph.graph.erase_node(node)
@@ -54,3 +55,7 @@ def _keeps(program: Program, node: fx.Node) -> bool:
 
 def _pads_nothing(node: fx.Node) -> bool:
     return node.target in _PADS and all(isinstance(size, int) and size == 0 for size in bind(node)["pad"])
+
+
+def _conjugates_real(node: fx.Node) -> bool:
+    return node.target is aten.conj_physical.default and not node.meta["val"].is_complex()

@@ -50,6 +50,8 @@ SENSITIVE = _overloads(
         aten.linalg_solve_ex,
     ),
     *(aten._linalg_det, aten._linalg_slogdet, aten.linalg_cholesky, aten.linalg_cholesky_ex, aten.linalg_matrix_exp),
+    *(aten.linalg_lu, aten.linalg_lu_factor, aten.linalg_lu_factor_ex, aten.linalg_lu_solve, aten.lu_unpack),
+    *(aten.geqrf, aten.ormqr, aten.linalg_householder_product),
     *(aten.linalg_qr, aten.linalg_solve_triangular, aten.triangular_solve, aten.cholesky_solve, aten.cholesky_inverse),
 ) | {DFT, REAL_INVERSE_DFT}
 # Coordinates in images of more than 2048 pixels are not even whole numbers in float16.

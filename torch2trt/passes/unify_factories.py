@@ -18,6 +18,7 @@ aten = torch.ops.aten
 _NUMBERS = {
     **dict.fromkeys((aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default, aten.zero.default), 0),
     **dict.fromkeys((aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default), 0),
+    **dict.fromkeys((aten.empty_strided.default, aten.new_empty_strided.default, aten.empty_permuted.default), 0),
     **dict.fromkeys((aten.ones.default, aten.ones_like.default, aten.new_ones.default), 1),
 }
 _GIVEN = {

@@ -138,7 +138,10 @@ def write(coverage: Coverage, folder: Path = FOLDER) -> None:
 
 def core_operators() -> tuple[str, ...]:
     """The overloads that torch counts among the Core ATen opset."""
-    packets = (getattr(torch.ops.aten, name) for name in dir(torch.ops.aten))
+    names = {
+        name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names() if name[:6] == "aten::"
+    }
+    packets = (getattr(torch.ops.aten, name, None) for name in names)
     overloads = (
         getattr(packet, name)
         for packet in packets

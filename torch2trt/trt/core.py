@@ -195,8 +195,6 @@ class NetworkCore:
 
     def add_constant_layer(self, value: torch.Tensor, label: str = "") -> Any:
         """The layer behind a constant, and its ``ITensor``."""
-        if value.numel() == 0:
-            raise self.error("TensorRT has no empty constants")
         if label:
             with self.scope(label):
                 return self.add_constant_layer(value)
@@ -204,6 +202,11 @@ class NetworkCore:
         if value.dtype in BYTES:
             # TensorRT has no constants of these but quantized ones; it casts to both types.
             return self.add_cast_layer(self.add_constant_layer(value.half()), value.dtype)
+        if value.numel() == 0:
+            # TensorRT has no empty constants: none of the elements of another one.
+            whole = self.add_constant_layer(value.new_zeros([max(size, 1) for size in value.shape]))
+            zeros, ones = [0] * value.dim(), [1] * value.dim()
+            return self.add("add_slice", whole, zeros, tuple(value.shape), ones).get_output(0)
         layer = self.add("add_constant", tuple(value.shape), self.weights(value))
         self.constants[layer.name] = value
         return layer.get_output(0)
