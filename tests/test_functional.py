@@ -95,6 +95,12 @@ def part_written(x: Tensor) -> Any:
     return y
 
 
+def part_of_a_cast(x: Tensor) -> Any:
+    y = x.half()
+    y[0] = 3.0
+    return y * 2
+
+
 def alias_from_before(x: Tensor) -> Any:
     y = x + 1
     same = F.dropout(y, 0.5, False)
@@ -110,6 +116,7 @@ def written_and_returned(x: Tensor) -> Any:
 TRACED: dict[str, nn.Module] = {
     "a view from before": Function(view_from_before),
     "a part is written": Function(part_written),
+    "a part of a cast": Function(part_of_a_cast),
     "an argument is written": Function(written_and_returned),
     "its statistics are of the batch": Function(lambda x: F.batch_norm(x, None, None, training=True)),
     "channels are dropped in place": nn.Sequential(nn.Dropout2d(0.5), nn.Tanh(), nn.Dropout2d(0.5, inplace=True)),

@@ -57,14 +57,18 @@ class _Rewriter:
         self._keep = keep
         self._place = {node: number for number, node in enumerate(graph.nodes)}
         self._storages: dict[fx.Node, int] = {}
+        one_of: dict[int, int] = {}
         self._sharing: defaultdict[int, list[fx.Node]] = defaultdict(list)
         for node in graph.nodes:
-            # Traces of some versions say of what hands back its argument that it does not.
+            storage = _storage(node)
+            if storage is None:
+                continue
+            # Traces of some versions say of what hands back its argument that it does not, so both are taken for one.
             source = node.args[0] if node.target in _PERHAPS_THE_SAME else None
-            storage = self._storages.get(source) if isinstance(source, fx.Node) else _storage(node)
-            if storage is not None:
-                self._storages[node] = storage
-                self._sharing[storage].append(node)
+            if isinstance(source, fx.Node) and source in self._storages and storage not in one_of:
+                one_of[storage] = self._storages[source]
+            self._storages[node] = one_of.setdefault(storage, storage)
+            self._sharing[self._storages[node]].append(node)
         self._steps: list[Callable[[], None]] = []
 
     def apply(self) -> None:
