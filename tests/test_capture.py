@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +14,11 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from tests.capturing import BATCH, Function, Pair, X, Y, captured, kinds, same, targets
-from torch2trt.errors import CaptureError, DataDependentError, RandomOpError
+from torch2trt import api
+from torch2trt.errors import CaptureError, DataDependentError, RandomOpError, TrainingModeError
 from torch2trt.frontend.export import capture
 from torch2trt.graph.signature import ConstantLeaf, InputLeaf, SizeLeaf, TensorLeaf
+from torch2trt.settings import Settings
 
 aten = torch.ops.aten
 
@@ -327,3 +330,37 @@ def test_quantiles_are_checked() -> None:
         capture(Function(lambda x: x.quantile(1.5)), (X,))
     with pytest.raises(CaptureError, match="of one dtype"):
         capture(Function(lambda x: x.quantile(torch.tensor([0.5], dtype=torch.float16))), (X,))
+
+
+# While a graph is made ------------------------------------------------------------------------------------------------
+
+
+def test_no_cycles_of_objects_are_searched_while_a_graph_is_made_and_are_again_after_it() -> None:
+    seen: list[bool] = []
+
+    class Watching(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(gc.isenabled())
+            return x * 2
+
+    program = api.capture(Watching().eval(), (torch.rand(2),))
+    assert seen == [False]
+    assert gc.isenabled()
+    with pytest.raises(TrainingModeError):
+        api.capture(Watching(), (torch.rand(2),))
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        api.optimize(program, Settings())
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_a_graph_that_passes_change_is_called_as_it_is_then() -> None:
+    x = torch.rand(2)
+    program = api.capture(Function(lambda x: torch.sin(x.view(2, 1).view(2))), (x,))
+    torch.testing.assert_close(program.graph(x)[0], torch.sin(x.view(2)))
+    api.optimize(program, Settings())
+    assert "view" not in program.graph.code
+    torch.testing.assert_close(program.graph(x)[0], torch.sin(x))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._export import utils as export_utils
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.export import exported_program
+from torch.export import Dim, ExportedProgram, exported_program
 
 import torch2trt
 from torch2trt import api
@@ -52,6 +54,24 @@ def test_nothing_checks_its_operands() -> None:
     operators(lambda target: target is not aten.linalg_inv.default)
     both = operators(lambda target: target not in (aten.linalg_inv.default, aten.linear.default))
     assert "aten.linear.default" not in both
+
+
+def test_sizes_are_no_reason_to_trace_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Sized(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x * 2).flatten(1) + 1
+
+    traced: list[int] = []
+    own = ExportedProgram.run_decompositions
+
+    def counted(self: ExportedProgram, *args: Any) -> ExportedProgram:
+        traced.append(1)
+        return own(self, *args)
+
+    monkeypatch.setattr(ExportedProgram, "run_decompositions", counted)
+    program = api.capture(Sized().eval(), (torch.rand(3, 2, 2),), dynamic_shapes=({0: Dim("batch", max=8)},))
+    assert len(traced) == 1
+    assert "aten.sym_size.int" in {name_of(node.target) for node in program.calls}
 
 
 def test_torch_is_afterwards_as_it_was() -> None:

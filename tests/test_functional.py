@@ -61,6 +61,35 @@ def casts(x: Tensor) -> Any:
     return x.to(torch.float32) + 1, x.to(torch.int64), x.to("cpu", torch.float16), x.to(x.dtype), x.type_as(x.int())
 
 
+def part_written(x: Tensor) -> Any:
+    y = x + 1
+    y[0] = 3.0
+    return y
+
+
+def parts_written(x: Tensor) -> Any:
+    mask, count = x.new_zeros((6, 6)), 0
+    for rows in (slice(0, -2), slice(-2, None)):
+        for columns in (slice(0, -4), slice(-4, -2), slice(-2, None)):
+            mask[rows, columns] = count
+            count += 1
+    y = x + mask
+    return mask.view(3, 2, 6), y
+
+
+def part_of_what_was_written(x: Tensor) -> Any:
+    y = (x * 2).relu_()
+    y[1, :, ::2].mul_(3)
+    y[0, 1:3].sub_(1)
+    return y, y[1]
+
+
+def channels_last_written(x: Tensor) -> Any:
+    y = (x + 1).contiguous(memory_format=torch.channels_last)
+    y[:, 1] = 0.0
+    return y
+
+
 REWRITTEN: dict[str, nn.Module] = {
     "a block": Block(),
     "after a copy": Function(written_after_a_copy),
@@ -78,6 +107,11 @@ REWRITTEN: dict[str, nn.Module] = {
     ),
     "norms of casts": nn.Sequential(Function(lambda x: x.to("cpu").contiguous()), nn.BatchNorm2d(4)),
     "without affine weights": nn.BatchNorm2d(4, affine=False),
+    "a part is written": Function(part_written),
+    "parts are written": Function(parts_written),
+    "a part of what was written": Function(part_of_what_was_written),
+    "a part of channels last": Function(channels_last_written),
+    "differences": Function(lambda x: [x.diff(dim=2), x.diff(prepend=x[..., :1] - 1), x.int().diff(append=x.int())]),
     "a vector added in place": Net(lambda self, x: (x * 2).add_(self.bias), bias=drawn(6)),
 }
 
@@ -89,10 +123,24 @@ def view_from_before(x: Tensor) -> Any:
     return view + 1
 
 
-def part_written(x: Tensor) -> Any:
+def part_from_before(x: Tensor) -> Any:
     y = x + 1
-    y[0] = 3.0
+    part = y[0, 1]
+    y[0, 0] = 3.0
+    y[0].mul_(2)
+    return y, part + 1
+
+
+def part_by_positions(x: Tensor) -> Any:
+    y = x + 1
+    y[torch.tensor([1, 0]), 0] = 3.0
     return y
+
+
+def part_of_a_cast(x: Tensor) -> Any:
+    y = x.half()
+    y[0] = 3.0
+    return y * 2
 
 
 def alias_from_before(x: Tensor) -> Any:
@@ -109,7 +157,10 @@ def written_and_returned(x: Tensor) -> Any:
 
 TRACED: dict[str, nn.Module] = {
     "a view from before": Function(view_from_before),
-    "a part is written": Function(part_written),
+    "a part from before": Function(part_from_before),
+    "a part by positions": Function(part_by_positions),
+    "second differences": Function(lambda x: x.diff(2)),
+    "a part of a cast": Function(part_of_a_cast),
     "an argument is written": Function(written_and_returned),
     "its statistics are of the batch": Function(lambda x: F.batch_norm(x, None, None, training=True)),
     "channels are dropped in place": nn.Sequential(nn.Dropout2d(0.5), nn.Tanh(), nn.Dropout2d(0.5, inplace=True)),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 import torch
 from torch import nn
 
+from torch2trt.engine.memory import without_collections
 from torch2trt.errors import DataDependentError, ExampleInputError, NetworkError
 from torch2trt.graph.exact import Truth
 from torch2trt.graph.program import Program
@@ -252,6 +253,7 @@ def explain(
 # The stages -----------------------------------------------------------------------------------------------------------
 
 
+@without_collections()
 def capture(
     module: nn.Module,
     args: tuple[Any, ...] = (),
@@ -300,6 +302,7 @@ def first_call(
     return *calls.example(module), calls
 
 
+@without_collections()
 def optimize(program: Program, settings: Settings, flavour: Flavour | None = None) -> Program:
     """Bring a captured Program into the form that is lowered; it is changed in place, and returned.
 

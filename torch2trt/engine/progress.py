@@ -8,15 +8,15 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch2trt.engine.memory import give_back
 from torch2trt.errors import MissingPackageError
 from torch2trt.settings import ProgressMode
 from torch2trt.trt.flavour import Flavour
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 _SHARE = 0.05  # of a build's time, at most, goes into returning memory: there may be thousands of phases
 
@@ -56,6 +56,9 @@ def build_monitor(flavour: Flavour, mode: ProgressMode, name: str) -> Iterator[A
     if where == "none":
         yield _monitor_class(flavour)(None, name)
         return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     console = Console(force_jupyter=True) if where == "notebook" else Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as display:

@@ -19,6 +19,15 @@ from torch2trt.frontend.own_decompositions import OWN
 Keep = Callable[[Any], bool]
 
 _DEVICES = ("CPU", "CUDA", "Meta")
+# What asks a tensor for a number is arithmetic on sizes: torch lists it, and takes nothing apart.
+_OF_SIZES = frozenset(
+    {
+        torch.ops.aten.sym_numel.default,
+        torch.ops.aten.sym_size.int,
+        torch.ops.aten.sym_storage_offset.default,
+        torch.ops.aten.sym_stride.int,
+    }
+)
 _ONE_AT_A_TIME = threading.RLock()
 
 
@@ -34,7 +43,7 @@ def decompose(exported: ExportedProgram, keep: Keep) -> ExportedProgram:
         while True:
             present = {node.target for node in exported.graph.nodes if node.op == "call_function"}
             operators = {target for target in present if isinstance(target, torch._ops.OpOverload)}
-            refused = {target for target in operators if not keep(target)} - tried
+            refused = {target for target in operators if not keep(target)} - tried - _OF_SIZES
             if functional and not refused:
                 return exported
             table = {**torch.export.default_decompositions(), **OWN} if refused else {}

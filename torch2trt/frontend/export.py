@@ -43,6 +43,7 @@ from torch2trt.frontend.layouts import layouts_of_cudnn
 from torch2trt.frontend.recurrent import involves_packed_sequences, whole_recurrences
 from torch2trt.graph.devices import unify_devices
 from torch2trt.graph.kernels import shapes_of_quantiles
+from torch2trt.graph.module import graph_module, without_code
 from torch2trt.graph.program import Program, is_within_torch
 from torch2trt.graph.signature import (
     ConstantLeaf,
@@ -143,6 +144,7 @@ def _export_mode() -> Iterator[None]:
             whole_recurrences(),
             shapes_of_quantiles(),
             layouts_of_cudnn(),
+            without_code(),
             symbolic_config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
             warnings.catch_warnings(),
         ):
@@ -229,7 +231,7 @@ def _to_program(
     weights: dict[str, fx.Node] = {}
     inputs: list[TensorLeaf | ConstantLeaf] = []
     leaf_of: dict[str, int] = {}
-    program = Program(name, graph, None, None, dim_names, captured)  # type: ignore[arg-type]  # both set below
+    program = Program(name, graph_module(graph.graph), None, None, dim_names, captured)  # type: ignore[arg-type]  # both set below
     changed = set(exported.graph_signature.buffers_to_mutate.values())
     state: dict[str, fx.Node] = {}
     for spec in exported.graph_signature.input_specs:
@@ -276,7 +278,6 @@ def _to_program(
     program.signature = dataclasses.replace(program.signature, outputs=outputs, updates=updates)
     program.weights = WeightsGraph.identity(sources, weights)
     graph.graph.eliminate_dead_code()
-    graph.recompile()
     return program, differs_at_one
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
+from torch2trt.graph.rewrite import call
 from torch2trt.graph.schema import bind
 
 aten = torch.ops.aten
@@ -26,6 +27,8 @@ _RESHAPING = frozenset(
 _CASTING = frozenset({aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other})
 _SAME = frozenset({aten.contiguous.default, aten.dropout.default, aten.feature_dropout.default})
 _PERHAPS_THE_SAME = _RESHAPING | _CASTING | _SAME
+# What takes a part out of a tensor, and what puts another in its place.
+_SCATTERS = {aten.slice.Tensor: aten.slice_scatter.default, aten.select.int: aten.select_scatter.default}
 # Checks of what was traced, which are dropped later.
 _CHECKS = frozenset({aten._assert_tensor_metadata.default})
 
@@ -56,15 +59,20 @@ class _Rewriter:
         self._graph = graph
         self._keep = keep
         self._place = {node: number for number, node in enumerate(graph.nodes)}
+        self._keep_scatters = all(map(keep, _SCATTERS.values()))
         self._storages: dict[fx.Node, int] = {}
+        one_of: dict[int, int] = {}
         self._sharing: defaultdict[int, list[fx.Node]] = defaultdict(list)
         for node in graph.nodes:
-            # Traces of some versions say of what hands back its argument that it does not.
+            storage = _storage(node)
+            if storage is None:
+                continue
+            # Traces of some versions say of what hands back its argument that it does not, so both are taken for one.
             source = node.args[0] if node.target in _PERHAPS_THE_SAME else None
-            storage = self._storages.get(source) if isinstance(source, fx.Node) else _storage(node)
-            if storage is not None:
-                self._storages[node] = storage
-                self._sharing[storage].append(node)
+            if isinstance(source, fx.Node) and source in self._storages and storage not in one_of:
+                one_of[storage] = self._storages[source]
+            self._storages[node] = one_of.setdefault(storage, storage)
+            self._sharing[self._storages[node]].append(node)
         self._steps: list[Callable[[], None]] = []
 
     def apply(self) -> None:
@@ -95,6 +103,8 @@ class _Rewriter:
             return self._plan_as(node, aten.expand.default, lambda shape: (node.args[0], shape))
         if target is aten.chunk.default:
             return self._plan_chunk(node)
+        if target is aten.diff.default and not self._keep(target):
+            return self._plan_diff(node)
         # What yields views of its arguments and is composite, torch takes apart.
         viewing = any(argument.alias_info is not None for argument in target._schema.arguments)
         return self._keep(target) and not (viewing and _is_composite(target))
@@ -104,8 +114,14 @@ class _Rewriter:
         if functional is None or not self._keep(functional):
             return False
         written = node.args[0]
-        if not isinstance(written, fx.Node) or not self._is_free(node, written):
+        if not isinstance(written, fx.Node):
             return False
+        depth = 0
+        if not self._is_free(node, written):
+            # Where what it is a part of is read later, that is another tensor then.
+            depth, whole = _whole(written)
+            if not depth or not self._keep_scatters or not self._is_free(node, whole):
+                return False
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda argument: argument.meta["val"])
         with written.meta["val"].fake_mode:
             value = functional(*args, **kwargs)
@@ -117,8 +133,8 @@ class _Rewriter:
             node.target = functional
             place = self._place[node]
             # What it was when this was planned may have been replaced.
-            now: Any = node.args[0]
-            now.replace_all_uses_with(node, delete_user_cb=lambda user: self._place.get(user, -1) > place)
+            now, following = _scattered(node.args[0], node, depth)
+            now.replace_all_uses_with(following, delete_user_cb=lambda user: self._place.get(user, -1) > place)
 
         self._steps.append(step)
         return True
@@ -185,6 +201,27 @@ class _Rewriter:
         self._steps.append(step)
         return self._keep(aten.split.Tensor)
 
+    def _plan_diff(self, node: fx.Node) -> bool:
+        bound = bind(node)
+        dim, dtype = bound["dim"], node.meta["val"].dtype
+        if bound["n"] != 1 or dtype is torch.bool or not bound["input"].meta["val"].dim():
+            return False
+        if not all(map(self._keep, (aten.cat.default, aten.slice.Tensor, aten.sub.Tensor))):
+            return False
+
+        def step() -> None:
+            bound = bind(node)
+            parts = [bound[name] for name in ("prepend", "input", "append") if bound[name] is not None]
+            with self._graph.inserting_before(node):
+                source = call(self._graph, aten.cat.default, parts, dim, like=node) if len(parts) > 1 else parts[0]
+                size = source.meta["val"].shape[dim]
+                before = call(self._graph, aten.slice.Tensor, source, dim, 0, size - 1, like=node)
+                after = call(self._graph, aten.slice.Tensor, source, dim, 1, size, like=node)
+                self._replace(node, call(self._graph, aten.sub.Tensor, after, before, like=node))
+
+        self._steps.append(step)
+        return True
+
     def _plan_cast(self, node: fx.Node) -> bool:
         bound = bind(node)
         source = bound["input"]
@@ -214,6 +251,26 @@ class _Rewriter:
     def _replace(self, node: fx.Node, other: Any) -> None:
         node.replace_all_uses_with(other)
         self._graph.erase_node(node)
+
+
+def _whole(part: fx.Node) -> tuple[int, fx.Node]:
+    """Of how many parts of parts a tensor is one, and of what in the end."""
+    depth = 0
+    while part.target in _SCATTERS:
+        depth, part = depth + 1, part.args[0]  # type: ignore[assignment]
+    return depth, part
+
+
+def _scattered(part: Any, value: fx.Node, depth: int) -> tuple[fx.Node, fx.Node]:
+    """What a tensor is a part of, and a new node after a value: that with the value in the part's place."""
+    for _ in range(depth):
+        source, *place = part.args
+        with value.graph.inserting_after(value):
+            value = call(value.graph, _SCATTERS[part.target], source, value, *place, like=part, **part.kwargs)
+        # It is what the whole is when it has been written into: as eager lays it out.
+        value.meta["val"] = source.meta["val"]
+        part = source
+    return part, value
 
 
 def _storage(node: fx.Node) -> int | None:

@@ -37,10 +37,11 @@ def _set_kernels(operator: Any, kernels: dict[Any, Any]) -> None:
 
 def shapes_of_quantiles() -> contextlib.AbstractContextManager[None]:
     """Within, quantiles of fake tensors have a shape: up to torch 2.11 they look at values, to check them."""
-    return replaced_kernels({operator: _quantile(operator) for operator in _QUANTILES})
+    return replaced_kernels({operator: _quantile(operator) for operator in QUANTILES})
 
 
-_QUANTILES = (aten.quantile.default, aten.quantile.scalar, aten.nanquantile.default, aten.nanquantile.scalar)
+QUANTILES = (aten.quantile.default, aten.quantile.scalar, aten.nanquantile.default, aten.nanquantile.scalar)
+"""The operators of quantiles."""
 
 
 def _quantile(operator: Any) -> Callable[..., Tensor]:

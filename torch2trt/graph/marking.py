@@ -9,6 +9,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from torch2trt.graph.contract import check
+from torch2trt.graph.module import graph_module
 from torch2trt.graph.program import Program
 from torch2trt.graph.signature import Signature, TensorLeaf
 
@@ -34,7 +35,7 @@ def marked(program: Program, nodes: Sequence[fx.Node]) -> Program:
         dims=program.signature.dims,
         profiles=program.signature.profiles,
     )
-    found = dataclasses.replace(program, graph=fx.GraphModule({}, graph), signature=signature, state={})
+    found = dataclasses.replace(program, graph=graph_module(graph), signature=signature, state={})
     check(found, "marking")
     return found
 

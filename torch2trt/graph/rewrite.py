@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
-from torch2trt.graph.kernels import shapes_of_quantiles
+from torch2trt.graph.kernels import QUANTILES, shapes_of_quantiles
 from torch2trt.graph.program import provenance
 from torch2trt.graph.schema import name_of
 
@@ -43,25 +44,31 @@ def call(graph: fx.Graph, target: Any, *args: Any, like: fx.Node, **kwargs: Any)
 def refresh(node: fx.Node) -> None:
     """Compute a call's fake value anew, after its arguments changed."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: arg.meta["val"])
-    mode = _mode_of(pytree.tree_leaves((args, kwargs))) or _mode_of(
-        other.meta.get("val") for other in node.graph.nodes if other.op == "placeholder"
-    )
+    mode = _mode_of(node.all_input_nodes) or _mode_of(other for other in node.graph.nodes if other.op == "placeholder")
+    quantiles = shapes_of_quantiles() if node.target in QUANTILES else contextlib.nullcontext()
     # Composite operators written in C++ know no symbolic sizes, their counterparts in Python do.
-    with mode, enable_python_dispatcher(), shapes_of_quantiles():
+    with mode, torch.no_grad(), enable_python_dispatcher(), quantiles:
         value = node.target(*args, **kwargs)  # type: ignore[operator]
-        if free_unbacked_symbols(value) != free_unbacked_symbols(before := node.meta.get("val", value)):
+        before = node.meta.get("val", value)
+        static = _is_static(before) and _is_static(value)
+        if not static and free_unbacked_symbols(value) != free_unbacked_symbols(before):
             # Sizes that depend on data have new symbols each time: keep the ones that the graph knows.
             value = pytree.tree_map(_with_dtype, before, value)
         node.meta["val"] = value
     node.meta.pop("tensor_meta", None)
 
 
+def _is_static(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not value._has_symbolic_sizes_strides
+
+
 def _with_dtype(before: Any, like: Any) -> Any:
     return before.to(like.dtype) if isinstance(before, torch.Tensor) else before
 
 
-def _mode_of(values: Iterable[Any]) -> Any:
+def _mode_of(nodes: Iterable[fx.Node]) -> Any:
     # Not whichever is active: a graph's values are of one mode.
+    values = (leaf for node in nodes for leaf in pytree.tree_leaves(node.meta.get("val")))
     return next((value.fake_mode for value in values if isinstance(value, FakeTensor)), None)
 
 

@@ -23,6 +23,7 @@ from torch import fx
 from torch2trt.errors import ArtifactError, ArtifactWriteError, ContractError
 from torch2trt.graph import ops  # noqa: F401  # registers the operators of this package
 from torch2trt.graph.contract import check
+from torch2trt.graph.module import graph_module
 from torch2trt.graph.program import Program, provenance
 from torch2trt.graph.rewrite import IN_TORCH
 from torch2trt.graph.schema import TensorOp, name_of
@@ -209,7 +210,7 @@ def _graph_from_json(items: Sequence[Mapping[str, Any]], namespaces: Collection[
         node = graph.create_node(op, target, args, kwargs, name=name)
         node.meta.update(_meta_from_json(item))
         nodes[name] = node
-    return fx.GraphModule({}, graph)
+    return graph_module(graph)
 
 
 def _weights_from_json(

@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from torch2trt.graph.devices import placed
+from torch2trt.graph.module import graph_module
 
 
 @dataclass
@@ -44,7 +45,7 @@ class WeightsGraph:
             inputs[str(node.target)] = source
             returned.append(node)
         graph.output(tuple(returned))
-        return cls(sources, fx.GraphModule({}, graph), inputs, tuple(inputs))
+        return cls(sources, graph_module(graph), inputs, tuple(inputs))
 
     def evaluate(
         self, sources: Mapping[str, torch.Tensor] | None = None, device: torch.device | str | None = None

@@ -10,6 +10,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from torch2trt.graph.contract import check
+from torch2trt.graph.module import graph_module
 from torch2trt.graph.program import Program
 from torch2trt.graph.signature import Signature, TensorLeaf
 from torch2trt.graph.weights import WeightsGraph
@@ -112,7 +113,7 @@ class _Draft:
         own = whole.signature.over(_symbols(leaf.spec for leaf in inputs))
         made = Program(
             name,
-            fx.GraphModule({}, graph),
+            graph_module(graph),
             _weights(whole.weights, [str(node.target) for node in self._weights]),
             Signature(
                 inputs,
@@ -167,6 +168,6 @@ def _weights(weights: WeightsGraph, names: list[str]) -> WeightsGraph:
     copies: dict[fx.Node, fx.Node] = {}
     returned = graph.graph_copy(weights.graph.graph, copies)
     graph.output(returned)
-    part = WeightsGraph(weights.sources, fx.GraphModule({}, graph), dict(weights.inputs), weights.outputs)
+    part = WeightsGraph(weights.sources, graph_module(graph), dict(weights.inputs), weights.outputs)
     part.keep_outputs(names)
     return part

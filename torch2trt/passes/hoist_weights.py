@@ -6,6 +6,7 @@ import math
 
 from torch import fx
 
+from torch2trt.graph.module import graph_module
 from torch2trt.graph.program import Program
 from torch2trt.graph.rewrite import leading_to
 from torch2trt.graph.weights import WeightsGraph
@@ -21,10 +22,11 @@ _SMALL = 1 << 20
 def hoist_weights(program: Program, settings: Settings) -> None:
     """Split the graph: calls on weights and constants alone go to the weights graph, their results become weights."""
     hoisted = _hoistable(program)
+    members = set(hoisted)
     # Its placeholders are those of the main graph as the earlier weights graph yields them.
-    frontier = [node for node in hoisted if any(user not in hoisted for user in node.users)]
+    frontier = [node for node in hoisted if not members.issuperset(node.users)]
     for node in program.weight_placeholders:
-        if any(user not in hoisted for user in node.users):
+        if not members.issuperset(node.users):
             frontier.append(node)
     old = program.weights
     graph = fx.Graph()
@@ -40,15 +42,17 @@ def hoist_weights(program: Program, settings: Settings) -> None:
     graph.output(tuple(copies[node] for node in frontier))
     main = program.graph.graph
     names: list[str] = []
+    taken = {node.name for node in main.nodes} | {str(node.target) for node in main.nodes if node.op == "placeholder"}
     anchor = program.calls[0] if program.calls else main.output_node()
     for node in frontier:
         if node.op == "placeholder":
             names.append(str(node.target))
             continue
         with main.inserting_before(anchor):
-            weight = main.placeholder(_unused_name(main, f"w_{node.name}"))
+            weight = main.placeholder(_unused_name(taken, f"w_{node.name}"))
+        taken |= {weight.name, str(weight.target)}
         weight.meta = dict(node.meta)
-        node.replace_all_uses_with(weight, delete_user_cb=lambda user: user not in hoisted)
+        node.replace_all_uses_with(weight, delete_user_cb=lambda user: user not in members)
         names.append(str(weight.target))
     for node in reversed(hoisted):
         main.erase_node(node)
@@ -56,7 +60,7 @@ def hoist_weights(program: Program, settings: Settings) -> None:
     for node in program.weight_placeholders:
         if str(node.target) not in kept:
             main.erase_node(node)
-    program.weights = WeightsGraph(old.sources, fx.GraphModule({}, graph), dict(old.inputs), tuple(names))
+    program.weights = WeightsGraph(old.sources, graph_module(graph), dict(old.inputs), tuple(names))
     program.weights.keep_outputs(kept)
 
 
@@ -98,8 +102,7 @@ def _roots(node: fx.Node) -> set[fx.Node]:
     return {item for item in leading_to([node]) if item.op == "placeholder"}
 
 
-def _unused_name(graph: fx.Graph, name: str) -> str:
-    taken = {str(node.target) for node in graph.nodes if node.op == "placeholder"} | {node.name for node in graph.nodes}
+def _unused_name(taken: set[str], name: str) -> str:
     candidate, count = name, 1
     while candidate in taken:
         candidate, count = f"{name}_{count}", count + 1

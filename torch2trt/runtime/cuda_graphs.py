@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import warnings
@@ -147,8 +148,22 @@ class Graph:
                     raise
                 graph.capture_end()
             except RuntimeError as error:
+                _end_capture_of_random_numbers()
                 raise _NotCapturable(str(error)) from error
         return graph
+
+
+def _end_capture_of_random_numbers() -> None:
+    """Let the default generator of the current stream's device, on which a capture failed, leave that capture.
+
+    When CUDA refuses to end a capture, up to torch 2.11 at least, torch does not get as far as to tell its generator,
+    which then refuses to draw numbers. A capture of nothing, which succeeds, tells it.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with warnings.catch_warnings(), contextlib.suppress(RuntimeError):
+        warnings.filterwarnings("ignore", "The CUDA Graph is empty", UserWarning)
+        graph.capture_begin(capture_error_mode="thread_local")
+        graph.capture_end()
 
 
 def _replay(graph: torch.cuda.CUDAGraph) -> None:

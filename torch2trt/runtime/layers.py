@@ -30,19 +30,26 @@ class LayerTimes:
 
 
 def information_at(engine: Engine, inputs: Sequence[torch.Tensor]) -> str:
-    """What TensorRT's inspector says of an engine at a call's shapes, in the profile that runs them; nothing runs.
+    """What TensorRT's inspector says of an engine at a call's shapes, in the profile that runs them.
+
+    The call is run once, on a stream of its own: before that, the inspector of TensorRT 10.6 lists no layers.
 
     Args:
         inputs: in the engine's order, with its dtypes, of shapes that a profile of the engine holds.
 
     Raises:
-        EngineError: TensorRT refused a shape.
+        EngineError: TensorRT refused a shape or the run.
     """
     inputs = engine.as_stored(inputs)
     shapes = tuple(tuple(value.shape) for value in inputs)
     with torch.cuda.device(engine.device):
         context = Context(engine, engine.new_scratch(), engine.profile_of(shapes))
-        context.prepare(inputs, shapes)
+        side = torch.cuda.Stream(engine.device)
+        side.wait_stream(torch.cuda.current_stream(engine.device))
+        with torch.cuda.stream(side):
+            placed, buffers = context.prepare(inputs, shapes)
+            context.enqueue(placed, buffers, side.cuda_stream)
+            side.synchronize()
         return context.describe()
 
 
