@@ -37,6 +37,17 @@ def trace_last_segments() -> bool:
         return torch.segment_reduce(torch.ones(2, 3), "sum", lengths=lengths, axis=-1).shape == (2, 3)
 
 
+@functools.cache
+def add_to_wide_products() -> bool:
+    """Whether ``addmm`` of halves with a result in float32 can be traced."""
+    try:
+        with FakeTensorMode():
+            torch.addmm(*(torch.ones(2, 2).half() for _ in range(3)), out_dtype=torch.float32, beta=0.5)
+    except TypeError:
+        return False
+    return True
+
+
 def compute_ends_of_slices() -> bool:
     """Whether ``torch.export`` follows the size of a slice that ends at a computed size."""
     return bool(_VERSION >= (2, 12))

@@ -95,7 +95,7 @@ def pow_scalar(net: Network, input: Tensor, exponent: float) -> Tensor:
     """pow.Tensor_Scalar(Tensor self, Scalar exponent) -> Tensor"""
     base = net.tensor(input, net.promoted_dtype(input, exponent))
     if exponent in (1, 2, 3) or not base.dtype.is_floating_point:
-        return _whole_power(net, base, int(exponent))
+        return whole_power(net, base, int(exponent))
     if exponent == 0.5:
         return net.unary("SQRT", base)
     if exponent == -0.5:
@@ -105,8 +105,8 @@ def pow_scalar(net: Network, input: Tensor, exponent: float) -> Tensor:
     return net.binary("POW", base, exponent)
 
 
-def _whole_power(net: Network, base: Tensor, exponent: int) -> Tensor:
-    """A power by squaring, which of integers wraps around as torch's does; the exponent is not negative."""
+def whole_power(net: Network, base: Tensor, exponent: int) -> Tensor:
+    """A power by squaring, which of integers wraps around as torch's does; the exponent is 0 or more."""
     if exponent == 0:
         return net.expand(net.tensor(1, base.dtype), base.shape)
     result = base

@@ -11,6 +11,7 @@ from fractions import Fraction
 
 import torch
 
+from torch2trt.converters.elementwise import whole_power
 from torch2trt.converters.registry import converter, refuse
 from torch2trt.converters.special import digamma, polynomial, split_at_zero, where
 from torch2trt.sizes import volume
@@ -28,15 +29,6 @@ refuse(
 )
 
 
-def _power(net: Network, base: Tensor, exponent: int) -> Tensor:
-    result = base
-    for bit in f"{exponent:b}"[1:]:
-        result = net.elementwise("PROD", result, result)
-        if bit == "1":
-            result = net.elementwise("PROD", result, base)
-    return result
-
-
 def _positive(net: Network, x: Tensor, order: int, factor: float) -> Tensor:
     """``factor * zeta(order + 1, x)`` of positive numbers."""
     # The root of the factor goes into what is raised to the power: neither overflows alone.
@@ -45,7 +37,7 @@ def _positive(net: Network, x: Tensor, order: int, factor: float) -> Tensor:
     shifted = net.binary(
         "SUM", net.reshape(x, (volume(x.shape), 1)), net.constant(torch.arange(steps, dtype=torch.float32))
     )
-    terms = _power(net, net.binary("DIV", root, shifted), order + 1)
+    terms = whole_power(net, net.binary("DIV", root, shifted), order + 1)
     result = net.reshape(net.reduce("SUM", terms, [1], False), x.shape)
     inverse = net.unary("RECIP", net.binary("SUM", x, float(steps)))
     series = [1 / order, 0.5]
@@ -54,7 +46,7 @@ def _positive(net: Network, x: Tensor, order: int, factor: float) -> Tensor:
         series += [float(number * rising / math.factorial(2 * index)), 0.0]
         rising *= (order + 2 * index) * (order + 2 * index + 1)
     tail = net.binary("PROD", polynomial(net, inverse, series[:-1]), root)
-    tail = net.elementwise("PROD", tail, _power(net, net.binary("PROD", inverse, root), order))
+    tail = net.elementwise("PROD", tail, whole_power(net, net.binary("PROD", inverse, root), order))
     return net.elementwise("SUM", result, tail)
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from torch2trt.runtime.context import Context, Engine
+from torch2trt.runtime.context import Context, Engine, Outputs
 
 _WARM = 3  # runs before the first that is timed, without and with the profiler
 
@@ -40,16 +41,10 @@ def information_at(engine: Engine, inputs: Sequence[torch.Tensor]) -> str:
     Raises:
         EngineError: TensorRT refused a shape or the run.
     """
-    inputs = engine.as_stored(inputs)
-    shapes = tuple(tuple(value.shape) for value in inputs)
-    with torch.cuda.device(engine.device):
-        context = Context(engine, engine.new_scratch(), engine.profile_of(shapes))
-        side = torch.cuda.Stream(engine.device)
-        side.wait_stream(torch.cuda.current_stream(engine.device))
-        with torch.cuda.stream(side):
-            placed, buffers = context.prepare(inputs, shapes)
-            context.enqueue(placed, buffers, side.cuda_stream)
-            side.synchronize()
+    with _beside(engine) as side:
+        context, placed, buffers = _prepared(engine, inputs)
+        context.enqueue(placed, buffers, side.cuda_stream)
+        side.synchronize()
         return context.describe()
 
 
@@ -63,30 +58,42 @@ def time_layers(engine: Engine, inputs: Sequence[torch.Tensor], *, runs: int) ->
     Raises:
         EngineError: TensorRT refused a shape or a run.
     """
-    inputs = engine.as_stored(inputs)
-    shapes = tuple(tuple(value.shape) for value in inputs)
-    with torch.cuda.device(engine.device):
-        context = Context(engine, engine.new_scratch(), engine.profile_of(shapes))
-        profiler = _profiler_class(engine.trt)()
-        side = torch.cuda.Stream(engine.device)
-        side.wait_stream(torch.cuda.current_stream(engine.device))
-        with torch.cuda.stream(side):
-            placed, buffers = context.prepare(inputs, shapes)
-            for _ in range(_WARM):
-                outputs = context.enqueue(placed, buffers, side.cuda_stream)
+    profiler = _profiler_class(engine.trt)()
+    with _beside(engine) as side:
+        context, placed, buffers = _prepared(engine, inputs)
+        for _ in range(_WARM):
+            outputs = context.enqueue(placed, buffers, side.cuda_stream)
+        side.synchronize()
+        information = context.describe()
+        context.watch(profiler)
+        taken: list[dict[str, float]] = []
+        for _ in range(_WARM + runs):
+            profiler.begin()
+            outputs = context.enqueue(placed, buffers, side.cuda_stream)
             side.synchronize()
-            information = context.describe()
-            context.watch(profiler)
-            taken: list[dict[str, float]] = []
-            for _ in range(_WARM + runs):
-                profiler.begin()
-                outputs = context.enqueue(placed, buffers, side.cuda_stream)
-                side.synchronize()
-                taken.append(profiler.ms)
+            taken.append(profiler.ms)
     timed = taken[_WARM:]
     names = dict.fromkeys(name for run in timed for name in run)
     ms = {name: statistics.median(run.get(name, 0.0) for run in timed) for name in names}
     return LayerTimes(information, ms, placed, engine.as_returned(outputs))
+
+
+@contextlib.contextmanager
+def _beside(engine: Engine) -> Iterator[torch.cuda.Stream]:
+    """Within, what is enqueued on an engine's device is on a new stream, after what the caller's still has to do."""
+    with torch.cuda.device(engine.device):
+        side = torch.cuda.Stream(engine.device)
+        side.wait_stream(torch.cuda.current_stream(engine.device))
+        with torch.cuda.stream(side):
+            yield side
+
+
+def _prepared(engine: Engine, inputs: Sequence[torch.Tensor]) -> tuple[Context, list[torch.Tensor], Outputs]:
+    """A context for a call's shapes on memory of its own, the inputs where TensorRT reads them, and the outputs."""
+    inputs = engine.as_stored(inputs)
+    shapes = tuple(tuple(value.shape) for value in inputs)
+    context = Context(engine, engine.new_scratch(), engine.profile_of(shapes))
+    return context, *context.prepare(inputs, shapes)
 
 
 @functools.cache
