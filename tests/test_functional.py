@@ -90,6 +90,12 @@ def channels_last_written(x: Tensor) -> Any:
     return y
 
 
+def part_of_a_cast(x: Tensor) -> Any:
+    y = x.half()
+    y[0] = 3.0
+    return y * 2
+
+
 REWRITTEN: dict[str, nn.Module] = {
     "a block": Block(),
     "after a copy": Function(written_after_a_copy),
@@ -112,6 +118,7 @@ REWRITTEN: dict[str, nn.Module] = {
     "a part of what was written": Function(part_of_what_was_written),
     "a part of channels last": Function(channels_last_written),
     "differences": Function(lambda x: [x.diff(dim=2), x.diff(prepend=x[..., :1] - 1), x.int().diff(append=x.int())]),
+    "a part of a cast": Function(part_of_a_cast),
     "a vector added in place": Net(lambda self, x: (x * 2).add_(self.bias), bias=drawn(6)),
 }
 
@@ -137,12 +144,6 @@ def part_by_positions(x: Tensor) -> Any:
     return y
 
 
-def part_of_a_cast(x: Tensor) -> Any:
-    y = x.half()
-    y[0] = 3.0
-    return y * 2
-
-
 def alias_from_before(x: Tensor) -> Any:
     y = x + 1
     same = F.dropout(y, 0.5, False)
@@ -160,7 +161,6 @@ TRACED: dict[str, nn.Module] = {
     "a part from before": Function(part_from_before),
     "a part by positions": Function(part_by_positions),
     "second differences": Function(lambda x: x.diff(2)),
-    "a part of a cast": Function(part_of_a_cast),
     "an argument is written": Function(written_and_returned),
     "its statistics are of the batch": Function(lambda x: F.batch_norm(x, None, None, training=True)),
     "channels are dropped in place": nn.Sequential(nn.Dropout2d(0.5), nn.Tanh(), nn.Dropout2d(0.5, inplace=True)),
@@ -212,6 +212,19 @@ def test_it_is_what_tracing_makes(name: str, monkeypatch: pytest.MonkeyPatch) ->
     if name != "an argument is written" and name not in EITHER:
         torch.testing.assert_close(found, expected)
     assert plain(quick) == plain(slow)
+
+
+def test_a_copy_that_is_laid_out_anew_has_memory_of_its_own() -> None:
+    def written(x: Tensor) -> Any:
+        turned = x.transpose(0, -1) + 1
+        turned[turned > 0.3] = 0.125
+        copied = turned.contiguous()
+        copied.zero_()
+        return turned * 1, copied * 1
+
+    # Traced once more by torch, it would have zeroed both.
+    program = api.capture(Function(written).eval(), (X.clone(),))
+    torch.testing.assert_close(program(X), written(X))
 
 
 def test_dynamic_sizes_are_traced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,7 @@ class _Rewriter:
             if storage is None:
                 continue
             # Traces of some versions say of what hands back its argument that it does not, so both are taken for one.
-            source = node.args[0] if node.target in _PERHAPS_THE_SAME else None
+            source = node.args[0] if _may_be_its_argument(node) else None
             if isinstance(source, fx.Node) and source in self._storages and storage not in one_of:
                 one_of[storage] = self._storages[source]
             self._storages[node] = one_of.setdefault(storage, storage)
@@ -271,6 +271,20 @@ def _scattered(part: Any, value: fx.Node, depth: int) -> tuple[fx.Node, fx.Node]
         value.meta["val"] = source.meta["val"]
         part = source
     return part, value
+
+
+def _may_be_its_argument(node: fx.Node) -> bool:
+    """Whether a call may hand back its argument, or a view of it, in place of a copy."""
+    if node.target not in _PERHAPS_THE_SAME:
+        return False
+    source, own = node.args[0], node.meta.get("val")
+    if not isinstance(source, fx.Node) or not isinstance(own, torch.Tensor):
+        return False
+    value = source.meta["val"]
+    if node.target is aten.contiguous.default:
+        wanted: Any = [*node.args[1:], *node.kwargs.values(), torch.contiguous_format][0]
+        return bool(value.is_contiguous(memory_format=wanted))
+    return bool(value.dtype == own.dtype)
 
 
 def _storage(node: fx.Node) -> int | None:
