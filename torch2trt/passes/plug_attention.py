@@ -15,7 +15,7 @@ from torch2trt.graph.rewrite import IN_TORCH, call, erase_unused
 from torch2trt.graph.schema import bind
 from torch2trt.passes.merge_sibling_linears import join_linears
 from torch2trt.passes.pieces import piece_of
-from torch2trt.passes.views import PERMUTING, RESHAPING, axes_of
+from torch2trt.passes.views import RESHAPING, order_of
 from torch2trt.settings import Settings
 from torch2trt.sizes import evaluate, symbols
 
@@ -87,9 +87,7 @@ def _found(program: Program, node: fx.Node) -> _Attention | None:
 
 def _with_heads_behind(program: Program, node: fx.Node) -> fx.Node | None:
     """The tensor [N, tokens, heads, width] of which a node is the transpose."""
-    if node.target not in PERMUTING or IN_TORCH in node.meta or axes_of(node, 4) != _HEADS_AND_TOKENS:
-        return None
-    return node.all_input_nodes[0]
+    return node.all_input_nodes[0] if order_of(program, node) == _HEADS_AND_TOKENS else None
 
 
 def _source(program: Program, node: fx.Node, behind: fx.Node | None) -> fx.Node | None:
@@ -133,7 +131,7 @@ def _rewrite(program: Program, node: fx.Node, found: _Attention) -> None:
             made = call(graph, FLASH_ATTENTION, *given, found.is_causal, found.scale, like=node)
         result = call(graph, aten.permute.default, made, list(_HEADS_AND_TOKENS), like=node)
     for user in list(node.users):
-        if user.target in PERMUTING and IN_TORCH not in user.meta and axes_of(user, 4) == _HEADS_AND_TOKENS:
+        if order_of(program, user) == _HEADS_AND_TOKENS:
             user.replace_all_uses_with(made)
     node.replace_all_uses_with(result)
 

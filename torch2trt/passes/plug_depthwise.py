@@ -11,7 +11,7 @@ from torch2trt.graph.ops import DEPTHWISE_CONV
 from torch2trt.graph.program import Program
 from torch2trt.graph.rewrite import IN_TORCH, call, erase_unused
 from torch2trt.graph.schema import bind
-from torch2trt.passes.views import PERMUTING, axes_of
+from torch2trt.passes.views import order_of
 from torch2trt.settings import Settings
 
 aten = torch.ops.aten
@@ -46,13 +46,9 @@ def _fits(program: Program, node: fx.Node) -> bool:
         and program.spec(node).dtype in (torch.float16, torch.bfloat16)
         and bound["groups"] == weight[0] == program.spec(source).shape[1]
         and min(weight[2:]) >= _LEAST_WINDOW
-        and _permutes(program, source, _CHANNELS_FIRST)
-        and all(_permutes(program, user, _CHANNELS_LAST) for user in node.users)
+        and order_of(program, source) == _CHANNELS_FIRST
+        and all(order_of(program, user) == _CHANNELS_LAST for user in node.users)
     )
-
-
-def _permutes(program: Program, node: fx.Node, axes: tuple[int, ...]) -> bool:
-    return node.target in PERMUTING and IN_TORCH not in node.meta and axes_of(node, program.spec(node).rank) == axes
 
 
 def _rewrite(program: Program, node: fx.Node) -> None:

@@ -12,7 +12,7 @@ from torch2trt.graph.program import Program
 from torch2trt.graph.rewrite import IN_TORCH, call, erase_unused
 from torch2trt.passes.constants import constants
 from torch2trt.passes.pointwise import is_pointwise
-from torch2trt.passes.views import PERMUTING, axes_of
+from torch2trt.passes.views import order_of
 from torch2trt.settings import Settings
 
 aten = torch.ops.aten
@@ -29,7 +29,7 @@ def sink_permutes(program: Program, settings: Settings) -> None:
     for most in (0, len(program.calls)):
         refused: set[tuple[fx.Node, tuple[int, ...]]] = set()
         for node in program.calls:
-            for axes in dict.fromkeys(_axes(program, source) for source in node.all_input_nodes if node.users):
+            for axes in dict.fromkeys(order_of(program, source) for source in node.all_input_nodes if node.users):
                 if axes is None or not _fits(program, node, axes, constant):
                     continue
                 if (node, axes) not in refused:
@@ -39,13 +39,6 @@ def sink_permutes(program: Program, settings: Settings) -> None:
                     refused |= {(member, axes) for member in wide}
                 if _apply(program, _chain(program, node, axes, constant), axes, constant, most):
                     break
-
-
-def _axes(program: Program, node: fx.Node) -> tuple[int, ...] | None:
-    """The order into which a call brings the dimensions, if that is what it does."""
-    if node.target not in PERMUTING or IN_TORCH in node.meta:
-        return None
-    return axes_of(node, program.spec(node).rank)
 
 
 def _fits(program: Program, node: fx.Node, axes: tuple[int, ...], constant: set[fx.Node]) -> bool:
@@ -83,14 +76,14 @@ def _apply(program: Program, region: list[fx.Node], axes: tuple[int, ...], const
     """Rewrite a region in the order before the permutation, if fewer permutations are left and at most so many new."""
     members = set(region)
     outside = _inputs(program, region, constant)
-    before = {source for source in outside if _axes(program, source) == axes}
+    before = {source for source in outside if order_of(program, source) == axes}
     dropped = sum(members.issuperset(source.users) for source in before)
     added = len(outside) - len(before)
     for node in region:
         users = [user for user in node.users if user not in members]
         cancelled = [user for user in users if _composed(program, axes, user) == tuple(range(len(axes)))]
         dropped += len(cancelled)
-        added += any(_axes(program, user) is None for user in users)
+        added += any(order_of(program, user) is None for user in users)
     if dropped <= added or added > most:
         return False
     _rewrite(program, region, axes, constant)
@@ -105,7 +98,7 @@ def _inputs(program: Program, region: Iterable[fx.Node], constant: set[fx.Node])
 
 
 def _composed(program: Program, axes: tuple[int, ...], user: fx.Node) -> tuple[int, ...] | None:
-    second = _axes(program, user) if user.op == "call_function" else None
+    second = order_of(program, user) if user.op == "call_function" else None
     return None if second is None else tuple(axes[axis] for axis in second)
 
 
@@ -119,7 +112,7 @@ def _rewrite(program: Program, region: list[fx.Node], axes: tuple[int, ...], con
             return made[source]
         if program.is_size(source) or program.spec(source).rank == 0:
             return source
-        if source not in constant and _axes(program, source) == axes:
+        if source not in constant and order_of(program, source) == axes:
             return source.all_input_nodes[0]
         whole = source
         for _ in range(len(axes) - program.spec(source).rank):

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from torch2trt.graph.program import Program
-from torch2trt.graph.rewrite import call
+from torch2trt.graph.rewrite import IN_TORCH, call
 from torch2trt.graph.schema import bind
 from torch2trt.sizes import Shape, Size, simplify, volume
 
@@ -160,6 +160,13 @@ def axes_of(node: fx.Node, rank: int) -> tuple[int, ...]:
         first, second = (bind(node)[name] % rank for name in ("dim0", "dim1"))
         axes[first], axes[second] = axes[second], axes[first]
     return tuple(axes)
+
+
+def order_of(program: Program, node: fx.Node) -> tuple[int, ...] | None:
+    """The order into which a node brings the dimensions, if that is what it does in an engine."""
+    if node.target not in PERMUTING or IN_TORCH in node.meta:
+        return None
+    return axes_of(node, program.spec(node).rank)
 
 
 def applied(program: Program, node: fx.Node, view: View) -> View | None:

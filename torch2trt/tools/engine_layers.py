@@ -123,7 +123,9 @@ def information() -> Informed:
     opened: dict[int, Engine] = {}
 
     def informed(artifact: Artifact, sizes: Mapping[str, int]) -> str:
-        engine = opened.setdefault(id(artifact), opened.get(id(artifact)) or Engine(artifact))
+        if id(artifact) not in opened:
+            opened[id(artifact)] = Engine(artifact)
+        engine = opened[id(artifact)]
         inputs = [
             torch.zeros(leaf.spec.at(sizes), dtype=leaf.spec.dtype, device=engine.device)
             for leaf in artifact.signature.tensor_inputs
