@@ -36,7 +36,7 @@ _WARM = 20  # calls until the run that reads its input where it lies has been ca
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
-    case = Case(options.model, options.model, options.batch, options.precision, tuple(options.input))
+    case = case_of(options)
     try:
         machine = CudaMachine()
         with torch.no_grad():
@@ -138,16 +138,26 @@ def write(path: Path, commit: str, case: str, gpu: str, found: dict[str, list[fl
             writer.writerow([*known, *(f"{time:.2f}" for time in times)])
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.host", description=__doc__.splitlines()[0])
+def add_case(parser: argparse.ArgumentParser) -> None:
+    """One model, and where to keep what is measured: options of the benchmarks that have no suite."""
     parser.add_argument("--model", default="torchvision:resnet18", help="as torch2trt bench takes it")
     parser.add_argument("--input", action="append", default=[], help="an input, as torch2trt bench takes it")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--precision", default="fp16", choices=("fp32", "tf32", "fp16", "bf16"))
+    parser.add_argument("--csv", type=Path, help="write the table there too")
+    parser.add_argument("--commit", default=commit_here(), help="to record, where there is no git (default: HEAD)")
+
+
+def case_of(options: argparse.Namespace) -> Case:
+    """What :func:`add_case` asks for."""
+    return Case(options.model, options.model, options.batch, options.precision, tuple(options.input))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.host", description=__doc__.splitlines()[0])
+    add_case(parser)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--alone", action="store_true", help="without torch.compile, which takes a while")
-    parser.add_argument("--csv", type=Path, help="write the times there too")
-    parser.add_argument("--commit", default=commit_here(), help="to record, where there is no git (default: HEAD)")
     return parser
 
 

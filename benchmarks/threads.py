@@ -25,11 +25,11 @@ from rich.console import Console
 from rich.table import Table
 
 import torch2trt
+from benchmarks.host import add_case, case_of
 from torch2trt.errors import Torch2TRTError
 from torch2trt.runtime.module import EngineModule
 from torch2trt.settings import Settings
-from torch2trt.tools.bench.case import Case, Subject
-from torch2trt.tools.bench.command import commit_here
+from torch2trt.tools.bench.case import Subject
 from torch2trt.tools.bench.machine import CudaMachine
 from torch2trt.tools.bench.measure import percentile
 
@@ -59,7 +59,7 @@ class Variant:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
-    case = Case(options.model, options.model, options.batch, options.precision, tuple(options.input))
+    case = case_of(options)
     try:
         machine = CudaMachine()
         with torch.no_grad():
@@ -162,16 +162,11 @@ def write(path: Path, commit: str, case: str, gpu: str, variants: Sequence[Varia
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.threads", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="torchvision:resnet18", help="as torch2trt bench takes it")
-    parser.add_argument("--input", action="append", default=[], help="an input, as torch2trt bench takes it")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--precision", default="fp16", choices=("fp32", "tf32", "fp16", "bf16"))
+    add_case(parser)
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--calls", type=int, default=2000, help="of all threads together, in a round")
     parser.add_argument("--cuda-graphs", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--csv", type=Path, help="write the throughput there too")
-    parser.add_argument("--commit", default=commit_here(), help="to record, where there is no git (default: HEAD)")
     return parser
 
 
