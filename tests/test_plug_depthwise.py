@@ -120,8 +120,7 @@ for shape, window, padding in (
     x, taps, bias = torch.randn(shape), torch.randn(*window, shape[-1]), torch.randn(shape[-1])
     for own in (bias, None):
         wanted = DEPTHWISE_CONV(x.double(), taps.double(), None if own is None else own.double(), padding)
-        found = depthwise(x, taps, own, padding)
-        assert found.shape == wanted.shape
+        found = depthwise(x, taps, own, padding, torch.empty(wanted.shape))
         assert (found - wanted).abs().max() < 1e-4, (found - wanted).abs().max()
 """
 

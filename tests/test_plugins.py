@@ -18,6 +18,8 @@ from tests.plugging import N, spec, spreading
 from tests.plugin_operators import MOOD, OPERATORS, SEEN, X, good_mood, plugged
 from torch2trt.errors import EngineError, InterpreterError, NetworkError
 from torch2trt.graph.operator_call import OperatorCall
+from torch2trt.graph.ops import DEPTHWISE_CONV
+from torch2trt.graph.writing import writing_overload
 from torch2trt.reference.layers import LAYERS
 from torch2trt.sizes import Size, evaluate
 from torch2trt.trt import flavour as flavours
@@ -275,6 +277,55 @@ def test_booleans_and_bytes_go_as_integers(dtype: torch.dtype, fake: Flavour, mo
     with on_cpu({256: x, 512: y}, monkeypatch):
         running.enqueue(desc, desc, [256], [512], 0, 77)
     assert y.tolist() == [0, 1, 1]
+
+
+LOWEST = OperatorCall.make(
+    torch.ops.aten.aminmax.default, {"input": spec(N, 3), "dim": 1, "keepdim": False}, [spec(N), spec(N)]
+)
+
+
+@pytest.mark.filterwarnings("ignore:An output with one or more elements was resized")
+def test_an_operator_that_can_writes_where_its_results_go() -> None:
+    x, places = torch.randn(2, 3), [torch.zeros(2), torch.zeros(2)]
+    found = LOWEST.run([x], places)
+    assert all(result is place for result, place in zip(found, places, strict=True))
+    assert [each.tolist() for each in places] == [x.amin(1).tolist(), x.amax(1).tolist()]
+    assert LOWEST.run([x])[0] is not places[0]
+    with pytest.raises(TypeError, match=r"returned \[2\] where its fake kernel says \[5\]"):
+        LOWEST.run([x], [torch.zeros(5), torch.zeros(5)])
+
+
+def test_an_operator_that_cannot_has_results_of_its_own() -> None:
+    call = OperatorCall.make(OPERATORS.gate.default, {"x": spec(N), "slope": 1.0}, [spec(N)])
+    place = torch.zeros(4)
+    (found,) = call.run([X[0, :4]], [place])
+    assert found is not place
+    assert not place.any()
+
+
+def test_which_overloads_write_results() -> None:
+    aten = torch.ops.aten
+    assert writing_overload(aten.addmm.default) is aten.addmm.out
+    assert writing_overload(aten.addmm.dtype) is aten.addmm.dtype_out
+    assert writing_overload(aten.relu_.default) is None
+    assert writing_overload(aten._assert_async.default) is None
+    assert writing_overload(DEPTHWISE_CONV) is torch.ops.torch2trt.depthwise_conv.out
+
+
+def test_a_plugin_has_its_results_where_tensorrt_wants_them(fake: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = plugins.plugin(fake, LOWEST)
+    (creator,) = fake.trt.get_plugin_registry().creators
+    running = creator.create_plugin("aminmax", plugin.get_fields_to_serialize(), "RUNTIME")
+    x, low, high = torch.randn(2, 3), torch.zeros(2), torch.zeros(2)
+    sizes = [SimpleNamespace(dims=[2])] * 2
+
+    def copied(*tensors: Tensor) -> None:
+        raise AssertionError("copied")
+
+    with on_cpu({256: x, 512: low, 768: high}, monkeypatch):
+        monkeypatch.setattr(Tensor, "copy_", copied)
+        running.enqueue([SimpleNamespace(dims=[2, 3])], sizes, [256], [512, 768], 0, 77)
+    assert (low.tolist(), high.tolist()) == (x.amin(1).tolist(), x.amax(1).tolist())
 
 
 def test_results_of_another_shape_are_no_results() -> None:

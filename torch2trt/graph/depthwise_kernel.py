@@ -81,6 +81,7 @@ def depthwise(
     taps: torch.Tensor,
     bias: torch.Tensor | None,
     padding: list[int],
+    y: torch.Tensor,
 ) -> torch.Tensor:
     """A convolution of each channel with a window of its own, summed in float32.
 
@@ -89,11 +90,11 @@ def depthwise(
         taps: [KH, KW, C], contiguous.
         bias: [C].
         padding: zeros above and below, and on both sides.
+        y: where the result goes, contiguous; returned.
     """
     count, height, width, channels = x.shape
     window_height, window_width, _ = taps.shape
-    out_height, out_width = height + 2 * padding[0] - window_height + 1, width + 2 * padding[1] - window_width + 1
-    y = torch.empty(count, out_height, out_width, channels, dtype=x.dtype, device=x.device)
+    _, out_height, out_width, _ = y.shape
     grid = (triton.cdiv(out_width, _PIXELS) * triton.cdiv(out_height, 4), triton.cdiv(channels, _CHANNELS), count)
     if y.numel():
         _four_rows[grid](

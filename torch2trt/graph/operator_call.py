@@ -18,6 +18,7 @@ from torch2trt.errors import ArtifactError
 from torch2trt.graph.schema import TensorOp, name_of, parameters_of
 from torch2trt.graph.serialize import argument_from_json, argument_to_json, operator_of
 from torch2trt.graph.signature import spec_from_json, spec_to_json
+from torch2trt.graph.writing import writing_overload
 from torch2trt.sizes import TensorSpec, Value, derived, size_from_json, size_to_json
 
 _STEPS: dict[str, Callable[[int, int], int]] = {
@@ -102,11 +103,18 @@ class OperatorCall:
         known = self._known(shapes)
         return [derived(spec.shape, known, constant, apply) for spec in self.outputs]
 
-    def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def run(
+        self, inputs: Sequence[torch.Tensor], places: Sequence[torch.Tensor] | None = None
+    ) -> Sequence[torch.Tensor]:
         """The results of the operator for these inputs.
+
+        Args:
+            places: tensors of the results' shapes and dtypes. An operator that has an overload for that writes into
+                them, and they are returned.
 
         Raises:
             Exception: whatever the operator raises.
+            TypeError: results of other shapes than the places that they were written to.
         """
         known = self._known([value.shape for value in inputs])
         sizes = zip(self._sizes, derived(self._sizes.values(), known, int, _step), strict=True)
@@ -115,8 +123,25 @@ class OperatorCall:
         named = {each.name: value for each, value in zip(schema, values, strict=True) if each.kwarg_only}
         plain = [value for each, value in zip(schema, values, strict=True) if not each.kwarg_only]
         with torch.no_grad():
+            if places is not None and self._writing is not None:
+                return self._write(self._writing, plain, named, places)
             result = self.target(*plain, **named)
         return [result] if isinstance(result, torch.Tensor) else list(result)
+
+    @functools.cached_property
+    def _writing(self) -> TensorOp | None:
+        return writing_overload(self.target)
+
+    def _write(
+        self, writing: TensorOp, plain: list[Any], named: Mapping[str, Any], places: Sequence[torch.Tensor]
+    ) -> Sequence[torch.Tensor]:
+        shapes = [place.shape for place in places]
+        names = [each.name for each in writing._schema.arguments if each.is_out]
+        writing(*plain, **named, **dict(zip(names, places, strict=True)))
+        for place, shape in zip(places, shapes, strict=True):
+            if place.shape != shape:
+                raise TypeError(f"it returned {list(place.shape)} where its fake kernel says {list(shape)}")
+        return places
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""

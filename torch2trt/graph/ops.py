@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from torch2trt.graph.writing import writes
+
 ACTIVATIONS: dict[str, Callable[[torch.Tensor, float, float], torch.Tensor]] = {
     "none": lambda x, alpha, beta: x,
     "relu": lambda x, alpha, beta: F.relu(x),
@@ -232,20 +234,31 @@ def depthwise_conv(
         [N, H + 2 * padding[0] - KH + 1, W + 2 * padding[1] - KW + 1, C], contiguous.
     """
     if input.is_cuda and input.dtype != torch.float64:
-        from torch2trt.graph.depthwise_kernel import depthwise
-
-        return depthwise(input.contiguous(), taps.contiguous(), bias, padding)
+        return torch.ops.torch2trt.depthwise_conv.out(  # type: ignore[no-any-return]
+            input, taps, bias, padding, out=_shape_of_depthwise_conv(input, taps, bias, padding)
+        )
     weight = taps.permute(2, 0, 1).unsqueeze(1)
     result = F.conv2d(input.permute(0, 3, 1, 2), weight, bias, padding=padding, groups=weight.shape[0])
     return result.permute(0, 2, 3, 1).contiguous()
 
 
 @depthwise_conv.register_fake
-def _(input: torch.Tensor, taps: torch.Tensor, bias: torch.Tensor | None, padding: list[int]) -> torch.Tensor:
+def _shape_of_depthwise_conv(
+    input: torch.Tensor, taps: torch.Tensor, bias: torch.Tensor | None, padding: list[int]
+) -> torch.Tensor:
     rows, columns = (
         size + 2 * own - window + 1 for size, own, window in zip(input.shape[1:3], padding, taps.shape[:2], strict=True)
     )
     return input.new_empty((input.shape[0], rows, columns, input.shape[3]))
+
+
+@writes(depthwise_conv)
+def _(
+    input: torch.Tensor, taps: torch.Tensor, bias: torch.Tensor | None, padding: list[int], *, out: torch.Tensor
+) -> torch.Tensor:
+    from torch2trt.graph.depthwise_kernel import depthwise
+
+    return depthwise(input.contiguous(), taps.contiguous(), bias, padding, out)
 
 
 @torch.library.custom_op("torch2trt::dft", mutates_args=())

@@ -59,8 +59,10 @@ class Call(Protocol):
     ) -> list[list[Any]]:
         """The shapes of the outputs, computed from those of the inputs."""
 
-    def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The outputs."""
+    def run(
+        self, inputs: Sequence[torch.Tensor], places: Sequence[torch.Tensor] | None = None
+    ) -> Sequence[torch.Tensor]:
+        """The outputs; the places themselves, if the operator wrote into these."""
 
 
 _CALLS: dict[int, Call] = {}
@@ -161,9 +163,15 @@ def _plugin_class(flavour: Flavour) -> Any:
                     tensor_at(address, tuple(desc.dims), CARRIED.get(spec.dtype, spec.dtype), device).to(spec.dtype)
                     for address, desc, spec in zip(inputs, input_desc, self.call.inputs, strict=True)
                 ]
-                results = self.call.run(given)
-                for result, address, desc, spec in zip(results, outputs, output_desc, self.call.outputs, strict=True):
-                    place = tensor_at(address, tuple(desc.dims), CARRIED.get(spec.dtype, spec.dtype), device)
+                specs = self.call.outputs
+                places = [
+                    tensor_at(address, tuple(desc.dims), CARRIED.get(spec.dtype, spec.dtype), device)
+                    for address, desc, spec in zip(outputs, output_desc, specs, strict=True)
+                ]
+                fit = not any(spec.dtype in CARRIED for spec in specs)
+                for result, place, spec in zip(
+                    self.call.run(given, places if fit else None), places, specs, strict=True
+                ):
                     copy_result(result, place, spec.dtype)
 
     return TorchOperator
@@ -243,7 +251,7 @@ def tensor_at(address: int, shape: Sequence[int], dtype: torch.dtype, device: to
 
 
 def copy_result(result: torch.Tensor, place: torch.Tensor, dtype: torch.dtype) -> None:
-    """Write an operator's result where TensorRT wants it.
+    """Write an operator's result where TensorRT wants it, if it is not there already.
 
     Args:
         dtype: the one that it should have.
@@ -254,4 +262,5 @@ def copy_result(result: torch.Tensor, place: torch.Tensor, dtype: torch.dtype) -
     if result.shape != place.shape or result.dtype != dtype:
         found, wanted = f"{result.dtype}{list(result.shape)}", f"{dtype}{list(place.shape)}"
         raise TypeError(f"it returned {found} where its fake kernel says {wanted}")
-    place.copy_(result)
+    if result is not place:
+        place.copy_(result)
