@@ -24,6 +24,7 @@ RANGES = {"near": (0.05, 1), "middle": (1, 4), "far": (4, 30)}
 CASES = [
     OpCase("bessel", together(torch.i0, special.i0e, special.i1, special.i1e), (X,)),
     OpCase("bessel-large", together(torch.i0, special.i0e, special.i1, special.i1e), (torch.tensor([-90.0, 89.5]),)),
+    OpCase("bessel-nan", together(torch.i0, special.i0e, special.i1, special.i1e), (torch.tensor([math.nan, 1.0]),)),
     OpCase("bessel-dynamic", torch.i0, (X,), dynamic={0: {0: (1, 5)}}),
     OpCase("bessel-of-bessel", MODIFIED, (X,)),
     OpCase("bessel-first", FIRST, (X,)),

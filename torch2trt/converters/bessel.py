@@ -182,6 +182,15 @@ def _modified_second(order: int, *, scaled: bool) -> Function:
     return modified_second
 
 
+def _keeping_nan(function: Function) -> Function:
+    """As it is, but for NaN, of which TensorRT's extremes make a number."""
+
+    def keeping_nan(net: Network, x: Tensor) -> Tensor:
+        return net.select(net.unary("ISNAN", x), x, function(net, x))
+
+    return keeping_nan
+
+
 for _target, _function in (
     (aten.special_bessel_j0.default, _first_kind(0)),
     (aten.special_bessel_j1.default, _first_kind(1)),
@@ -196,4 +205,4 @@ for _target, _function in (
     (aten.special_scaled_modified_bessel_k0.default, _modified_second(0, scaled=True)),
     (aten.special_scaled_modified_bessel_k1.default, _modified_second(1, scaled=True)),
 ):
-    converter(_target)(in_float32(_function))
+    converter(_target)(in_float32(_keeping_nan(_function)))
