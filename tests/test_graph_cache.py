@@ -14,6 +14,8 @@ from torch2trt.runtime.context import ALIGNMENT
 from torch2trt.runtime.cuda_graphs import CAPACITY, Graph, GraphCache, _NotCapturable
 from torch2trt.runtime.recent import Recent
 
+STREAM = 7
+
 
 class CountingCache(GraphCache):
     """Captures nothing and counts."""
@@ -95,9 +97,13 @@ def test_a_capture_in_place_that_fails_is_tried_once(caplog: pytest.LogCaptureFi
 
         tries = 0
 
+        def increment(self, stream: int) -> None:
+            assert stream == STREAM
+            self.outputs[0].copy_(self.inputs[0] + 1)
+
         def _capture(self, inputs: Any, outputs: Any, *, warm: bool) -> Any:
             if warm:
-                return types.SimpleNamespace(launch=lambda stream: self.outputs[0].copy_(self.inputs[0] + 1))
+                return types.SimpleNamespace(launch=self.increment)
             self.tries += 1
             raise _NotCapturable("no memory")
 
@@ -106,7 +112,7 @@ def test_a_capture_in_place_that_fails_is_tried_once(caplog: pytest.LogCaptureFi
     graph = on_the_cpu(Placed, x)
     for number in range(40):
         x.fill_(number)
-        assert graph.replay([x], 0)[0].eq(number + 1).all()
+        assert graph.replay([x], STREAM)[0].eq(number + 1).all()
     assert graph.tries == 1
     assert ["goes on copying" in record.message for record in caplog.records] == [True]
 
@@ -129,7 +135,7 @@ def test_outputs_that_lie_where_earlier_ones_lay_are_written_there(monkeypatch: 
     kept = [torch.zeros(size)]
     for number in range(40):
         x.fill_(number)
-        (y,) = graph.replay([x], 0)
+        (y,) = graph.replay([x], STREAM)
         assert y.eq(number).all()
         if number % 10 == 9:
             kept.append(y)
@@ -177,7 +183,7 @@ def test_places_in_turns_do_not_capture_again_and_again(monkeypatch: pytest.Monk
     turn = iter(range(10**6))
     monkeypatch.setattr(torch, "empty_like", lambda buffer: results[next(turn) % len(results)])
     for number in range(6000):
-        graph.replay([values[number % len(values)]], 0)
+        graph.replay([values[number % len(values)]], STREAM)
         if number == 1000:
             before = captured
     assert before == captured <= 2 * CAPACITY + 1

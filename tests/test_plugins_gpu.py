@@ -241,6 +241,19 @@ def test_an_operator_that_looks_at_values_runs_without_graphs(caplog: pytest.Log
 
 
 @pytest.mark.usefixtures("plugged")
+def test_an_operator_that_draws_random_numbers_runs_without_graphs(caplog: pytest.LogCaptureFixture) -> None:
+    compiled = engine_of(Function(lambda x: moody(x.relu()) * 2), X, precision="fp32")
+    MOOD["draws"] = True
+    found = [(compiled(X.cuda()).cpu() / 2 - X.relu()) for _ in range(6)]
+    assert "cannot be captured" in caplog.text
+    for number, noise in enumerate(found):
+        assert float(noise.min()) > -1e-4
+        assert float(noise.max()) < 1 + 1e-4
+        assert not any(torch.allclose(noise, other) for other in found[:number])
+    assert torch.rand(8, device="cuda").unique().numel() > 1
+
+
+@pytest.mark.usefixtures("plugged")
 def test_copies_know_the_operators() -> None:
     compiled = engine_of(Block(), X, precision="fp32")
     expected = compiled(X.cuda())

@@ -37,11 +37,7 @@ class CapturedGraph:
         self._device = stream.device
         streams.enter(stream)
         with _memory(stream.device.index) as pool:
-            graph = _capture(stream.cuda_stream, enqueue)
-            try:
-                self._handle = _instantiate(graph)
-            finally:
-                driver.library().cuGraphDestroy(graph)
+            self._handle = _instantiate(_capture(stream.cuda_stream, enqueue))
         # A launch waits where the GPU is a thousand launches behind, perhaps for what another thread is yet to enqueue:
         # it may not keep Python's lock.
         self._launch = driver.library().cuGraphLaunch
@@ -58,15 +54,10 @@ class CapturedGraph:
         Raises:
             RuntimeError: CUDA refused; as for any launch, maybe for what failed before.
         """
-        if code := self._launch(self._handle, stream):
-            self._launch_again(code, stream)
-
-    def _launch_again(self, code: int, stream: int) -> None:
-        # The default stream is one of the thread's context, which torch leaves to the first of its calls to need it.
-        if code == driver.NO_CONTEXT:
+        if self._launch(self._handle, stream):
+            # Of a thread whose first call of CUDA this is: torch leaves its context to the first call that needs one.
             streams.enter(torch.cuda.current_stream(self._device))
-            code = self._launch(self._handle, stream)
-        driver.check(code, "launch a graph")
+            driver.check(self._launch(self._handle, stream), "launch a graph")
 
 
 @contextlib.contextmanager
@@ -97,7 +88,8 @@ def _capture(stream: int, enqueue: Callable[[], object]) -> int:
     except BaseException:
         # What was raised says more than that the capture is broken, if it is.
         if not library.cuStreamEndCapture(stream, ctypes.byref(graph)):
-            library.cuGraphDestroy(graph.value)
+            with driver.relaxed():
+                library.cuGraphDestroy(graph.value)
         raise
     driver.check(library.cuStreamEndCapture(stream, ctypes.byref(graph)), "end a capture")
     assert graph.value is not None
@@ -105,10 +97,11 @@ def _capture(stream: int, enqueue: Callable[[], object]) -> int:
 
 
 def _instantiate(graph: int) -> int:
-    """The handle of a graph that can be launched, each time with the priority of the stream that it is launched on."""
-    handle = ctypes.c_void_p()
+    """The handle of what can be launched, each time with that stream's priority, in place of a graph that cannot."""
+    library, handle = driver.library(), ctypes.c_void_p()
     with driver.relaxed():
-        code = driver.library().cuGraphInstantiateWithFlags(ctypes.byref(handle), graph, _AUTO_FREE)
+        code = library.cuGraphInstantiateWithFlags(ctypes.byref(handle), graph, _AUTO_FREE)
+        library.cuGraphDestroy(graph)
     driver.check(code, "instantiate a graph")
     assert handle.value is not None
     return handle.value

@@ -15,7 +15,6 @@ from typing import Any
 
 THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: in this thread alone, what a capture misses is refused
 RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED: nothing is refused, whatever is captured anywhere
-NO_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT
 
 _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _HANDLE, _HANDLES = ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)
