@@ -92,9 +92,10 @@ class Graph:
 
     def _places(self, inputs: Sequence[torch.Tensor]) -> tuple[int, ...] | None:
         """Where the inputs are, if they can be read there."""
-        # A view of another layout, or one that negates lazily, may begin where a plain tensor did.
-        if not all(value.is_contiguous() and not value.is_neg() for value in inputs):
-            return None
+        for value in inputs:
+            # A view of another layout, or one that negates lazily, may begin where a plain tensor did.
+            if not value.is_contiguous() or value.is_neg():
+                return None
         return tuple([value.data_ptr() for value in inputs])
 
     def _run_at(
