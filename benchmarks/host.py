@@ -1,16 +1,14 @@
 """Where the host's time of one call goes: ``python -m benchmarks.host``, a ResNet-18 at batch 1 unless told otherwise.
 
-From the inside out: the launch of the CUDA graph by the driver; its replay by torch, which sees to random numbers and
-hooks too; with fresh outputs; with what the session does; the whole call. And the peer, ``torch.compile`` in the mode
-``reduce-overhead``. All are timed in turns, from an idle GPU, in bursts of so many calls: in longer ones the host may
-wait for the GPU.
+From the inside out: the launch of the CUDA graph; with fresh outputs; with what the session does; the whole call. And
+the peer, ``torch.compile`` in the mode ``reduce-overhead``. All are timed in turns, from an idle GPU, in bursts of so
+many calls: in longer ones the host may wait for the GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import ctypes
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -86,28 +84,12 @@ def _inner(module: EngineModule, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     stored = session.open().as_stored(inputs)
     shapes = tuple(tuple(value.shape) for value in inputs)
     replayed = next(iter(graph._in_place), graph._buffered)
-    launch = _driver_launch(replayed)
+    stream = torch.cuda.current_stream().cuda_stream
     return {
-        **({"launch by the driver": launch} if launch else {}),
-        "replay of the graph": replayed.replay,
-        "replay, and fresh outputs": lambda: graph.replay(stored),
+        "launch of the graph": lambda: replayed.launch(stream),
+        "launch, and fresh outputs": lambda: graph.replay(stored, stream),
         "run of the session": lambda: session.run(inputs, shapes),
     }
-
-
-def _driver_launch(graph: torch.cuda.CUDAGraph) -> Callable[[], Any] | None:
-    """Launches the graph on the current stream; None where this torch does not hand it out."""
-    if not hasattr(graph, "raw_cuda_graph_exec"):
-        return None
-    launch = ctypes.CDLL("libcuda.so.1").cuGraphLaunch
-    launch.argtypes, launch.restype = [ctypes.c_void_p, ctypes.c_void_p], ctypes.c_int
-    executable, stream = graph.raw_cuda_graph_exec(), torch.cuda.current_stream().cuda_stream
-
-    def run() -> None:
-        if code := launch(executable, stream):
-            raise RuntimeError(f"cuGraphLaunch failed: {code}")
-
-    return run
 
 
 def measure(calls: dict[str, Callable[[], Any]], machine: Machine, *, rounds: int) -> dict[str, list[float]]:

@@ -102,7 +102,7 @@ def _(x: Tensor) -> Tensor:
 
 
 SEEN: list[torch.dtype] = []
-MOOD = {"raises": False, "looks": False, "lies": False}
+MOOD = {"raises": False, "looks": False, "draws": False, "lies": False}
 
 
 @torch.library.custom_op("t2t_plugins::moody", mutates_args=())
@@ -112,6 +112,8 @@ def moody(x: Tensor) -> Tensor:
         raise ValueError("not today")
     if MOOD["looks"]:
         return x * float(x.abs().sum().item() > 0)
+    if MOOD["draws"]:
+        return x + torch.rand_like(x)
     return x.double() if MOOD["lies"] else x + 1
 
 

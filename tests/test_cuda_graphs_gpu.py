@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import torch2trt
-from tests.mlp import MLP, built, close, eager, graph_count, graphs, in_place_count, module, no_grad, plain
+from tests.mlp import MLP, built, close, eager, fresh, graph_count, graphs, in_place_count, module, no_grad, plain
 from tests.threads import in_threads
 from torch2trt.errors import EngineError
 from torch2trt.runtime.context import Context
@@ -110,14 +111,17 @@ def test_inputs_that_always_move_are_not_captured_for(graphs: EngineModule, eage
     assert len(graph._in_place) == CAPACITY
 
 
+@pytest.mark.parametrize("by_cuda", [False, True], ids=["raises", "waits"])
 def test_what_cannot_be_captured_runs_without(
-    graphs: EngineModule, eager: MLP, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    graphs: EngineModule, eager: MLP, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, by_cuda: bool
 ) -> None:
     enqueue = Context.enqueue
 
     def refuse(self: Context, inputs: Any, outputs: Any, stream: int) -> list[torch.Tensor]:
         made = enqueue(self, inputs, outputs, stream)
-        if torch.cuda.is_current_stream_capturing():
+        if by_cuda:
+            torch.cuda.current_stream().synchronize()
+        elif torch.cuda.is_current_stream_capturing():
             raise EngineError("not while capturing")
         return made
 
@@ -132,6 +136,35 @@ def test_what_cannot_be_captured_runs_without(
     # Memory and streams are in order after the broken capture.
     x = torch.randn(8, 64, device="cuda")
     close(eager(x), eager(x.clone()))
+
+
+def test_others_draw_random_numbers_while_graphs_are_captured(built: EngineModule, eager: MLP) -> None:
+    done, drawn = threading.Event(), [0]
+    xs = [torch.randn(size, 64, device="cuda") for size in range(1, 9)]
+    expected = [eager(x) for x in xs]
+    torch.cuda.synchronize()
+
+    def capture() -> None:
+        try:
+            for _ in range(7):
+                module = fresh(built, cuda_graphs=True)
+                for x, y in zip(xs, expected, strict=True):
+                    close(module(x), y)
+                assert graph_count(module) == len(xs)
+        finally:
+            done.set()
+
+    def draw() -> None:
+        while not done.is_set():
+            assert 0 < float(torch.rand(64, device="cuda").mean()) < 1
+            drawn[0] += 1
+
+    def work(number: int) -> None:
+        with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
+            (capture, draw)[number]()
+
+    in_threads(work, 2)
+    assert drawn[0] > 10
 
 
 def test_part_of_the_callers_graph(module: EngineModule, eager: MLP) -> None:

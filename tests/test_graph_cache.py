@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import threading
 import types
 from typing import Any, TypeVar
 
@@ -14,6 +13,8 @@ from torch2trt.runtime import cuda_graphs
 from torch2trt.runtime.context import ALIGNMENT
 from torch2trt.runtime.cuda_graphs import CAPACITY, Graph, GraphCache, _NotCapturable
 from torch2trt.runtime.recent import Recent
+
+STREAM = 7
 
 
 class CountingCache(GraphCache):
@@ -96,9 +97,13 @@ def test_a_capture_in_place_that_fails_is_tried_once(caplog: pytest.LogCaptureFi
 
         tries = 0
 
+        def increment(self, stream: int) -> None:
+            assert stream == STREAM
+            self.outputs[0].copy_(self.inputs[0] + 1)
+
         def _capture(self, inputs: Any, outputs: Any, *, warm: bool) -> Any:
             if warm:
-                return types.SimpleNamespace(replay=lambda: self.outputs[0].copy_(self.inputs[0] + 1))
+                return types.SimpleNamespace(launch=self.increment)
             self.tries += 1
             raise _NotCapturable("no memory")
 
@@ -107,7 +112,7 @@ def test_a_capture_in_place_that_fails_is_tried_once(caplog: pytest.LogCaptureFi
     graph = on_the_cpu(Placed, x)
     for number in range(40):
         x.fill_(number)
-        assert graph.replay([x])[0].eq(number + 1).all()
+        assert graph.replay([x], STREAM)[0].eq(number + 1).all()
     assert graph.tries == 1
     assert ["goes on copying" in record.message for record in caplog.records] == [True]
 
@@ -122,7 +127,7 @@ def test_outputs_that_lie_where_earlier_ones_lay_are_written_there(monkeypatch: 
         def _capture(self, inputs: Any, outputs: Any, *, warm: bool) -> Any:
             source, target = inputs[0].data_ptr(), outputs[0].data_ptr()
             captured.append((source, target))
-            return types.SimpleNamespace(replay=lambda: ctypes.memmove(target, source, 4 * size))
+            return types.SimpleNamespace(launch=lambda stream: ctypes.memmove(target, source, 4 * size))
 
     monkeypatch.setattr(cuda_graphs, "ALIGNMENT", 1)
     x = torch.zeros(size)
@@ -130,7 +135,7 @@ def test_outputs_that_lie_where_earlier_ones_lay_are_written_there(monkeypatch: 
     kept = [torch.zeros(size)]
     for number in range(40):
         x.fill_(number)
-        (y,) = graph.replay([x])
+        (y,) = graph.replay([x], STREAM)
         assert y.eq(number).all()
         if number % 10 == 9:
             kept.append(y)
@@ -168,7 +173,7 @@ def test_places_in_turns_do_not_capture_again_and_again(monkeypatch: pytest.Monk
         def _capture(self, inputs: Any, outputs: Any, *, warm: bool) -> Any:
             nonlocal captured
             captured += 1
-            return types.SimpleNamespace(replay=lambda: None)
+            return types.SimpleNamespace(launch=lambda stream: None)
 
     monkeypatch.setattr(cuda_graphs, "ALIGNMENT", 1)
     # Of five inputs with results in two places, or of one with many results that are held, not all runs have a place.
@@ -178,39 +183,7 @@ def test_places_in_turns_do_not_capture_again_and_again(monkeypatch: pytest.Monk
     turn = iter(range(10**6))
     monkeypatch.setattr(torch, "empty_like", lambda buffer: results[next(turn) % len(results)])
     for number in range(6000):
-        graph.replay([values[number % len(values)]])
+        graph.replay([values[number % len(values)]], STREAM)
         if number == 1000:
             before = captured
     assert before == captured <= 2 * CAPACITY + 1
-
-
-def test_a_replay_that_another_threads_capture_forbids_comes_after_it() -> None:
-    captured, refused = threading.Event(), threading.Event()
-
-    class Refused(Graph):
-        def _capture(self, inputs: Any, outputs: Any, *, warm: bool) -> Any:
-            def replay() -> None:
-                if not captured.is_set():
-                    refused.set()
-                    raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
-                self.outputs[0].copy_(self.inputs[0] + 1)
-
-            return types.SimpleNamespace(replay=replay)
-
-    def capture() -> None:
-        with cuda_graphs._capturing:
-            began.set()
-            assert refused.wait(10)
-            captured.set()
-
-    began, x = threading.Event(), torch.zeros(3)
-    graph = on_the_cpu(Refused, x)
-    other = threading.Thread(target=capture)
-    other.start()
-    assert began.wait(10)
-    assert graph.replay([x])[0].eq(1).all()
-    other.join()
-    # What is refused for another reason stays refused.
-    captured.clear()
-    with pytest.raises(RuntimeError, match="encountered unexpectedly"):
-        graph.replay([x])

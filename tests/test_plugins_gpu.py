@@ -125,11 +125,9 @@ def test_an_engine_calls_torch_from_threads_and_streams() -> None:
     compiled = engine_of(module, X, dynamic_shapes=BATCH, precision="fp32")
 
     def work(seed: int) -> None:
-        # While one thread captures, up to torch 2.11 no other may draw from the default generator.
-        generator = torch.Generator("cuda").manual_seed(seed)
         with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
             for turn in range(20):
-                x = torch.randn(1 + (seed + turn) % 9, 16, device="cuda", generator=generator)
+                x = torch.randn(1 + (seed + turn) % 9, 16, device="cuda")
                 torch.testing.assert_close(compiled(x), module(x), rtol=1e-4, atol=1e-4)
 
     in_threads(work, 4)
@@ -240,6 +238,19 @@ def test_an_operator_that_looks_at_values_runs_without_graphs(caplog: pytest.Log
     for _ in range(4):
         torch.testing.assert_close(compiled(X.cuda()).cpu(), X.relu() * 2)
     assert "cannot be captured" in caplog.text
+
+
+@pytest.mark.usefixtures("plugged")
+def test_an_operator_that_draws_random_numbers_runs_without_graphs(caplog: pytest.LogCaptureFixture) -> None:
+    compiled = engine_of(Function(lambda x: moody(x.relu()) * 2), X, precision="fp32")
+    MOOD["draws"] = True
+    found = [(compiled(X.cuda()).cpu() / 2 - X.relu()) for _ in range(6)]
+    assert "cannot be captured" in caplog.text
+    for number, noise in enumerate(found):
+        assert float(noise.min()) > -1e-4
+        assert float(noise.max()) < 1 + 1e-4
+        assert not any(torch.allclose(noise, other) for other in found[:number])
+    assert torch.rand(8, device="cuda").unique().numel() > 1
 
 
 @pytest.mark.usefixtures("plugged")

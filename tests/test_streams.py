@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from torch2trt.runtime import streams
+from torch2trt.runtime import driver, streams
 
 IDLE, BUSY, CAPTURED = 8, 16, 24
 
@@ -30,13 +30,13 @@ class FakeDriver:
 
     def cuStreamQuery(self, stream: ctypes.c_void_p) -> int:
         # Another thread's capture, or this stream's, ends where this is not allowed.
-        self.broken |= self.mode != streams._RELAXED or stream.value == CAPTURED
+        self.broken |= self.mode != driver.RELAXED or stream.value == CAPTURED
         return 600 if stream.value == BUSY else 0
 
 
 def test_a_question_leaves_captures_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    driver = FakeDriver()
-    monkeypatch.setattr(streams, "_driver", lambda: driver)
+    fake = FakeDriver()
+    monkeypatch.setattr(driver, "questions", lambda: fake)
     assert {handle: streams.is_idle(handle) for handle in (IDLE, BUSY, CAPTURED, 0)} == {
         IDLE: True,
         BUSY: False,
@@ -44,7 +44,7 @@ def test_a_question_leaves_captures_alone(monkeypatch: pytest.MonkeyPatch) -> No
         0: False,
     }
     assert [streams.is_capturing(handle) for handle in (IDLE, BUSY, CAPTURED, 0)] == [False, False, True, True]
-    assert (driver.mode, driver.broken) == (0, False)
+    assert (fake.mode, fake.broken) == (0, False)
 
 
 # On the GPU -----------------------------------------------------------------------------------------------------------

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from torch2trt.runtime import streams
+from torch2trt.runtime.captured import CapturedGraph
 from torch2trt.runtime.context import ALIGNMENT, Context, Engine
 from torch2trt.runtime.profiles import Shapes
 from torch2trt.runtime.recent import Recent
@@ -29,7 +28,7 @@ _SETTLED = 4
 # A result that is held for some calls has many places in turns: they would go on displacing each other for a copy each.
 _DISPLACES_WRITTEN = 1024
 
-# What torch knows of random numbers in graphs is the process's, and in some versions not safe under threads.
+# A device has one stream for captures. An operator within a warm-up run may come back for one of its own.
 _capturing = threading.RLock()
 
 
@@ -62,26 +61,24 @@ class Graph:
         _copy(self.inputs, inputs)
         self._buffered = self._capture(self.inputs, self.outputs, warm=True)
         self._runs_in_place = True
-        self._in_place: Recent[tuple[int, ...], torch.cuda.CUDAGraph] = Recent(
-            CAPACITY, first=_SETTLED, later=_DISPLACES
-        )
-        self._all_in_place: Recent[tuple[int, ...], torch.cuda.CUDAGraph] = Recent(
+        self._in_place: Recent[tuple[int, ...], CapturedGraph] = Recent(CAPACITY, first=_SETTLED, later=_DISPLACES)
+        self._all_in_place: Recent[tuple[int, ...], CapturedGraph] = Recent(
             CAPACITY, first=_SETTLED, later=_DISPLACES_WRITTEN
         )
 
     def repeat(self) -> None:
         """Run on the current stream on the inputs that it was captured with, and return nothing."""
-        _replay(self._buffered)
+        self._buffered.launch(streams.current_handle(self._engine.device.index))
 
-    def replay(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Run on the current stream; the outputs are fresh tensors."""
+    def replay(self, inputs: Sequence[torch.Tensor], stream: int) -> list[torch.Tensor]:
+        """Run on the current stream, which has this handle; the outputs are fresh tensors."""
         outputs = [torch.empty_like(buffer) for buffer in self.outputs]
         places = self._places(inputs)
         if places is not None:
             all_places = (*places, *[value.data_ptr() for value in outputs])
             graph = self._run_at(self._all_in_place, all_places, inputs, outputs)
             if graph is not None:
-                _replay(graph)
+                graph.launch(stream)
                 return outputs
             graph = self._run_at(self._in_place, places, inputs, self.outputs)
         else:
@@ -89,24 +86,25 @@ class Graph:
         if graph is None:
             _copy(self.inputs, inputs)
             graph = self._buffered
-        _replay(graph)
+        graph.launch(stream)
         _copy(outputs, self.outputs)
         return outputs
 
     def _places(self, inputs: Sequence[torch.Tensor]) -> tuple[int, ...] | None:
         """Where the inputs are, if they can be read there."""
-        # A view of another layout, or one that negates lazily, may begin where a plain tensor did.
-        if not all(value.is_contiguous() and not value.is_neg() for value in inputs):
-            return None
+        for value in inputs:
+            # A view of another layout, or one that negates lazily, may begin where a plain tensor did.
+            if not value.is_contiguous() or value.is_neg():
+                return None
         return tuple([value.data_ptr() for value in inputs])
 
     def _run_at(
         self,
-        kept: Recent[tuple[int, ...], torch.cuda.CUDAGraph],
+        kept: Recent[tuple[int, ...], CapturedGraph],
         places: tuple[int, ...],
         inputs: Sequence[torch.Tensor],
         outputs: Sequence[torch.Tensor],
-    ) -> torch.cuda.CUDAGraph | None:
+    ) -> CapturedGraph | None:
         """The run at these places, captured where it pays."""
         graph = kept.get(places)
         if graph is not None:
@@ -124,9 +122,7 @@ class Graph:
         kept.put(places, graph)
         return graph
 
-    def _capture(
-        self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], *, warm: bool
-    ) -> torch.cuda.CUDAGraph:
+    def _capture(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], *, warm: bool) -> CapturedGraph:
         device = self._engine.device
         caller, side = torch.cuda.current_stream(device), streams.own(device, "capture")
         with _capturing, torch.cuda.stream(side):
@@ -134,46 +130,10 @@ class Graph:
                 side.wait_stream(caller)
                 self.context.enqueue(inputs, outputs, side.cuda_stream)
                 side.synchronize()
-            graph = torch.cuda.CUDAGraph()
             try:
-                # Other threads may allocate memory meanwhile.
-                graph.capture_begin(capture_error_mode="thread_local")
-                try:
-                    self.context.enqueue(inputs, outputs, side.cuda_stream)
-                except BaseException:
-                    with warnings.catch_warnings():
-                        # Of a capture that TensorRT refused at once torch says that it is empty.
-                        warnings.filterwarnings("ignore", "The CUDA Graph is empty", UserWarning)
-                        graph.capture_end()
-                    raise
-                graph.capture_end()
+                return CapturedGraph(side, lambda: self.context.enqueue(inputs, outputs, side.cuda_stream))
             except RuntimeError as error:
-                _end_capture_of_random_numbers()
                 raise _NotCapturable(str(error)) from error
-        return graph
-
-
-def _end_capture_of_random_numbers() -> None:
-    """Let the default generator of the current stream's device, on which a capture failed, leave that capture.
-
-    When CUDA refuses to end a capture, up to torch 2.11 at least, torch does not get as far as to tell its generator,
-    which then refuses to draw numbers. A capture of nothing, which succeeds, tells it.
-    """
-    graph = torch.cuda.CUDAGraph()
-    with warnings.catch_warnings(), contextlib.suppress(RuntimeError):
-        warnings.filterwarnings("ignore", "The CUDA Graph is empty", UserWarning)
-        graph.capture_begin(capture_error_mode="thread_local")
-        graph.capture_end()
-
-
-def _replay(graph: torch.cuda.CUDAGraph) -> None:
-    """Run a graph on the current stream."""
-    try:
-        graph.replay()
-    except RuntimeError:
-        # Some versions of torch refuse while another thread captures, and have launched nothing then.
-        with _capturing:
-            graph.replay()
 
 
 def _copy(to: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
@@ -222,7 +182,7 @@ class GraphCache:
         graph = self._graphs.get(shapes)
         if graph is not None:
             return graph
-        # A run on nothing may launch nothing, and torch warns of empty graphs.
+        # A run on nothing may launch nothing.
         if not (self._enabled and self._engine.is_capturable) or any(0 in shape for shape in shapes):
             return None
         if not self._graphs.missed(shapes):

@@ -12,7 +12,7 @@ outputs as for any operator of its own. Two cases need more:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -100,7 +100,7 @@ class Session:
         if torch.cuda.current_device() != index:
             with torch.cuda.device(index):
                 return self._run(engine, inputs, shapes)
-        stream = _current_stream(index)
+        stream = streams.current_handle(index)
         if torch.cuda.is_current_stream_capturing():
             return self._run_in_capture(engine, inputs, shapes, stream)
         taken = self._pool.take(stream)
@@ -108,7 +108,7 @@ class Session:
             contexts = taken.of(engine)
             graph = contexts.graphs.get(shapes, inputs)
             if graph is not None:
-                return graph.replay(inputs)
+                return graph.replay(inputs, stream)
             plain = contexts.plain(shapes)
             placed, outputs = plain.prepare(inputs, shapes)
             if stream != 0:
@@ -154,9 +154,3 @@ def pool_for(artifact: Artifact) -> ContextPool:
     """A pool of contexts as the settings of an artifact have it."""
     settings = artifact.settings
     return ContextPool(settings.max_concurrent_runs, cuda_graphs=settings.cuda_graphs)
-
-
-# Handle of a device's current stream; torch.cuda.current_stream takes 40 times as long.
-_current_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", None) or (
-    lambda index: torch.cuda.current_stream(index).cuda_stream
-)
