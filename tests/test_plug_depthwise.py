@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 
 import torch2trt
 from tests.harness import compare, truth
@@ -36,14 +37,17 @@ class Block(nn.Module):
     Args:
         conv: its convolution.
         last: whether the channels are last around it.
+        inner: whether it is in a network of images.
     """
 
-    def __init__(self, conv: nn.Conv2d, *, last: bool = True) -> None:
+    def __init__(self, conv: nn.Conv2d, *, last: bool = True, inner: bool = False) -> None:
         super().__init__()
-        self.conv, self.last = conv, last
+        self.conv, self.last, self.inner = conv, last, inner
         self.norm, self.mix = nn.LayerNorm(conv.out_channels), nn.Linear(conv.out_channels, conv.out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.inner:
+            return self.mix(self.norm(self.conv(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
         x = x.sin().permute(0, 3, 1, 2) if self.last else x.permute(0, 3, 1, 2).sin()
         if not self.last:
             return self.conv(x).relu()  # type: ignore[no-any-return]
@@ -78,6 +82,61 @@ def test_it_is_one_operator(name: str) -> None:
     assert targets(program).count(DEPTHWISE_CONV) == 1
     assert not {CONV_BLOCK, aten.permute.default, aten.transpose.int} & {*targets(program)}
     compare(program(X), truth(TAKEN[name], (X,)), TOLERANCE)
+
+
+class Stage(nn.Module):
+    """What comes before a first block of ConvNeXt's, blocks with residuals, and what makes images smaller.
+
+    Args:
+        before: what makes images of the input.
+    """
+
+    def __init__(self, before: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.before, self.smaller = before, nn.Conv2d(12, 12, 2, 2)
+        self.blocks = nn.ModuleList([Block(conv(), inner=True) for _ in range(4)])
+        self.norm, self.pool = nn.LayerNorm(12), nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x)
+        for block in self.blocks[:2]:
+            x = x + block(x)
+        x = self.smaller(self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+        for block in self.blocks[2:]:
+            x = x + block(x)
+        return self.pool(x)  # type: ignore[no-any-return]
+
+
+STAGES = {
+    "behind a convolution": Stage(nn.Conv2d(3, 12, 3, padding=1)),
+    "behind a convolution and its activation": Stage(nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.GELU())),
+}
+
+
+@needs_triton
+@pytest.mark.parametrize("name", STAGES)
+def test_whole_stages_have_the_channels_last(name: str) -> None:
+    module, x = STAGES[name].eval(), torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(1))
+    program = optimized(module, x, **PLUGGED)
+    assert targets(program).count(DEPTHWISE_CONV) == 4
+    # The convolution before the stages, what cuts the patches out, and what is pooled.
+    assert targets(program).count(CONV_BLOCK) == 1
+    assert targets(program).count(aten.permute.default) == 3
+    compare(program(x), truth(module, (x,)), TOLERANCE)
+    sizes: Any = ({0: Dim("batch", min=1, max=8)},)
+    dynamic = optimized(module, x, shapes=sizes, **PLUGGED)
+    assert sorted(map(str, targets(dynamic))) == sorted(map(str, targets(program)))
+    compare(dynamic(x[:1]), truth(module, (x[:1],)), TOLERANCE)
+
+
+@needs_triton
+@pytest.mark.parametrize("before", [nn.MaxPool2d(2), nn.ReLU()], ids=["pooled", "an input"])
+def test_images_with_the_channels_first_stay_so(before: nn.Module) -> None:
+    module = nn.Sequential(before, Block(conv(), inner=True)).eval()
+    program = optimized(module, X.permute(0, 3, 1, 2).contiguous(), **PLUGGED)
+    assert DEPTHWISE_CONV not in targets(program)
+    assert targets(program).count(CONV_BLOCK) == 1
 
 
 @needs_triton

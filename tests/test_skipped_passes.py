@@ -23,7 +23,7 @@ X, MASK = drawn(2, 4, 6, 8) / 4, drawn(4, 4, seed=1) > 0
 def everything(self: Any, x: Tensor, mask: Tensor) -> Any:
     """Something to do for every pass that can be left out."""
     heads = F.scaled_dot_product_attention(*(x[:, :, :2],) * 3, attn_mask=mask[:2, :2])
-    attended = self.project(heads.transpose(1, 2).reshape(2, 2, 32))
+    attended = self.project(heads.transpose(1, 2).reshape(2, 2, 32)) * self.vector[:5]
     masked = F.scaled_dot_product_attention(x, x, x, torch.ones(6, 6, dtype=torch.bool).tril())
     shared = F.scaled_dot_product_attention(x, *(x[:, :2].repeat_interleave(2, 1),) * 2)
     product = x @ self.matrix + self.vector
@@ -35,8 +35,10 @@ def everything(self: Any, x: Tensor, mask: Tensor) -> Any:
     viewed = turned.reshape(2, 3, 48).reshape(2, 144).sin()
     images = [F.relu(each(x)).permute(0, 2, 3, 1) for each in (self.one, self.two)]
     wide = self.window(x.sin().permute(0, 3, 1, 2)).permute(0, 2, 3, 1).sin()
+    patches = self.patch(x.sin().reshape(1, 1, 16, 24)).flatten(2).mT, self.small(x).flatten(2).mT
     return (
         attended,
+        patches,
         wide,
         masked,
         shared,
@@ -52,6 +54,7 @@ def net() -> Net:
     layers: dict[str, Any] = {"project": nn.Linear(32, 5), "first": nn.Linear(144, 8)}
     layers |= {"tall": nn.Linear(8, 8), "wide": nn.Linear(8, 8), "one": nn.Conv2d(4, 8, 1), "two": nn.Conv2d(4, 8, 1)}
     layers |= {"window": nn.Conv2d(8, 8, 7, padding=3, groups=8)}
+    layers |= {"patch": nn.Conv2d(1, 8, (16, 24), (16, 24)), "small": nn.Conv2d(4, 8, 2, 2)}
     return Net(everything, **layers, matrix=drawn(8, 8, seed=2), vector=drawn(8, seed=3))
 
 

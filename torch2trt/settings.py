@@ -22,11 +22,13 @@ ProgressMode = Literal["auto", "terminal", "notebook", "none"]
 SkippablePass = Literal[
     "unify_linears",
     "unify_activations",
+    "fold_channel_scales",
     "reduce_strength",
     "sink_expands",
     "simplify_slices",
     "simplify_casts",
     "sink_permutes",
+    "patches_as_products",
     "group_attention",
     "merge_views",
     "simplify_masks",
@@ -36,7 +38,9 @@ SkippablePass = Literal[
     "fuse_linear_blocks",
 ]
 """The passes without which an engine computes the same, in more layers or slower ones."""
-ExtraPass = Literal["merge_sibling_linears", "merge_sibling_convolutions", "plug_depthwise"]
+ExtraPass = Literal[
+    "plug_depthwise", "small_patches_as_products", "merge_sibling_linears", "merge_sibling_convolutions"
+]
 """The passes that are applied only where they are asked for: nobody has timed them on a GPU yet."""
 
 

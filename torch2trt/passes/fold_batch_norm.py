@@ -10,6 +10,7 @@ from torch import fx
 from torch2trt.graph.program import Program
 from torch2trt.graph.rewrite import call, only_user
 from torch2trt.graph.schema import bind
+from torch2trt.passes.channel_scales import LAYERS, cast, channel_of, scaled
 from torch2trt.settings import Settings
 
 aten = torch.ops.aten
@@ -61,37 +62,20 @@ def _scale_and_shift(node: fx.Node) -> tuple[fx.Node, fx.Node]:
     return scale, shift
 
 
-def _cast(node: fx.Node, dtype: torch.dtype, like: fx.Node) -> fx.Node:
-    if node.meta["val"].dtype == dtype:
-        return node
-    return call(like.graph, aten._to_copy.default, node, dtype=dtype, like=like)
-
-
 def _folded(program: Program, node: fx.Node) -> fx.Node | None:
     """The convolution or linear before the batch norm with new weights, or None where there is none to fold into."""
     source = bind(node)["input"]
-    if source.target not in (aten.convolution.default, aten.linear.default) or only_user(source) is not node:
+    if source.target not in LAYERS or only_user(source) is not node:
         return None
     before = bind(source)
     weight, bias = before["weight"], before["bias"]
     if not all(item is None or item.op == "placeholder" for item in (weight, bias)):
         return None
-    if before.get("transposed") and before["groups"] != 1:
+    if channel_of(before) is None:
         return None
     if source.target is aten.linear.default and len(program.spec(source).shape) != 2:
         return None  # the channels of a batch norm are dimension 1, a linear's are its last
-    graph, dtype = node.graph, weight.meta["val"].dtype
-    scale, shift = _scale_and_shift(node)
-    channel = 1 if before.get("transposed") else 0
-    shape = [-1 if axis == channel else 1 for axis in range(weight.meta["val"].dim())]
-    wide = _cast(weight, torch.float32, node)
-    factor = call(graph, aten.view.default, scale, shape, like=node)
-    new_weight = _cast(call(graph, aten.mul.Tensor, wide, factor, like=node), dtype, node)
-    if bias is not None:
-        scaled = call(graph, aten.mul.Tensor, _cast(bias, torch.float32, node), scale, like=node)
-        shift = call(graph, aten.add.Tensor, scaled, shift, like=node)
-    arguments = {**before, "weight": new_weight, "bias": _cast(shift, dtype, node)}
-    return call(graph, source.target, *arguments.values(), like=source)
+    return scaled(source, *_scale_and_shift(node), like=node)
 
 
 def _affine(program: Program, node: fx.Node) -> fx.Node:
@@ -99,7 +83,7 @@ def _affine(program: Program, node: fx.Node) -> fx.Node:
     spec = program.spec(source)
     shape = [-1 if axis == 1 else 1 for axis in range(spec.rank)]
     scale, shift = (
-        _cast(call(graph, aten.view.default, item, shape, like=node), spec.dtype, node)
+        cast(call(graph, aten.view.default, item, shape, like=node), spec.dtype, node)
         for item in _scale_and_shift(node)
     )
     scaled = call(graph, aten.mul.Tensor, source, scale, like=node)

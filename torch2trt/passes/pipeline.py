@@ -13,6 +13,7 @@ from torch2trt.graph.rewrite import FOREIGN, IN_TORCH, asked_for
 from torch2trt.passes.averages_as_products import averages_as_products
 from torch2trt.passes.defer_blind_queries import defer_blind_queries
 from torch2trt.passes.fold_batch_norm import BATCH_NORMS, fold_batch_norm
+from torch2trt.passes.fold_channel_scales import fold_channel_scales
 from torch2trt.passes.fuse_conv_blocks import fuse_conv_blocks
 from torch2trt.passes.fuse_linear_blocks import fuse_linear_blocks
 from torch2trt.passes.group_attention import group_attention
@@ -21,6 +22,7 @@ from torch2trt.passes.merge_common_subexpressions import merge_common_subexpress
 from torch2trt.passes.merge_sibling_convolutions import merge_sibling_convolutions
 from torch2trt.passes.merge_sibling_linears import merge_sibling_linears
 from torch2trt.passes.merge_views import merge_views
+from torch2trt.passes.patches_as_products import patches_as_products, small_patches_as_products
 from torch2trt.passes.plug_attention import plug_attention
 from torch2trt.passes.plug_depthwise import plug_depthwise
 from torch2trt.passes.reduce_strength import reduce_strength
@@ -58,6 +60,7 @@ PASSES: tuple[Pass, ...] = (
     unify_linears,
     unify_activations,
     fold_batch_norm,
+    fold_channel_scales,
     set_precision,
     remove_noops,
     averages_as_products,
@@ -67,7 +70,10 @@ PASSES: tuple[Pass, ...] = (
     sink_expands,
     simplify_slices,
     simplify_casts,
+    plug_depthwise,
     sink_permutes,
+    patches_as_products,
+    small_patches_as_products,
     group_attention,
     merge_views,
     merge_common_subexpressions,
@@ -77,7 +83,6 @@ PASSES: tuple[Pass, ...] = (
     simplify_slices,
     simplify_masks,
     plug_attention,
-    plug_depthwise,
     hoist_weights,
     defer_blind_queries,
     fuse_conv_blocks,

@@ -11,6 +11,8 @@ from torch2trt.graph.ops import DEPTHWISE_CONV
 from torch2trt.graph.program import Program
 from torch2trt.graph.rewrite import IN_TORCH, call, erase_unused
 from torch2trt.graph.schema import bind
+from torch2trt.passes.constants import constants
+from torch2trt.passes.pointwise import is_pointwise
 from torch2trt.passes.views import order_of
 from torch2trt.settings import Settings
 
@@ -24,13 +26,17 @@ _LEAST_WINDOW = 7
 def plug_depthwise(program: Program, settings: Settings) -> None:
     """Let a kernel in Triton compute depthwise convolutions with large windows in halves, between channels-last layers.
 
-    Done only where the module itself has the channels last on both sides, as ConvNeXt has, so that nothing is moved;
-    and where TensorRT has plugins and Triton is installed. Off unless ``extra_passes`` names it.
+    Done only where the module itself has the channels last behind the layer, as ConvNeXt has, and all before it comes
+    from channels-last layers or from convolutions, which have the channels last within TensorRT; and where TensorRT has
+    plugins and Triton is installed. What is pointwise in between is computed with the channels last by
+    :func:`torch2trt.passes.sink_permutes.sink_permutes`, so this comes before it. Off unless ``extra_passes`` names it.
     """
     if importlib.util.find_spec("triton") is None:
         return
+    constant = constants(program)
+    # The layers come in order, so that one that is a plugin already has its channels last for the next.
     for node in program.calls:
-        if _fits(program, node):
+        if _fits(program, node) and _comes_channels_last(program, bind(node)["input"], constant):
             _rewrite(program, node)
     erase_unused(program.graph.graph)
 
@@ -46,9 +52,23 @@ def _fits(program: Program, node: fx.Node) -> bool:
         and program.spec(node).dtype in (torch.float16, torch.bfloat16)
         and bound["groups"] == weight[0] == program.spec(source).shape[1]
         and min(weight[2:]) >= _LEAST_WINDOW
-        and order_of(program, source) == _CHANNELS_FIRST
         and all(order_of(program, user) == _CHANNELS_LAST for user in node.users)
     )
+
+
+def _comes_channels_last(program: Program, source: fx.Node, constant: set[fx.Node]) -> bool:
+    """Whether a tensor is pointwise in channels-last tensors and results of convolutions."""
+    found, pending = {source}, [source]
+    while pending:
+        node = pending.pop()
+        if order_of(program, node) == _CHANNELS_FIRST or node.target is aten.convolution.default:
+            continue
+        if not is_pointwise(node) or IN_TORCH in node.meta or program.spec(node).rank != len(_CHANNELS_FIRST):
+            return False
+        following = {*node.all_input_nodes} - found - constant
+        found |= following
+        pending += following
+    return True
 
 
 def _rewrite(program: Program, node: fx.Node) -> None:
@@ -57,7 +77,8 @@ def _rewrite(program: Program, node: fx.Node) -> None:
     with graph.inserting_before(node):
         taps = call(graph, aten.permute.default, bound["weight"], [2, 3, 0, 1], like=node)
         taps = call(graph, aten.reshape.default, taps, [*window, channels], like=node)
-        source = bound["input"].all_input_nodes[0]
+        # The permutations meet those around them, and cancel.
+        source = call(graph, aten.permute.default, bound["input"], list(_CHANNELS_LAST), like=node)
         result = call(graph, DEPTHWISE_CONV, source, taps, bound["bias"], list(bound["padding"]), like=node)
     for user in list(node.users):
         user.replace_all_uses_with(result)
