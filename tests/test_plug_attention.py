@@ -218,10 +218,12 @@ def test_the_operators_are_attention(grouped: bool, causal: bool) -> None:
     wanted = F.scaled_dot_product_attention(*repeated, is_causal=causal, scale=0.3).transpose(1, 2)
     packed = torch.cat([each.flatten(2) for each in (value, query, key)], -1)
     groups, size = key.shape[2], 16
+    sizes = 4, groups, size, size
     starts = [groups * size, (groups + 4) * size, 0]
     for found in (
         FLASH_ATTENTION(query, key, value, causal, 0.3),
-        PACKED_ATTENTION(packed, starts, 4, groups, size, size, causal, 0.3),
+        PACKED_ATTENTION([packed], [0, 0, 0], starts, *sizes, causal, 0.3),
+        PACKED_ATTENTION([key, torch.cat([value, query], 2)], [1, 0, 1], [groups * size, 0, 0], *sizes, causal, 0.3),
     ):
         assert torch.allclose(found, wanted, atol=1e-6)
         assert found.is_contiguous()
