@@ -233,7 +233,7 @@ def test_what_is_queries_and_keys_alike_is_projected_once() -> None:
 
 
 class Across(Attention):
-    """Attention of one tensor to another; keys and values are projected first, and keys returned."""
+    """Attention of one tensor to another; keys and values are projected first, and values are returned."""
 
     def forward(self, x: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         heads = [
@@ -241,7 +241,7 @@ class Across(Attention):
             for layer, each in zip(reversed(self.projections), (text, text, x), strict=True)
         ]
         made = F.scaled_dot_product_attention(*reversed(heads))
-        return self.out(made.transpose(1, 2).flatten(2)), heads[1].sin()
+        return self.out(made.transpose(1, 2).flatten(2)), heads[0].sin()
 
 
 def test_keys_and_values_of_another_tensor_are_one_projection(added: Added) -> None:
