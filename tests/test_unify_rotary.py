@@ -14,7 +14,7 @@ from tests.harness import check_module
 from tests.passing import count, targets
 from tests.plugging import optimized
 from tests.rewriting import Net, calls, drawn, rewritten
-from torch2trt.graph.ops import ROTARY
+from torch2trt.graph.ops import LINEAR_BLOCK, ROTARY
 from torch2trt.passes.flip_rotary import flip_rotary
 from torch2trt.passes.unify_rotary import unify_rotary
 from torch2trt.settings import Settings
@@ -160,3 +160,19 @@ def test_no_tensor_gets_more_dimensions_than_tensorrt_has() -> None:
     deep = X.reshape(2, 1, 3, 1, 1, 1, 5, 8)
     program = rewritten(net(FORMS["usual"]), deep, passes=(unify_rotary, flip_rotary))
     assert ROTARY in targets(program)
+
+
+@pytest.mark.parametrize("extra", [(), ("flip_rotary", "merge_sibling_linears")])
+def test_a_model_with_grouped_queries(extra: tuple[Any, ...]) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 50}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    torch.manual_seed(0)
+    module = transformers.LlamaModel(transformers.LlamaConfig(**sizes, **heads, use_cache=False)).eval()
+    ids = torch.arange(10)[None]
+    settings = Settings(precision="fp16", optimization_level=0, extra_passes=extra)
+    program = optimized(module, ids, precision="fp16", extra_passes=extra)
+    assert count(program, ROTARY) == (0 if extra else 4)
+    # Queries, keys and values; what comes out; gate and up; down.
+    assert sum(count(program, target) for target in (aten.linear.default, LINEAR_BLOCK)) == 2 * (4 if extra else 7)
+    check_module(module, (ids,), settings, tolerance=300)
