@@ -53,11 +53,13 @@ class Layer:
 
 
 def _of_first(net: Network, itensor: Any, first: TensorSpec, spec: TensorSpec) -> Any:
-    """A copy of a plugin's first input; where its result has a dimension more, of as many channels, in that shape."""
-    if len(spec.shape) <= len(first.shape):
-        return net.add("add_identity", itensor).get_output(0)
-    channels = net.narrow(NetworkTensor(net, itensor, first.shape, first.dtype), -1, 0, volume(spec.shape[2:]))
-    return net.reshape(channels, spec.shape).itensor
+    """A copy of a plugin's first input; where its result has fewer heads, or a dimension more, in that shape."""
+    whole = NetworkTensor(net, itensor, first.shape, first.dtype)
+    if len(spec.shape) > len(first.shape):
+        return net.reshape(net.narrow(whole, -1, 0, volume(spec.shape[2:])), spec.shape).itensor
+    if len(spec.shape) == 4 and spec.shape[2] != first.shape[2]:
+        return net.narrow(whole, 2, 0, spec.shape[2]).itensor
+    return net.add("add_identity", itensor).get_output(0)
 
 
 Added = list[tuple[list[Any], Any]]

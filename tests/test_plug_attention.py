@@ -14,7 +14,7 @@ from torch.export import Dim
 
 import torch2trt
 from tests.harness import check_module, compare, truth
-from tests.passing import targets
+from tests.passing import only, targets
 from tests.plugging import Added, added, enterprise, optimized
 from torch2trt import api
 from torch2trt.converters.lower import lower
@@ -111,24 +111,24 @@ KEPT: dict[str, nn.Module] = {
 def test_it_is_a_plugin(name: str, added: Added) -> None:
     module, causal = MODULES[name]
     program = optimized(module.eval(), X, **HALVES)
-    packed = "turned" not in name
-    target = PACKED_ATTENTION if packed else FLASH_ATTENTION
-    assert targets(program).count(target) == 1
+    turned = "turned" in name
+    assert targets(program).count(PACKED_ATTENTION) == 1
     # Nothing is moved behind it, nor before it where it is not computed with there.
     moves = sum(targets(program).count(move) for move in (aten.permute.default, aten.transpose.int, aten.slice.Tensor))
-    assert moves == (0 if packed else 4)
-    assert targets(program).count(aten.linear.default) == (2 if packed else 4)
+    assert moves == (6 if turned else 0)
+    assert targets(program).count(aten.linear.default) == 2
     lower(program, enterprise())
     ((inputs, plugin),) = added
-    assert plugin.call.target is target
+    assert plugin.call.target is PACKED_ATTENTION
+    assert len(inputs) == (3 if turned else 1)
     assert [tuple(each.shape) for each in inputs] == [tuple(spec.shape) for spec in plugin.call.inputs]
     # Queries see what they should: values that name their places come back as the means of those that are seen.
-    places = torch.arange(TOKENS, dtype=torch.float64).reshape(1, -1, *(1 for _ in plugin.call.inputs[0].shape[2:]))
-    given = [places.expand(tuple(spec.shape)).clone() for spec in plugin.call.inputs]
-    if packed:
-        given[0][..., : module.sizes[0]] = 0
-    else:
-        given[0].zero_()
+    places = torch.arange(TOKENS, dtype=torch.float64)
+    given = [
+        places.reshape(1, -1, *(1 for _ in spec.shape[2:])).expand(tuple(spec.shape)).clone()
+        for spec in plugin.call.inputs
+    ]
+    given[0][..., : WIDTH if turned else module.sizes[0]] = 0
     (made,) = plugin.call.run(given)
     seen = torch.arange(TOKENS) / 2 if causal else torch.full((TOKENS,), (TOKENS - 1) / 2)
     assert torch.allclose(made, seen.double().reshape(1, -1, 1, 1).expand(made.shape))
@@ -202,12 +202,59 @@ def test_dynamic_lengths_count_as_they_usually_are(added: Added, monkeypatch: py
         compare(program(X[:, :5]), truth(module, (X[:, :5],)), TOLERANCE)
 
 
-def test_weights_that_serve_elsewhere_stay_apart() -> None:
+class Twice(nn.Module):
+    """Attention, and attention to its result that has a projection in common with it."""
+
+    def __init__(self, shared: int) -> None:
+        super().__init__()
+        self.first, self.second = Attention(), Attention()
+        self.second.projections[shared] = self.first.projections[shared]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("shared", range(3))
+def test_weights_that_serve_elsewhere_stay_apart(shared: int) -> None:
+    module = Twice(shared).eval()
+    program = optimized(module, X, **HALVES)
+    assert targets(program).count(FLASH_ATTENTION) == 2
+    assert PACKED_ATTENTION not in targets(program)
+    compare(program(X), truth(module, (X,)), TOLERANCE)
+
+
+def test_what_is_queries_and_keys_alike_is_projected_once() -> None:
     module = Attention()
     module.projections[1] = module.projections[0]
     program = optimized(module.eval(), X, **HALVES)
-    assert targets(program).count(FLASH_ATTENTION) == 1
-    assert PACKED_ATTENTION not in targets(program)
+    assert targets(program).count(aten.linear.default) == 2
+    assert only(program, PACKED_ATTENTION).args[1:3] == ([0, 0, 0], [0, 0, 64])
+    compare(program(X), truth(module, (X,)), TOLERANCE)
+
+
+class Across(Attention):
+    """Attention of one tensor to another; keys and values are projected first, and values are returned."""
+
+    def forward(self, x: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        heads = [
+            layer(each).unflatten(-1, (-1, WIDTH)).transpose(1, 2)
+            for layer, each in zip(reversed(self.projections), (text, text, x), strict=True)
+        ]
+        made = F.scaled_dot_product_attention(*reversed(heads))
+        return self.out(made.transpose(1, 2).flatten(2)), heads[0].sin()
+
+
+def test_keys_and_values_of_another_tensor_are_one_projection(added: Added) -> None:
+    module, text = Across().eval(), X.flip(0)[:, 4:]
+    program = optimized(module, X, text, **HALVES)
+    assert targets(program).count(aten.linear.default) == 3
+    (queries, both), *where = only(program, PACKED_ATTENTION).args[:3]
+    assert where == [[0, 1, 1], [0, 0, 64]]
+    assert program.spec(queries).shape == (2, TOKENS, 4, WIDTH)
+    assert program.spec(both).shape == (2, TOKENS - 4, 128)
+    compare(program(X, text), truth(module, (X, text)), TOLERANCE)
+    lower(program, enterprise())
+    assert len(added) == 1
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -218,10 +265,12 @@ def test_the_operators_are_attention(grouped: bool, causal: bool) -> None:
     wanted = F.scaled_dot_product_attention(*repeated, is_causal=causal, scale=0.3).transpose(1, 2)
     packed = torch.cat([each.flatten(2) for each in (value, query, key)], -1)
     groups, size = key.shape[2], 16
+    sizes = 4, groups, size, size
     starts = [groups * size, (groups + 4) * size, 0]
     for found in (
         FLASH_ATTENTION(query, key, value, causal, 0.3),
-        PACKED_ATTENTION(packed, starts, 4, groups, size, size, causal, 0.3),
+        PACKED_ATTENTION([packed], [0, 0, 0], starts, *sizes, causal, 0.3),
+        PACKED_ATTENTION([key, torch.cat([value, query], 2)], [1, 0, 1], [groups * size, 0, 0], *sizes, causal, 0.3),
     ):
         assert torch.allclose(found, wanted, atol=1e-6)
         assert found.is_contiguous()

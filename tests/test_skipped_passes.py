@@ -34,11 +34,13 @@ def everything(self: Any, x: Tensor, mask: Tensor) -> Any:
     turned = F.relu(joined[:, 1:].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     viewed = turned.reshape(2, 3, 48).reshape(2, 144).sin()
     images = [F.relu(each(x)).permute(0, 2, 3, 1) for each in (self.one, self.two)]
+    turned = x * self.vector + torch.cat((-x[..., 4:], x[..., :4]), -1) * self.vector.cos()
     wide = self.window(x.sin().permute(0, 3, 1, 2)).permute(0, 2, 3, 1).sin()
     patches = self.patch(x.sin().reshape(1, 1, 16, 24)).flatten(2).mT, self.small(x).flatten(2).mT
     return (
         attended,
         patches,
+        turned,
         wide,
         masked,
         shared,

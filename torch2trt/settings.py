@@ -27,6 +27,7 @@ SkippablePass = Literal[
     "sink_expands",
     "simplify_slices",
     "simplify_casts",
+    "unify_rotary",
     "sink_permutes",
     "patches_as_products",
     "group_attention",
@@ -39,7 +40,11 @@ SkippablePass = Literal[
 ]
 """The passes without which an engine computes the same, in more layers or slower ones."""
 ExtraPass = Literal[
-    "plug_depthwise", "small_patches_as_products", "merge_sibling_linears", "merge_sibling_convolutions"
+    "plug_depthwise",
+    "small_patches_as_products",
+    "merge_sibling_linears",
+    "merge_sibling_convolutions",
+    "flip_rotary",
 ]
 """The passes that are applied only where they are asked for: nobody has timed them on a GPU yet."""
 

@@ -10,7 +10,7 @@ import torch
 
 from torch2trt.converters.plugins import plugin
 from torch2trt.converters.registry import converter
-from torch2trt.graph.ops import ATTENTION, FLASH_ATTENTION, PACKED_ATTENTION
+from torch2trt.graph.ops import ATTENTION, FLASH_ATTENTION, PACKED_ATTENTION, ROTARY
 from torch2trt.sizes import Size, TensorSpec
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
@@ -97,6 +97,19 @@ def attention(
 ) -> Tensor:
     """attention(Tensor query, Tensor key, Tensor value, Tensor attn_mask, float? scale, bool enable_gqa) -> Tensor"""
     return _attend(net, query, key, value, scale, enable_gqa, mask=attn_mask)
+
+
+@converter(ROTARY)
+def rotary(net: Network, input: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """rotary(Tensor input, Tensor cos, Tensor sin) -> Tensor"""
+    count, size = cos.shape[-1], input.shape[-1]
+    assert isinstance(count, int)
+    half = count // 2
+    turned = net.narrow(input, -1, 0, count)
+    swapped = net.concat([net.narrow(input, -1, half, half), net.narrow(input, -1, 0, half)], -1)
+    products = (net.elementwise("PROD", turned, cos), net.elementwise("PROD", swapped, sin))
+    result = net.elementwise("SUM", *products)
+    return result if count == size else net.concat([result, net.narrow(input, -1, count, size - count)], -1)
 
 
 # Only where TensorRT has plugins does a pass make these.

@@ -123,8 +123,9 @@ def _flash_attention(arguments: Arguments, results: Results) -> int:
 
 
 def _packed_attention(arguments: Arguments, results: Results) -> int:
-    rows = int(math.prod(arguments["packed"].shape[:-1])) * arguments["heads"]
-    return 2 * int(arguments["packed"].shape[-2]) * rows * (arguments["width"] + arguments["value_width"])  # type: ignore[no-any-return]
+    query, key = (arguments["sources"][place].shape for place in arguments["places"][:2])
+    rows = int(math.prod(query[:2])) * arguments["heads"]
+    return 2 * int(key[1]) * rows * (arguments["width"] + arguments["value_width"])  # type: ignore[no-any-return]
 
 
 def _depthwise(arguments: Arguments, results: Results) -> int:

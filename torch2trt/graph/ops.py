@@ -141,6 +141,28 @@ def _(
     return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
 
+@torch.library.custom_op("torch2trt::rotary", mutates_args=())
+def rotary(input: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary position embedding: ``x * cos + swapped * sin``, with the halves of the last dimension swapped.
+
+    Args:
+        input: [..., E].
+        cos: [..., R], broadcasts to the first R channels of the input, R even; the others are handed through.
+        sin: as ``cos``, with its first half negated.
+
+    Returns:
+        The input's shape.
+    """
+    count = cos.shape[-1]
+    turned, rest = input[..., :count], input[..., count:]
+    return torch.cat([turned * cos + turned.roll(count // 2, -1) * sin, rest], -1)
+
+
+@rotary.register_fake
+def _(input: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    return input.new_empty(input.shape)
+
+
 @torch.library.custom_op("torch2trt::flash_attention", mutates_args=())
 def flash_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_causal: bool, scale: float
@@ -172,7 +194,8 @@ def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_causal: bo
 
 @torch.library.custom_op("torch2trt::packed_attention", mutates_args=())
 def packed_attention(
-    packed: torch.Tensor,
+    sources: list[torch.Tensor],
+    places: list[int],
     starts: list[int],
     heads: int,
     groups: int,
@@ -184,8 +207,9 @@ def packed_attention(
     """:func:`flash_attention` of queries, keys and values that lie side by side, as one projection yields them.
 
     Args:
-        packed: [N, L, C].
-        starts: the first channels of queries, keys and values.
+        sources: [N, L, C], or with more dimensions in the place of C that make up the channels.
+        places: which of the sources queries, keys and values lie in.
+        starts: their first channels there.
         heads: H, of queries.
         groups: G, of keys and values.
         width: E, channels of a query and a key.
@@ -195,16 +219,20 @@ def packed_attention(
     Returns:
         [N, L, H, V], contiguous.
     """
+    flat = [source.flatten(2) for source in sources]
     query, key, value = (
-        packed.narrow(-1, start, count * size).unflatten(-1, (count, size))
-        for start, count, size in zip(starts, (heads, groups, groups), (width, width, value_width), strict=True)
+        flat[place].narrow(-1, start, count * size).unflatten(-1, (count, size))
+        for place, start, count, size in zip(
+            places, starts, (heads, groups, groups), (width, width, value_width), strict=True
+        )
     )
     return torch.ops.torch2trt.flash_attention(query, key, value, is_causal, scale)  # type: ignore[no-any-return]
 
 
 @packed_attention.register_fake
 def _(
-    packed: torch.Tensor,
+    sources: list[torch.Tensor],
+    places: list[int],
     starts: list[int],
     heads: int,
     groups: int,
@@ -213,7 +241,8 @@ def _(
     is_causal: bool,
     scale: float,
 ) -> torch.Tensor:
-    return packed.new_empty((*packed.shape[:-1], heads, value_width))
+    query = sources[places[0]]
+    return query.new_empty((*query.shape[:2], heads, value_width))
 
 
 @torch.library.custom_op("torch2trt::depthwise_conv", mutates_args=())
@@ -314,6 +343,7 @@ def _(real: torch.Tensor, imag: torch.Tensor, dim: int, size: int, normalization
 
 CONV_BLOCK = torch.ops.torch2trt.conv_block.default
 ATTENTION = torch.ops.torch2trt.attention.default
+ROTARY = torch.ops.torch2trt.rotary.default
 FLASH_ATTENTION = torch.ops.torch2trt.flash_attention.default
 DEPTHWISE_CONV = torch.ops.torch2trt.depthwise_conv.default
 PACKED_ATTENTION = torch.ops.torch2trt.packed_attention.default

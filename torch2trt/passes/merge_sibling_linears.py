@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from torch2trt.graph.ops import ATTENTION
+from torch2trt.graph.ops import ATTENTION, ROTARY
 from torch2trt.graph.program import Program
 from torch2trt.graph.rewrite import only_user
 from torch2trt.graph.schema import bind
 from torch2trt.passes.activations import Match
 from torch2trt.passes.pieces import SPLITTING
 from torch2trt.passes.pointwise import is_pointwise
-from torch2trt.passes.siblings import Kind, join, merge_siblings
+from torch2trt.passes.siblings import Kind, is_read_as_slice, join, merge_siblings
 from torch2trt.passes.views import PERMUTING
 from torch2trt.settings import Settings
 
@@ -28,6 +28,7 @@ _READING_SLICES = (
         *(aten.slice.Tensor, aten.select.int, aten.unbind.int),
         *(aten.softmax.int, aten.layer_norm.default, aten.rms_norm.default, aten.mean.dim, aten.sum.dim_IntList),
         *(aten.matmul.default, aten.bmm.default, aten.scaled_dot_product_attention.default, ATTENTION),
+        ROTARY,
     }
 )
 
@@ -43,6 +44,11 @@ def merge_sibling_linears(program: Program, settings: Settings) -> None:
 def join_linears(program: Program, nodes: Sequence[fx.Node]) -> list[fx.Node]:
     """Compute linear layers as one, as :func:`torch2trt.passes.siblings.join` does."""
     return join(program, _LINEAR, nodes)
+
+
+def reads_slices_of(node: fx.Node) -> bool:
+    """Whether all that uses a linear layer reads it as well where it is a slice of a wider one."""
+    return is_read_as_slice(_LINEAR, node)
 
 
 def _obstacle(program: Program, node: fx.Node) -> str | None:

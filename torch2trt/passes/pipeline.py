@@ -12,6 +12,7 @@ from torch2trt.graph.program import Program
 from torch2trt.graph.rewrite import FOREIGN, IN_TORCH, asked_for
 from torch2trt.passes.averages_as_products import averages_as_products
 from torch2trt.passes.defer_blind_queries import defer_blind_queries
+from torch2trt.passes.flip_rotary import flip_rotary
 from torch2trt.passes.fold_batch_norm import BATCH_NORMS, fold_batch_norm
 from torch2trt.passes.fold_channel_scales import fold_channel_scales
 from torch2trt.passes.fuse_conv_blocks import fuse_conv_blocks
@@ -40,6 +41,7 @@ from torch2trt.passes.unify_activations import unify_activations
 from torch2trt.passes.unify_convolutions import CONVOLUTIONS, unify_convolutions
 from torch2trt.passes.unify_factories import unify_factories
 from torch2trt.passes.unify_linears import unify_linears
+from torch2trt.passes.unify_rotary import unify_rotary
 from torch2trt.passes.unify_strides import unify_strides
 from torch2trt.passes.unify_views import VIEWS, unify_views
 from torch2trt.passes.widen_masked_writes import widen_masked_writes
@@ -71,6 +73,7 @@ PASSES: tuple[Pass, ...] = (
     simplify_slices,
     simplify_casts,
     plug_depthwise,
+    unify_rotary,
     sink_permutes,
     patches_as_products,
     small_patches_as_products,
@@ -83,7 +86,9 @@ PASSES: tuple[Pass, ...] = (
     simplify_slices,
     simplify_masks,
     plug_attention,
+    merge_common_subexpressions,
     hoist_weights,
+    flip_rotary,
     defer_blind_queries,
     fuse_conv_blocks,
     fuse_linear_blocks,

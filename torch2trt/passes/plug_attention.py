@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
@@ -13,15 +13,15 @@ from torch2trt.graph.ops import FLASH_ATTENTION, PACKED_ATTENTION
 from torch2trt.graph.program import Program
 from torch2trt.graph.rewrite import IN_TORCH, call, erase_unused
 from torch2trt.graph.schema import bind
-from torch2trt.passes.merge_sibling_linears import join_linears
-from torch2trt.passes.pieces import piece_of
-from torch2trt.passes.views import RESHAPING, order_of
+from torch2trt.passes.attention_parts import HEADS_AND_TOKENS, Part, part_of
+from torch2trt.passes.merge_sibling_linears import join_linears, reads_slices_of
+from torch2trt.passes.pieces import Piece, piece_of
+from torch2trt.passes.views import order_of
 from torch2trt.settings import Settings
 from torch2trt.sizes import evaluate, symbols
 
 aten = torch.ops.aten
 
-_HEADS_AND_TOKENS = (0, 2, 1, 3)
 # Of the kernels that torch has for attention.
 _WIDEST_HEAD = 256
 # From so many on they are faster than those of TensorRT 10.6 on an H200: with 512, 1500 and 4096 whole models take
@@ -33,7 +33,9 @@ def plug_attention(program: Program, settings: Settings) -> None:
     """Let torch's kernels compute attention in halves, without a mask or causal, of many tokens.
 
     A plugin reads contiguous tensors, so queries, keys and values that are projected from one tensor stay in one, and
-    are taken apart by the kernel. Done only where TensorRT has plugins; a plan that is to stand alone goes without.
+    are taken apart by the kernel. Rotary embeddings turn the heads of queries and keys together, where they lie; what
+    is changed in other ways is a tensor of its own. Done only where TensorRT has plugins; a plan that is to stand alone
+    goes without.
     """
     for node in program.calls:
         if node.target is aten.scaled_dot_product_attention.default and IN_TORCH not in node.meta:
@@ -48,13 +50,11 @@ class _Attention:
     """What is to be rewritten.
 
     Attributes:
-        tensors: queries, keys and values with their heads behind their tokens, where the graph has them so.
-        sources: [N, tokens, channels], of which these are reshaped; queries before ``factor`` scales them.
-        factor: a number that queries are multiplied by.
+        parts: queries, keys and values; the source of queries is what a number scales.
+        factor: that number.
     """
 
-    tensors: tuple[fx.Node | None, ...]
-    sources: tuple[fx.Node | None, ...]
+    parts: tuple[Part, ...]
     factor: float
     is_causal: bool
     scale: float
@@ -78,32 +78,10 @@ def _found(program: Program, node: fx.Node) -> _Attention | None:
     usual = {name: span.opt for name, span in program.signature.dims.items()}
     if not symbols([key[2]]) <= usual.keys() or evaluate(key[2], usual) < _LEAST_KEYS:
         return None
-    behind = tuple(_with_heads_behind(program, tensor) for tensor in tensors)
-    queries, *rest = (_source(program, *each) for each in zip(tensors, behind, strict=True))
-    queries, factor = _unscaled(queries)
+    queries, *others = (part_of(program, tensor) for tensor in tensors)
+    source, factor = _unscaled(queries.source)
     scale = 1 / math.sqrt(query[3]) if bound["scale"] is None else bound["scale"]
-    return _Attention(behind, (queries, *rest), factor, bound["is_causal"], scale)
-
-
-def _with_heads_behind(program: Program, node: fx.Node) -> fx.Node | None:
-    """The tensor [N, tokens, heads, width] of which a node is the transpose."""
-    return node.all_input_nodes[0] if order_of(program, node) == _HEADS_AND_TOKENS else None
-
-
-def _source(program: Program, node: fx.Node, behind: fx.Node | None) -> fx.Node | None:
-    """The tensor [N, tokens, channels] that a tensor [N, heads, tokens, width] shows the heads of.
-
-    Args:
-        behind: its transpose, where the graph has that.
-    """
-    count, tokens, width = (program.spec(node).shape[axis] for axis in (1, 2, 3))
-    # The transpose of a single head is a reshape.
-    reshaped = node if count == 1 and behind is None else behind
-    if reshaped is None or reshaped.target not in RESHAPING or IN_TORCH in reshaped.meta:
-        return None
-    source = reshaped.all_input_nodes[0]
-    wanted = (program.spec(node).shape[0], tokens, count * width)
-    return source if program.spec(source).shape == wanted else None
+    return _Attention((replace(queries, source=source), *others), factor, bound["is_causal"], scale)
 
 
 def _unscaled(node: fx.Node | None) -> tuple[fx.Node | None, float]:
@@ -116,38 +94,126 @@ def _unscaled(node: fx.Node | None) -> tuple[fx.Node | None, float]:
 
 def _rewrite(program: Program, node: fx.Node, found: _Attention) -> None:
     graph, bound = program.graph.graph, bind(node)
-    packed = _packed(program, found.sources)
     with graph.inserting_before(node):
+        packed = _turned_together(program, node, found.parts) or _in_place(program, node, found.parts)
         if packed is not None:
             query, value = (program.spec(bound[name]).shape for name in ("query", "value"))
             counts = query[1], value[1], query[3], value[3]
-            scale = found.scale * found.factor
-            made = call(graph, PACKED_ATTENTION, *packed, *counts, found.is_causal, scale, like=node)
+            scale = found.scale * (found.factor if packed.unscaled else 1.0)
+            places = packed.sources, packed.places, packed.starts
+            made = call(graph, PACKED_ATTENTION, *places, *counts, found.is_causal, scale, like=node)
         else:
-            given = [
-                behind or call(graph, aten.permute.default, bound[name], list(_HEADS_AND_TOKENS), like=node)
-                for name, behind in zip(("query", "key", "value"), found.tensors, strict=True)
-            ]
+            given = [part.emit_behind(program, like=node) for part in found.parts]
             made = call(graph, FLASH_ATTENTION, *given, found.is_causal, found.scale, like=node)
-        result = call(graph, aten.permute.default, made, list(_HEADS_AND_TOKENS), like=node)
+        result = call(graph, aten.permute.default, made, list(HEADS_AND_TOKENS), like=node)
     for user in list(node.users):
-        if order_of(program, user) == _HEADS_AND_TOKENS:
+        if order_of(program, user) == HEADS_AND_TOKENS:
             user.replace_all_uses_with(made)
     node.replace_all_uses_with(result)
 
 
-def _packed(program: Program, sources: Sequence[fx.Node | None]) -> tuple[fx.Node, list[int]] | None:
-    """The tensor in which queries, keys and values lie side by side, and where each begins.
+# Where queries, keys and values lie -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """The tensors that queries, keys and values lie in, which of these each is in, and where it begins.
+
+    Attributes:
+        unscaled: whether queries are as they were before a number scaled them.
+    """
+
+    sources: list[fx.Node]
+    places: list[int]
+    starts: list[int]
+    unscaled: bool
+
+
+def _turned_together(program: Program, node: fx.Node, parts: Sequence[Part]) -> _Packed | None:
+    """All three out of one projection, or of two tensors where rotary embeddings turn queries and keys alike.
 
     Three projections of one tensor are made one for it.
     """
-    parts = [source for source in sources if source is not None]
-    if len(parts) != 3:
+    query, key, value = parts
+    turned = query.rotary is not None
+    shape = query.shape_behind if turned else []
+    if query.angles != key.angles or value.rotary is not None or shape is None:
         return None
-    pieces = [piece_of(program, part) for part in parts]
+    pieces = _pieces(program, [part.source for part in parts])
+    if pieces is None:
+        return None
+    whole, starts = pieces[0].source, [piece.start for piece in pieces]
+    if not turned:
+        return _Packed([whole], [0, 0, 0], starts, unscaled=True)
+    first, second = sorted(pieces[:2], key=lambda piece: piece.start)
+    if first.end != second.start:
+        return None
+    count = [program.spec(part.tensor).shape[1] for part in (query, key)]
+    both = Piece(whole, 2, first.start, first.length + second.length).emit(like=node)
+    wanted = [*shape, sum(count), program.spec(query.tensor).shape[3]]
+    heads = call(node.graph, aten.reshape.default, both, wanted, like=node)
+    made = query.emit_turned(program, heads, like=node)
+    begin = [*(start - first.start for start in starts[:2]), starts[2]]
+    return _Packed([made, whole], [0, 0, 1], begin, unscaled=True)
+
+
+def _pieces(program: Program, parts: Sequence[fx.Node | None]) -> list[Piece] | None:
+    """Three tensors as pieces of one; projections of one tensor are made one."""
+    known = [part for part in parts if part is not None]
+    if len(known) != 3:
+        return None
+    pieces = [piece_of(program, part) for part in known]
     if pieces == [None, None, None]:
-        pieces = [piece_of(program, part) for part in join_linears(program, parts)]
+        pieces = [piece_of(program, part) for part in join_linears(program, known)]
     found = [piece for piece in pieces if piece is not None and (piece.dim, piece.step) == (2, 1)]
-    if len(found) != 3 or len({piece.source for piece in found}) > 1:
+    return None if len(found) != 3 or len({piece.source for piece in found}) > 1 else found
+
+
+def _in_place(program: Program, node: fx.Node, parts: Sequence[Part]) -> _Packed | None:
+    """What nothing changes out of the projection that it is a piece of, and the others as they are.
+
+    Projections of the tensor that values are projected from are made one. None where nothing is a piece of one.
+    """
+    pieces = [_piece_of_projection(program, part) for part in _joined(program, parts)]
+    if not any(pieces):
         return None
-    return found[0].source, [piece.start for piece in found]
+    taken = [
+        part.emit_behind(program, like=node) if piece is None else piece.source
+        for part, piece in zip(parts, pieces, strict=True)
+    ]
+    sources = list(dict.fromkeys(taken))
+    starts = [0 if piece is None else piece.start for piece in pieces]
+    return _Packed(sources, [sources.index(each) for each in taken], starts, unscaled=pieces[0] is not None)
+
+
+def _piece_of_projection(program: Program, part: Part) -> Piece | None:
+    piece = None if part.rotary is not None or part.source is None else piece_of(program, part.source)
+    if piece is None or (piece.dim, piece.step) != (2, 1) or piece.source.target is not aten.linear.default:
+        return None
+    return piece
+
+
+def _joined(program: Program, parts: Sequence[Part]) -> Sequence[Part]:
+    """The parts, with the projections of one tensor as one where all that uses them reads slices as well."""
+    value = parts[2].source
+    if value is None or value.target is not aten.linear.default:
+        return parts
+    given = bind(value)["input"]
+    layers = [each for part in parts for each in _layers_behind(part.tensor) if bind(each)["input"] is given]
+    layers = list(dict.fromkeys(layers))
+    if len(layers) < 2 or not all(reads_slices_of(layer) for layer in layers):
+        return parts
+    made = dict(zip(layers, join_linears(program, layers), strict=False))
+    return [part if part.source is None else replace(part, source=made.get(part.source, part.source)) for part in parts]
+
+
+def _layers_behind(node: fx.Node) -> Iterator[fx.Node]:
+    """The linear layers that a tensor is made from, each without those before it."""
+    seen, pending = {node}, [node]
+    while pending:
+        each = pending.pop()
+        if each.target is aten.linear.default:
+            yield each
+            continue
+        pending += [source for source in each.all_input_nodes if source not in seen]
+        seen.update(each.all_input_nodes)

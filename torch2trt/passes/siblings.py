@@ -137,12 +137,13 @@ def _obstacle(program: Program, kind: Kind, node: fx.Node, weights: set[fx.Node]
 
 
 def _cost_us(program: Program, kind: Kind, last: fx.Node) -> float:
-    return 0.0 if _is_read_as_slice(kind, last) else LAUNCH_US + _move_us(program, last, passes=2)
+    return 0.0 if is_read_as_slice(kind, last) else LAUNCH_US + _move_us(program, last, passes=2)
 
 
-def _is_read_as_slice(kind: Kind, node: fx.Node) -> bool:
+def is_read_as_slice(kind: Kind, node: fx.Node) -> bool:
+    """Whether all that uses a call's result, or a reshape of it, reads it as well as a slice of another tensor."""
     return all(
-        _is_read_as_slice(kind, user) if user.target in RESHAPING else kind.reads_slices(user) for user in node.users
+        is_read_as_slice(kind, user) if user.target in RESHAPING else kind.reads_slices(user) for user in node.users
     )
 
 
@@ -205,7 +206,9 @@ def _merge(
 ) -> list[fx.Node]:
     graph, first = program.graph.graph, siblings[0]
     bounds = [bind(sibling.node) for sibling in siblings]
-    with graph.inserting_before(first.node):
+    members = {sibling.node for sibling in siblings}
+    # What reads one of them may come before the next.
+    with graph.inserting_before(next(node for node in program.calls if node in members)):
         weight = _joined([bound["weight"] for bound in bounds], joined, like=first.node)
         bias = None
         if any(bound["bias"] is not None for bound in bounds):

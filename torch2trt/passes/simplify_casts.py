@@ -44,7 +44,7 @@ def simplify_casts(program: Program, settings: Settings) -> None:
     while changed:
         changed = False
         for node in program.calls:
-            if node.target is CAST and node not in constant and IN_TORCH not in node.meta and _is_plain(node):
+            if node.target is CAST and node not in constant and IN_TORCH not in node.meta and is_plain(node):
                 changed |= _merge(program, node) or _raise(program, node) or _sink(program, node)
         erase_unused(program.graph.graph)
 
@@ -70,7 +70,7 @@ def _holds(wide: torch.finfo, own: torch.finfo) -> bool:
     return smallest and wide.eps <= own.eps and wide.max >= own.max
 
 
-def _is_plain(node: fx.Node) -> bool:
+def is_plain(node: fx.Node) -> bool:
     """Whether a call casts and does nothing else."""
     bound = bind(node)
     return bound["dtype"] is not None and isinstance(bound["input"], fx.Node)
@@ -83,7 +83,7 @@ def _cast(node: fx.Node, dtype: torch.dtype, *, like: fx.Node) -> fx.Node:
 def _merge(program: Program, node: fx.Node) -> bool:
     """Leave out a cast before this one."""
     before = bind(node)["input"]
-    if before.target is not CAST or IN_TORCH in before.meta or not _is_plain(before):
+    if before.target is not CAST or IN_TORCH in before.meta or not is_plain(before):
         return False
     source = bind(before)["input"]
     own, between, target = (program.spec(each).dtype for each in (source, before, node))
