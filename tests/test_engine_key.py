@@ -430,8 +430,8 @@ def test_digests_of_tensors_tell_forms_apart() -> None:
 
 def test_memory_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[int] = []
-    own = digests._sha256_of_part
-    monkeypatch.setattr(digests, "_sha256_of_part", lambda *part: reads.append(1) or own(*part))
+    own = digests._parts
+    monkeypatch.setattr(digests, "_parts", lambda tensor: reads.append(1) or own(tensor))
     weight = torch.randn(10)
     digests.of_tensors({"a": weight, "b": weight.view(10), "tied": weight, "other": weight + 1})
     assert len(reads) == 2

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 from torch.export import Dim
 
 from tests.passing import (
@@ -207,6 +207,20 @@ def test_what_the_contract_refuses() -> None:
     assert "float16" in broken(another_dtype)
     assert "call_method" in broken(method)
     assert "length" in broken(more_outputs)
+
+
+def test_the_contract_refuses_graphs_out_of_order() -> None:
+    def used_before_it_is_computed(program: Program) -> None:
+        program.calls[0].prepend(program.calls[1])
+
+    def of_another_graph(program: Program) -> None:
+        program.calls[1].args = (fx.Graph().placeholder("x"),)
+
+    for change, text in ((used_before_it_is_computed, "before it has been defined"), (of_another_graph, "belong to")):
+        program = capture(nn.Sequential(nn.Linear(3, 4), nn.ReLU()).eval(), (X,))
+        change(program)
+        with pytest.raises(RuntimeError, match=text):
+            check(program, "breaking")
 
 
 def test_pieces_of_a_split_have_the_precision_of_the_whole() -> None:

@@ -110,9 +110,11 @@ def compile(
     start, truth = time.perf_counter(), truth_of(module)
     args, kwargs, calls = first_call(module, args, kwargs, examples)
     try:
-        captured = capture(
-            module, args, kwargs, calls=calls, dynamic_shapes=dynamic_shapes, profiles=profiles, name=name
-        )
+        with without_collections():
+            captured = capture(
+                module, args, kwargs, calls=calls, dynamic_shapes=dynamic_shapes, profiles=profiles, name=name
+            )
+            program = optimize(captured, chosen, flavour)
     except DataDependentError as error:
         if not chosen.fallback:
             raise
@@ -126,7 +128,6 @@ def compile(
             name=name or type(module).__name__,
             reason=error,
         )
-    program = optimize(captured, chosen, flavour)
     capture_s = time.perf_counter() - start
     return build(program, flavour, chosen, truth=truth, report={"capture_s": capture_s})
 

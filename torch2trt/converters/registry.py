@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -110,15 +111,20 @@ def all_converters() -> Iterator[Converter]:
 
 def arguments_for(function: Callable[..., Any], bound: dict[str, Any]) -> dict[str, Any]:
     """Those of the bound arguments that a function takes."""
-    parameters = inspect.signature(function).parameters
+    parameters = _parameters(function)
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return bound
     return {name: value for name, value in bound.items() if name in parameters}
 
 
+@functools.cache
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
+
+
 def _check_parameters(function: Callable[..., Any], target: Any, skip: tuple[str, ...]) -> None:
     known = parameters_of(target)
-    parameters = inspect.signature(function).parameters
+    parameters = _parameters(function)
     named = [name for name, item in parameters.items() if item.kind is not item.VAR_KEYWORD and name not in skip]
     open_ended = any(item.kind is item.VAR_KEYWORD for item in parameters.values())
     if wrong := [name for name in named if name not in known and parameters[name].default is inspect.Parameter.empty]:

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
+from torch2trt.graph import fake_values
 from torch2trt.graph.kernels import QUANTILES, shapes_of_quantiles
 from torch2trt.graph.program import provenance
 from torch2trt.graph.schema import name_of
@@ -45,6 +46,16 @@ def refresh(node: fx.Node) -> None:
     """Compute a call's fake value anew, after its arguments changed."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: arg.meta["val"])
     mode = _mode_of(node.all_input_nodes) or _mode_of(other for other in node.graph.nodes if other.op == "placeholder")
+    known = fake_values.Call(mode, node.target, args, kwargs)
+    value = known.result()
+    if value is None:
+        value = _computed(node, mode, args, kwargs)
+        known.keep(value)
+    node.meta["val"] = value
+    node.meta.pop("tensor_meta", None)
+
+
+def _computed(node: fx.Node, mode: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     quantiles = shapes_of_quantiles() if node.target in QUANTILES else contextlib.nullcontext()
     # Composite operators written in C++ know no symbolic sizes, their counterparts in Python do.
     with mode, torch.no_grad(), enable_python_dispatcher(), quantiles:
@@ -54,8 +65,7 @@ def refresh(node: fx.Node) -> None:
         if not static and free_unbacked_symbols(value) != free_unbacked_symbols(before):
             # Sizes that depend on data have new symbols each time: keep the ones that the graph knows.
             value = pytree.tree_map(_with_dtype, before, value)
-        node.meta["val"] = value
-    node.meta.pop("tensor_meta", None)
+        return value
 
 
 def _is_static(value: Any) -> bool:
@@ -68,8 +78,13 @@ def _with_dtype(before: Any, like: Any) -> Any:
 
 def _mode_of(nodes: Iterable[fx.Node]) -> Any:
     # Not whichever is active: a graph's values are of one mode.
-    values = (leaf for node in nodes for leaf in pytree.tree_leaves(node.meta.get("val")))
-    return next((value.fake_mode for value in values if isinstance(value, FakeTensor)), None)
+    for node in nodes:
+        value = node.meta.get("val")
+        leaves = [value] if isinstance(value, torch.Tensor) else pytree.tree_leaves(value)
+        found = next((leaf for leaf in leaves if isinstance(leaf, FakeTensor)), None)
+        if found is not None:
+            return found.fake_mode
+    return None
 
 
 def only_user(node: fx.Node) -> fx.Node | None:

@@ -22,6 +22,8 @@ _SMALL = 1 << 20
 def hoist_weights(program: Program, settings: Settings) -> None:
     """Split the graph: calls on weights and constants alone go to the weights graph, their results become weights."""
     hoisted = _hoistable(program)
+    if not hoisted and all(node.users for node in program.weight_placeholders):
+        return
     members = set(hoisted)
     # Its placeholders are those of the main graph as the earlier weights graph yields them.
     frontier = [node for node in hoisted if not members.issuperset(node.users)]
