@@ -58,14 +58,15 @@ def check(program: Program, stage: str) -> None:
 def _problem(node: fx.Node) -> str | None:
     if node.op not in ("placeholder", "call_function", "output"):
         return f"{node.format_node()} is a {node.op}"
-    if node.op == "call_function" and not _is_functional(node.target):
+    if node.op == "call_function" and not is_functional(node.target):
         return f"{name_of(node.target)} is no functional operator"
     if node.op == "call_function" and not {"val", "spec", "size"} & node.meta.keys():
         return f"{node} has no value"
     return None
 
 
-def _is_functional(target: Any) -> bool:
+def is_functional(target: Any) -> bool:
+    """Whether a graph may call this: an operator that writes nowhere, ``getitem``, or arithmetic on sizes."""
     if isinstance(target, torch._ops.OpOverload):
         return not target._schema.is_mutable
     module = getattr(target, "__module__", "")
