@@ -34,9 +34,10 @@ class SizeNodes:
 
     def __init__(self, graph: fx.Graph) -> None:
         self._graph = graph
-        self._inputs = [node for node in graph.nodes if node.op == "placeholder"]
         self._numbers: dict[Size, Made] = {}
         self._made: dict[tuple[Any, ...], fx.Node] = {}
+        inputs = (node for node in graph.nodes if node.op == "placeholder")
+        self._of_inputs = [found for source in inputs for found in self._sizes_of(source, None)]
 
     def note(self, node: fx.Node) -> None:
         """Tell of a node that yields a size, which those after it may use."""
@@ -46,14 +47,13 @@ class SizeNodes:
 
     def shape(self, node: fx.Node) -> list[Made] | None:
         """The sizes of a call's result, computed from what is known before it; None where that does not tell them."""
-        known = list(self._numbers.items())
-        for source in self._inputs:
-            known += self._sizes_of(source, None)
+        wanted = to_shape(node.meta["val"].shape)
         own = [(name, value) for name, value in bind(node).items() if isinstance(value, fx.Node)]
+        of_arguments = (found for name, value in own for found in self._sizes_of(value, name))
         # A tensor that is asked for its shape has one more user, so inputs come first.
-        for each in (known, [*known, *(found for name, value in own for found in self._sizes_of(value, name))]):
+        for more in ((), of_arguments):
             with contextlib.suppress(NetworkError):
-                return derived(to_shape(node.meta["val"].shape), each, _constant, self._apply)
+                return derived(wanted, [*self._numbers.items(), *self._of_inputs, *more], _constant, self._apply)
         return None
 
     def _sizes_of(self, source: fx.Node, name: str | None) -> Iterator[tuple[Size, Made]]:
