@@ -8,15 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.export import Dim
 
+from tests.functionalizing import captured, plain
 from tests.passing import Function, targets
 from tests.rewriting import Net, drawn
 from torch2trt import api
-from torch2trt.frontend import decompositions
 from torch2trt.frontend.functional import functionalize
-from torch2trt.graph.program import Program
-from torch2trt.settings import Settings
 
 aten = torch.ops.aten
 
@@ -178,30 +175,10 @@ def test_what_is_written_into_half_stays_half() -> None:
     assert torch.allclose(api.capture(Function(run), (X,))(X), run(X), atol=1e-2)
 
 
-def captured(module: nn.Module, quick: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[Program, list[bool]]:
-    """The Program, and whether it was rewritten."""
-    done: list[bool] = []
-
-    def noted(*args: Any) -> bool:
-        done.append(quick and functionalize(*args))
-        return done[-1]
-
-    monkeypatch.setattr(decompositions, "functionalize", noted)
-    program = api.capture(module.eval(), (X.clone(),))
-    monkeypatch.undo()
-    return program, done
-
-
-def plain(program: Program) -> list[Any]:
-    """What is left once the passes have run, by the calls and what they yield."""
-    optimized = api.optimize(program, Settings.make())
-    return [(node.target, len(node.all_input_nodes), str(program.result(node))) for node in optimized.calls]
-
-
 @pytest.mark.parametrize("name", [*REWRITTEN, *TRACED, *EITHER])
 def test_it_is_what_tracing_makes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = {**REWRITTEN, **TRACED, **EITHER}[name]
-    (quick, quickly), (slow, _) = (captured(module, quick, monkeypatch) for quick in (True, False))
+    (quick, quickly), (slow, _) = (captured(module, quick, monkeypatch, X) for quick in (True, False))
     if name not in EITHER:
         assert quickly == [name in REWRITTEN]
     assert not any(getattr(target, "_schema", None) and target._schema.is_mutable for target in targets(quick))
@@ -225,13 +202,6 @@ def test_a_copy_that_is_laid_out_anew_has_memory_of_its_own() -> None:
     # Traced once more by torch, it would have zeroed both.
     program = api.capture(Function(written).eval(), (X.clone(),))
     torch.testing.assert_close(program(X), written(X))
-
-
-def test_dynamic_sizes_are_traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    done = []
-    monkeypatch.setattr(decompositions, "functionalize", lambda *args: done.append(functionalize(*args)))
-    api.capture(Function(lambda x: (x * 2).relu_()), (X,), dynamic_shapes=(({0: Dim("batch", max=8)},),))
-    assert done == [False]
 
 
 def test_what_cannot_be_done_is_not_begun() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +10,12 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
+from torch2trt.frontend.memory import CASTING, RESHAPING, SAME, SCATTERS, Memory, at_example, scattered, whole
+from torch2trt.frontend.size_nodes import SizeNodes
+from torch2trt.graph.contract import is_functional
 from torch2trt.graph.rewrite import call
 from torch2trt.graph.schema import bind
+from torch2trt.sizes import to_shape
 
 aten = torch.ops.aten
 
@@ -20,25 +23,26 @@ Keep = Callable[[Any], bool]
 
 _BATCH_NORM = aten._native_batch_norm_legit_no_training.default
 
-# Composite operators that yield views, of which torch's own functionalisation leaves none.
-_RESHAPING = frozenset(
-    {aten.reshape.default, aten.reshape_as.default, aten.flatten.using_ints, aten.unflatten.int, aten.view_as.default}
-)
-_CASTING = frozenset({aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other})
-_SAME = frozenset({aten.contiguous.default, aten.dropout.default, aten.feature_dropout.default})
-_PERHAPS_THE_SAME = _RESHAPING | _CASTING | _SAME
-# What takes a part out of a tensor, and what puts another in its place.
-_SCATTERS = {aten.slice.Tensor: aten.slice_scatter.default, aten.select.int: aten.select_scatter.default}
 # Checks of what was traced, which are dropped later.
-_CHECKS = frozenset({aten._assert_tensor_metadata.default})
+_CHECKS = frozenset(
+    {
+        aten._assert_scalar.default,
+        aten._assert_tensor_metadata.default,
+        aten.sym_constrain_range.default,
+        aten.sym_constrain_range_for_size.default,
+    }
+)
+# What asks a tensor for a size; how it lies in memory changes when writes are taken out.
+_SIZES = frozenset({aten.sym_size.int, aten.sym_numel.default})
 
 
 def functionalize(exported: ExportedProgram, keep: Keep) -> bool:
     """Bring an exported graph into the form that ``run_decompositions`` would, if that is simple.
 
-    Tracing a graph once more takes longer than exporting it. Of graphs whose sizes are all known, with no writing but
-    into what the graph itself has made and reads as nothing else, and of operators that are kept, that is not needed:
-    operators that write become those that do not, and the composite ones that yield views become plain ones.
+    Tracing a graph once more takes longer than exporting it. Of graphs with no writing but into what the graph itself
+    has made and reads as nothing else, and of operators that are kept, that is not needed: operators that write become
+    those that do not, and the composite ones that yield views become plain ones. Sizes may be dynamic: nothing is
+    assumed of them here that the trace did not assume. They may depend on data where nothing is written into.
 
     Args:
         keep: says for an operator whether it stays as it is.
@@ -58,21 +62,9 @@ class _Rewriter:
     def __init__(self, graph: fx.Graph, keep: Keep) -> None:
         self._graph = graph
         self._keep = keep
-        self._place = {node: number for number, node in enumerate(graph.nodes)}
-        self._keep_scatters = all(map(keep, _SCATTERS.values()))
-        self._storages: dict[fx.Node, int] = {}
-        one_of: dict[int, int] = {}
-        self._sharing: defaultdict[int, list[fx.Node]] = defaultdict(list)
-        for node in graph.nodes:
-            storage = _storage(node)
-            if storage is None:
-                continue
-            # Traces of some versions say of what hands back its argument that it does not, so both are taken for one.
-            source = node.args[0] if _may_be_its_argument(node) else None
-            if isinstance(source, fx.Node) and source in self._storages and storage not in one_of:
-                one_of[storage] = self._storages[source]
-            self._storages[node] = one_of.setdefault(storage, storage)
-            self._sharing[self._storages[node]].append(node)
+        self._keep_scatters = all(map(keep, SCATTERS.values()))
+        self._memory = Memory(graph)
+        self._sizes = SizeNodes(graph)
         self._steps: list[Callable[[], None]] = []
 
     def apply(self) -> None:
@@ -83,24 +75,27 @@ class _Rewriter:
     def plan(self, node: fx.Node) -> bool:
         """Whether a node can stay, or note what becomes of it."""
         if node.op in ("placeholder", "output"):
-            return _is_static(node)
-        if node.op != "call_function" or not _is_static(node):
+            return _is_plain(node)
+        if node.op != "call_function":
             return False
         target = node.target
+        if _is_number(node):
+            self._sizes.note(node)
+            return target in _SIZES if isinstance(target, torch._ops.OpOverload) else is_functional(target)
         if target is operator.getitem or target in _CHECKS:
             return True
-        if not isinstance(target, torch._ops.OpOverload):
+        if not isinstance(target, torch._ops.OpOverload) or not _is_plain(node):
             return False
         if target._schema.is_mutable:
             return self._plan_writing(node, target)
         if target is aten.batch_norm.default:
             return self._plan_batch_norm(node)
-        if target in _RESHAPING:
-            return self._plan_as(node, aten.reshape.default, lambda shape: (node.args[0], shape))
-        if target in _CASTING or target in _SAME:
+        if target in RESHAPING:
+            return self._plan_reshape(node)
+        if target in CASTING or target in SAME:
             return self._plan_cast(node)
         if target is aten.expand_as.default:
-            return self._plan_as(node, aten.expand.default, lambda shape: (node.args[0], shape))
+            return self._plan_as(node, aten.expand.default)
         if target is aten.chunk.default:
             return self._plan_chunk(node)
         if target is aten.diff.default and not self._keep(target):
@@ -117,39 +112,22 @@ class _Rewriter:
         if not isinstance(written, fx.Node):
             return False
         depth = 0
-        if not self._is_free(node, written):
+        if not self._memory.is_free(node, written):
             # Where what it is a part of is read later, that is another tensor then.
-            depth, whole = _whole(written)
-            if not depth or not self._keep_scatters or not self._is_free(node, whole):
+            depth, source = whole(written)
+            if not depth or not self._keep_scatters or not self._memory.is_free(node, source):
                 return False
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda argument: argument.meta["val"])
-        with written.meta["val"].fake_mode:
-            value = functional(*args, **kwargs)
-        own = node.meta["val"]
-        if (value.dtype, value.shape, value.device) != (own.dtype, own.shape, own.device):
+        if not _yields_the_same(functional, node):
             return False
 
         def step() -> None:
             node.target = functional
-            place = self._place[node]
+            place = self._memory.place[node]
             # What it was when this was planned may have been replaced.
-            now, following = _scattered(node.args[0], node, depth)
-            now.replace_all_uses_with(following, delete_user_cb=lambda user: self._place.get(user, -1) > place)
+            now, following = scattered(node.args[0], node, depth)
+            now.replace_all_uses_with(following, delete_user_cb=lambda user: self._memory.place.get(user, -1) > place)
 
         self._steps.append(step)
-        return True
-
-    def _is_free(self, node: fx.Node, written: fx.Node) -> bool:
-        """Whether nothing but the written tensor itself shows, later, what was in its memory before."""
-        storage = self._storages.get(written)
-        if storage is None or storage != self._storages.get(node):
-            return False
-        for other in self._sharing[storage]:
-            if other.op == "placeholder":
-                return False
-            before = self._place[other] < self._place[node]
-            if before and other is not written and any(self._place[user] > self._place[node] for user in other.users):
-                return False
         return True
 
     def _plan_batch_norm(self, node: fx.Node) -> bool:
@@ -174,15 +152,27 @@ class _Rewriter:
         self._steps.append(step)
         return True
 
-    def _plan_as(self, node: fx.Node, target: Any, arguments: Callable[[list[int]], tuple[Any, ...]]) -> bool:
-        """Another operator in a node's place, if it is kept.
-
-        Args:
-            arguments: of it, from the shape of the result.
-        """
+    def _plan_reshape(self, node: fx.Node) -> bool:
+        if node.target is not aten.reshape.default or not _is_symbolic(node):
+            return self._plan_as(node, aten.reshape.default)
 
         def step() -> None:
-            node.args, node.kwargs = arguments([*node.meta["val"].shape]), {}
+            # It says itself how sizes that are not known are computed.
+            bound, own = bind(node), to_shape(node.meta["val"].shape)
+            shape = [size if isinstance(size, int) else asked for size, asked in zip(own, bound["shape"], strict=True)]
+            node.args, node.kwargs = (bound["input"], shape), {}
+
+        self._steps.append(step)
+        return self._keep(node.target)
+
+    def _plan_as(self, node: fx.Node, target: Any) -> bool:
+        """Another operator, of a tensor and the shape of the result, in a node's place, if it is kept."""
+        shape = self._sizes.shape(node)
+        if shape is None:
+            return False
+
+        def step() -> None:
+            node.args, node.kwargs = (node.args[0], [size(node) for size in shape]), {}
             node.target = target
 
         self._steps.append(step)
@@ -191,7 +181,7 @@ class _Rewriter:
     def _plan_chunk(self, node: fx.Node) -> bool:
         bound = bind(node)
         size = bound["input"].meta["val"].shape[bound["dim"]]
-        if not size:
+        if not isinstance(size, int) or not size:
             return False
 
         def step() -> None:
@@ -204,6 +194,8 @@ class _Rewriter:
     def _plan_diff(self, node: fx.Node) -> bool:
         bound = bind(node)
         dim, dtype = bound["dim"], node.meta["val"].dtype
+        if any(map(_is_symbolic, (node, *node.all_input_nodes))):
+            return False
         if bound["n"] != 1 or dtype is torch.bool or not bound["input"].meta["val"].dim():
             return False
         if not all(map(self._keep, (aten.cat.default, aten.slice.Tensor, aten.sub.Tensor))):
@@ -227,15 +219,15 @@ class _Rewriter:
         source = bound["input"]
         if not isinstance(source, fx.Node) or bound.get("train"):
             return False
-        if node.target in _CASTING and bound.get("memory_format") is not None:
+        if node.target in CASTING and bound.get("memory_format") is not None:
             return False
         before, after = source.meta["val"], node.meta["val"]
         if before.device != after.device:
             return False
-        if before.dtype == after.dtype and before.stride() == after.stride():
+        if before.dtype == after.dtype and to_shape(before.stride()) == to_shape(after.stride()):
             self._steps.append(lambda: self._replace(node, node.args[0]))
             return True
-        if node.target in _SAME:
+        if node.target in SAME:
             return self._keep(node.target)
         # Where only the layout is another, it is the result's alone to tell.
         if before.dtype == after.dtype or not self._keep(aten._to_copy.default):
@@ -253,55 +245,42 @@ class _Rewriter:
         self._graph.erase_node(node)
 
 
-def _whole(part: fx.Node) -> tuple[int, fx.Node]:
-    """Of how many parts of parts a tensor is one, and of what in the end."""
-    depth = 0
-    while part.target in _SCATTERS:
-        depth, part = depth + 1, part.args[0]  # type: ignore[assignment]
-    return depth, part
-
-
-def _scattered(part: Any, value: fx.Node, depth: int) -> tuple[fx.Node, fx.Node]:
-    """What a tensor is a part of, and a new node after a value: that with the value in the part's place."""
-    for _ in range(depth):
-        source, *place = part.args
-        with value.graph.inserting_after(value):
-            value = call(value.graph, _SCATTERS[part.target], source, value, *place, like=part, **part.kwargs)
-        # It is what the whole is when it has been written into: as eager lays it out.
-        value.meta["val"] = source.meta["val"]
-        part = source
-    return part, value
-
-
-def _may_be_its_argument(node: fx.Node) -> bool:
-    """Whether a call may hand back its argument, or a view of it, in place of a copy."""
-    if node.target not in _PERHAPS_THE_SAME:
+def _yields_the_same(functional: Any, node: fx.Node) -> bool:
+    """Whether an operator yields a tensor of the dtype, shape and device of what a call writes."""
+    examples = {argument: at_example(argument.meta["val"]) for argument in node.all_input_nodes}
+    own = at_example(node.meta["val"])
+    # What makes a view of it anew, as transpose_ does, may make another one of other sizes.
+    views = functional._schema.returns[0].alias_info is not None and _is_symbolic(node)
+    if own is None or views or any(example is None for example in examples.values()):
         return False
-    source, own = node.args[0], node.meta.get("val")
-    if not isinstance(source, fx.Node) or not isinstance(own, torch.Tensor):
-        return False
-    value = source.meta["val"]
-    if node.target is aten.contiguous.default:
-        wanted: Any = [*node.args[1:], *node.kwargs.values(), torch.contiguous_format][0]
-        return bool(value.is_contiguous(memory_format=wanted))
-    return bool(value.dtype == own.dtype)
+    args, kwargs = fx.map_arg((node.args, node.kwargs), examples.__getitem__)
+    with own.fake_mode:
+        value = functional(*args, **kwargs)
+    return bool((value.dtype, value.shape, value.device) == (own.dtype, own.shape, own.device))
 
 
-def _storage(node: fx.Node) -> int | None:
+def _values(node: fx.Node) -> list[Any]:
     value = node.meta.get("val")
-    return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else None
+    return [*value] if isinstance(value, list | tuple) else [value]
 
 
-def _is_static(node: fx.Node) -> bool:
-    """Whether all that it yields are tensors of known sizes, or nothing."""
-    value = node.meta.get("val")
-    values = value if isinstance(value, list | tuple) else [value]
+def _is_plain(node: fx.Node) -> bool:
+    """Whether all that it yields are tensors, or nothing."""
     return all(
-        each is None
-        or (isinstance(each, torch.Tensor) and not each._has_symbolic_sizes_strides)
-        or (node.op == "placeholder" and isinstance(each, int | float | bool | str))
-        for each in values
+        value is None
+        or isinstance(value, torch.Tensor)
+        or (node.op == "placeholder" and isinstance(value, int | float | bool | str))
+        for value in _values(node)
     )
+
+
+def _is_number(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool | int | float | bool)
+
+
+def _is_symbolic(node: fx.Node) -> bool:
+    """Whether it yields a tensor with a size that is not known."""
+    return any(isinstance(value, torch.Tensor) and value._has_symbolic_sizes_strides for value in _values(node))
 
 
 def _is_composite(target: torch._ops.OpOverload) -> bool:

@@ -74,14 +74,15 @@ def _is_in_order(graph: fx.Graph) -> bool:
 def _problem(node: fx.Node) -> str | None:
     if node.op != "call_function":
         return None if node.op in ("placeholder", "output") else f"{node.format_node()} is a {node.op}"
-    if not _is_functional(node.target):
+    if not is_functional(node.target):
         return f"{name_of(node.target)} is no functional operator"
     if _VALUES.isdisjoint(node.meta):
         return f"{node} has no value"
     return None
 
 
-def _is_functional(target: Any) -> bool:
+def is_functional(target: Any) -> bool:
+    """Whether a graph may call this: an operator that writes nowhere, ``getitem``, or arithmetic on sizes."""
     if isinstance(target, torch._ops.OpOverload):
         return not target._schema.is_mutable
     module = getattr(target, "__module__", "")

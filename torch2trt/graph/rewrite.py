@@ -27,18 +27,22 @@ FOREIGN = "foreign"
 _PROVENANCE = ("nn_module_stack", "stack_trace", IN_TORCH)
 
 
-def call(graph: fx.Graph, target: Any, *args: Any, like: fx.Node, **kwargs: Any) -> fx.Node:
+def call(graph: fx.Graph, target: Any, *args: Any, like: fx.Node, known: Any = None, **kwargs: Any) -> fx.Node:
     """Insert an operator call at the graph's insertion point.
 
     Args:
         target: the operator overload.
         like: the node whose place in the user's module and source the new one inherits.
+        known: its fake value, where there is no need to compute it.
     """
     node = graph.call_function(target, args, kwargs)
     for key in _PROVENANCE:
         if key in like.meta:
             node.meta[key] = like.meta[key]
-    refresh(node)
+    if known is None:
+        refresh(node)
+    else:
+        node.meta["val"] = known
     return node
 
 

@@ -1,0 +1,115 @@
+"""Which tensors of an exported graph lie in the same memory, and whether one of them may be written into."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import fx
+
+from torch2trt.graph.rewrite import call
+
+aten = torch.ops.aten
+
+# Composite operators that yield views, of which torch's own functionalisation leaves none.
+RESHAPING = frozenset(
+    {aten.reshape.default, aten.reshape_as.default, aten.flatten.using_ints, aten.unflatten.int, aten.view_as.default}
+)
+CASTING = frozenset({aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other})
+SAME = frozenset({aten.contiguous.default, aten.dropout.default, aten.feature_dropout.default})
+"""What hands back its argument, or a copy of it that lies otherwise."""
+_PERHAPS_THE_SAME = RESHAPING | CASTING | SAME
+
+SCATTERS = {aten.slice.Tensor: aten.slice_scatter.default, aten.select.int: aten.select_scatter.default}
+"""What takes a part out of a tensor, and what puts another in its place."""
+
+
+class Memory:
+    """The memory of a graph as it was exported."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.place = {node: number for number, node in enumerate(graph.nodes)}
+        """The position of each node."""
+        self._storages: dict[fx.Node, int] = {}
+        one_of: dict[int, int] = {}
+        self._sharing: defaultdict[int, list[fx.Node]] = defaultdict(list)
+        for node in graph.nodes:
+            storage = _storage(node)
+            if storage is None:
+                continue
+            # Traces of some versions say of what hands back its argument that it does not, so both are taken for one.
+            source = node.args[0] if _may_be_its_argument(node) else None
+            if isinstance(source, fx.Node) and source in self._storages and storage not in one_of:
+                one_of[storage] = self._storages[source]
+            self._storages[node] = one_of.setdefault(storage, storage)
+            self._sharing[self._storages[node]].append(node)
+
+    def is_free(self, node: fx.Node, written: fx.Node) -> bool:
+        """Whether nothing but a tensor that a node writes into shows, later, what was in its memory before."""
+        storage = self._storages.get(written)
+        if storage is None or storage != self._storages.get(node):
+            return False
+        for other in self._sharing[storage]:
+            if other.op == "placeholder":
+                return False
+            before = self.place[other] < self.place[node]
+            if before and other is not written and any(self.place[user] > self.place[node] for user in other.users):
+                return False
+        return True
+
+
+def whole(part: fx.Node) -> tuple[int, fx.Node]:
+    """Of how many parts of parts a tensor is one, and of what in the end."""
+    depth = 0
+    while part.target in SCATTERS:
+        depth, part = depth + 1, part.args[0]  # type: ignore[assignment]
+    return depth, part
+
+
+def scattered(part: Any, value: fx.Node, depth: int) -> tuple[fx.Node, fx.Node]:
+    """What a tensor is a part of, and a new node after a value: that with the value in the part's place."""
+    for _ in range(depth):
+        source, *place = part.args
+        with value.graph.inserting_after(value):
+            # It is what the whole is when it has been written into: as eager lays it out.
+            known = source.meta["val"]
+            value = call(
+                value.graph, SCATTERS[part.target], source, value, *place, like=part, known=known, **part.kwargs
+            )
+        part = source
+    return part, value
+
+
+def at_example(value: Any) -> Any:
+    """A traced value in the sizes of the example, where nothing is symbolic; None where a size depends on data."""
+    if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
+        return value.node.hint if value.node.has_hint() else None
+    if not isinstance(value, torch.Tensor) or not value._has_symbolic_sizes_strides:
+        return value
+    shape, strides = ([at_example(size) for size in sizes] for sizes in (value.shape, value.stride()))
+    if None in shape or None in strides:
+        return None
+    with value.fake_mode:  # type: ignore[attr-defined]
+        return torch.empty_strided(shape, strides, dtype=value.dtype, device=value.device)
+
+
+def _may_be_its_argument(node: fx.Node) -> bool:
+    """Whether a call may hand back its argument, or a view of it, in place of a copy."""
+    if node.target not in _PERHAPS_THE_SAME:
+        return False
+    source, own = node.args[0], node.meta.get("val")
+    if not isinstance(source, fx.Node) or not isinstance(own, torch.Tensor):
+        return False
+    value = source.meta["val"]
+    if node.target is aten.contiguous.default:
+        wanted: Any = [*node.args[1:], *node.kwargs.values(), torch.contiguous_format][0]
+        # Where that is another for other sizes, the trace says so, and the graph checks it.
+        example = at_example(value)
+        return example is None or bool(example.is_contiguous(memory_format=wanted))
+    return bool(value.dtype == own.dtype)
+
+
+def _storage(node: fx.Node) -> int | None:
+    value = node.meta.get("val")
+    return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else None
