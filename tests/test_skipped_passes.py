@@ -14,7 +14,7 @@ from tests.plugging import enterprise
 from tests.rewriting import Net, drawn
 from torch2trt import api
 from torch2trt.graph.program import Program
-from torch2trt.passes import pipeline, plug_attention, plug_depthwise
+from torch2trt.passes import pipeline, plug_attention, plug_depthwise, plug_group_norm
 from torch2trt.settings import ExtraPass, Settings, SkippablePass
 
 X, MASK = drawn(2, 4, 6, 8) / 4, drawn(4, 4, seed=1) > 0
@@ -35,8 +35,10 @@ def everything(self: Any, x: Tensor, mask: Tensor) -> Any:
     viewed = turned.reshape(2, 3, 48).reshape(2, 144).sin()
     images = [F.relu(each(x)).permute(0, 2, 3, 1) for each in (self.one, self.two)]
     wide = self.window(x.sin().permute(0, 3, 1, 2)).permute(0, 2, 3, 1).sin()
+    normed = F.silu(F.group_norm(x.sin().permute(0, 3, 1, 2), 2))
     return (
         attended,
+        normed,
         wide,
         masked,
         shared,
@@ -65,7 +67,9 @@ def test_the_names_that_settings_take_are_those_of_passes() -> None:
     assert pipeline.passes_of(Settings(extra_passes=get_args(ExtraPass))) == list(pipeline.PASSES)
     without = pipeline.passes_of(Settings(extra_passes=get_args(ExtraPass)), plugins=False)
     assert without == [
-        each for each in pipeline.PASSES if each not in (plug_attention.plug_attention, plug_depthwise.plug_depthwise)
+        each
+        for each in pipeline.PASSES
+        if each not in (plug_attention.plug_attention, plug_depthwise.plug_depthwise, plug_group_norm.plug_group_norm)
     ]
 
 

@@ -248,6 +248,56 @@ def _(input: torch.Tensor, taps: torch.Tensor, bias: torch.Tensor | None, paddin
     return input.new_empty((input.shape[0], rows, columns, input.shape[3]))
 
 
+@torch.library.custom_op("torch2trt::group_norm", mutates_args=())
+def group_norm(
+    input: torch.Tensor,
+    shift: torch.Tensor | None,
+    num_groups: int,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+    silu: bool,
+) -> torch.Tensor:
+    """Normalised groups of channels, after a sum and before an activation.
+
+    On CUDA kernels in Triton compute it, in float32; they read and write channels-last images.
+
+    Args:
+        input: [N, C, H, W].
+        shift: [N, C], which is added to each pixel before.
+        num_groups: divides C.
+        weight, bias: [C], of the normalised images.
+        eps: is added to the variance.
+        silu: whether SiLU follows.
+
+    Returns:
+        [N, C, H, W], in memory as the input is.
+    """
+    if input.is_cuda and input.dtype != torch.float64:
+        from torch2trt.graph.group_norm_kernel import group_norm
+
+        last = input.contiguous(memory_format=torch.channels_last)
+        shift, weight, bias = (None if each is None else each.contiguous() for each in (shift, weight, bias))
+        result = group_norm(last, shift, num_groups, weight, bias, eps, silu=silu)
+        return result if last is input else torch.empty_like(input).copy_(result)
+    shifted = input if shift is None else input + shift[:, :, None, None]
+    result = F.group_norm(shifted, num_groups, weight, bias, eps)
+    return torch.empty_like(input).copy_(F.silu(result) if silu else result)
+
+
+@group_norm.register_fake
+def _(
+    input: torch.Tensor,
+    shift: torch.Tensor | None,
+    num_groups: int,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+    silu: bool,
+) -> torch.Tensor:
+    return torch.empty_like(input)
+
+
 @torch.library.custom_op("torch2trt::dft", mutates_args=())
 def dft(
     real: torch.Tensor, imag: torch.Tensor | None, dim: int, inverse: bool, onesided: bool, normalization: int
@@ -303,6 +353,7 @@ CONV_BLOCK = torch.ops.torch2trt.conv_block.default
 ATTENTION = torch.ops.torch2trt.attention.default
 FLASH_ATTENTION = torch.ops.torch2trt.flash_attention.default
 DEPTHWISE_CONV = torch.ops.torch2trt.depthwise_conv.default
+GROUP_NORM = torch.ops.torch2trt.group_norm.default
 PACKED_ATTENTION = torch.ops.torch2trt.packed_attention.default
 LINEAR_BLOCK = torch.ops.torch2trt.linear_block.default
 DFT = torch.ops.torch2trt.dft.default
