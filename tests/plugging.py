@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -53,11 +54,16 @@ class Layer:
 
 
 def _of_first(net: Network, itensor: Any, first: TensorSpec, spec: TensorSpec) -> Any:
-    """A copy of a plugin's first input; where its result has a dimension more, of as many channels, in that shape."""
-    if len(spec.shape) <= len(first.shape):
+    """A copy of a plugin's first input; where its result has a dimension more, of as many channels, in that shape.
+
+    Where it has one less, all elements are in that shape.
+    """
+    if len(spec.shape) == len(first.shape):
         return net.add("add_identity", itensor).get_output(0)
-    channels = net.narrow(NetworkTensor(net, itensor, first.shape, first.dtype), -1, 0, volume(spec.shape[2:]))
-    return net.reshape(channels, spec.shape).itensor
+    tensor = NetworkTensor(net, itensor, first.shape, first.dtype)
+    if len(spec.shape) > len(first.shape):
+        tensor = net.narrow(tensor, -1, 0, volume(spec.shape[2:]))
+    return net.reshape(tensor, spec.shape).itensor
 
 
 Added = list[tuple[list[Any], Any]]
@@ -80,6 +86,20 @@ def added(monkeypatch: pytest.MonkeyPatch) -> Added:
 
     monkeypatch.setattr(Network, "add", recorded)
     monkeypatch.setattr(converters, "make_plugin", lambda flavour, call: SimpleNamespace(call=call))
+    return found
+
+
+@pytest.fixture
+def layouts(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether the first tensor that an operator in an engine is given lies channels-last, call by call."""
+    found: list[bool] = []
+    run = OperatorCall.run
+
+    def noting(call: OperatorCall, inputs: Sequence[Tensor]) -> list[Tensor]:
+        found.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+        return run(call, inputs)
+
+    monkeypatch.setattr(OperatorCall, "run", noting)
     return found
 
 

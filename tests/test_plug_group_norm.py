@@ -7,7 +7,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,9 +19,8 @@ from torch.export import Dim
 import torch2trt
 from tests.harness import compare, truth
 from tests.passing import Function, only, targets
-from tests.plugging import Added, added, enterprise, optimized
+from tests.plugging import Added, added, enterprise, layouts, optimized
 from torch2trt.converters.lower import lower
-from torch2trt.graph.operator_call import OperatorCall
 from torch2trt.graph.ops import CONV_BLOCK, GROUP_NORM
 from torch2trt.graph.program import Program
 from torch2trt.graph.schema import bind
@@ -29,7 +28,7 @@ from torch2trt.runtime.artifact import to_bytes
 from torch2trt.trt import flavour as flavours
 from torch2trt.trt import plugins
 
-__all__ = ["added"]  # fixtures, which tests name
+__all__ = ["added", "layouts"]  # fixtures, which tests name
 
 aten = torch.ops.aten
 PLUGGED: dict[str, Any] = {"extra_passes": ["plug_group_norm"], "precision": "fp16"}
@@ -182,18 +181,91 @@ def test_convolutions_keep_what_follows_them() -> None:
     assert aten.add.Tensor not in targets(program)
 
 
+class Looks(nn.Module):
+    """Pixels as tokens, after the norm and what may come between."""
+
+    def __init__(self, between: nn.Module, *, silu: bool = False, twice: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm, self.between = nn.Conv2d(3, 24, 1), nn.GroupNorm(3, 24), between
+        self.silu, self.twice = silu, twice
+        self.last = nn.LayerNorm(16 if isinstance(between, nn.Conv2d) else 24)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.norm(self.first(x))
+        y = self.between(F.silu(y) if self.silu else y)
+        tokens = self.last(y.flatten(2).transpose(1, 2))
+        return (tokens, y.sin()) if self.twice else tokens
+
+
+@needs_triton
+@pytest.mark.parametrize("shapes", [None, {"x": {0: BATCH, **SIDES}}], ids=["static", "dynamic"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        Looks(nn.Identity()),
+        Looks(nn.Conv2d(24, 16, 1)),
+        Looks(nn.Conv2d(24, 16, 1, bias=False), silu=True),
+    ],
+    ids=["straight away", "after a convolution", "after SiLU and a convolution"],
+)
+def test_pixels_become_tokens(module: Looks, shapes: Any, added: Added) -> None:
+    program = optimized(module, X, shapes=shapes, **PLUGGED)
+    assert norm_of(program)["tokens"]
+    assert not {aten.transpose.int, aten.permute.default, aten.reshape.default} & {*targets(program)}
+    assert targets(program).count(CONV_BLOCK) == 1
+    compare(program(X), truth(module, (X,)), TOLERANCE)
+    lower(program, enterprise())
+    ((_, plugin),) = added
+    assert plugin.call.output_shapes([[2, 24, 9, 13], [24], [24]], int, lambda name, one, other: one * other) == [
+        [2, 117, 24]
+    ]
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    "module",
+    [
+        Looks(nn.Identity(), twice=True),
+        Looks(nn.Conv2d(24, 16, 1), twice=True),
+        Looks(nn.Conv2d(24, 16, 3)),
+        Looks(nn.Conv2d(24, 16, 1, stride=2)),
+        Looks(nn.Conv2d(24, 16, 1, padding=1)),
+        Looks(nn.Conv2d(24, 16, 1, groups=2)),
+    ],
+    ids=["seen otherwise", "seen otherwise after a convolution", "window", "stride", "padding", "groups"],
+)
+def test_pixels_stay_images(module: Looks) -> None:
+    program = optimized(module, X, **PLUGGED)
+    assert not norm_of(program)["tokens"]
+    compare(program(X), truth(module, (X,)), TOLERANCE)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("between", [nn.Identity(), nn.Conv2d(24, 16, 1)], ids=["straight away", "after a convolution"])
+def test_engines_with_tokens_are_right(between: nn.Module) -> None:
+    module, x = Looks(between).cuda(), X.cuda()
+    engine = compiled(module, x, dynamic_shapes={"x": {0: BATCH, **SIDES}})
+    for each in (x, x[:1, :, :5, :4].contiguous(), x):
+        compare(engine(each), truth(module, (each,)), TOLERANCE)
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_the_operator_keeps_the_layout_and_agrees_with_its_fake_kernel(layout: torch.memory_format) -> None:
     x = torch.randn(2, 8, 3, 5).contiguous(memory_format=layout)
     arguments = (x, torch.randn(2, 8), 2, torch.randn(8), None, 1e-5, True)
-    assert GROUP_NORM(*arguments).is_contiguous(memory_format=layout)
-    torch.library.opcheck(GROUP_NORM, arguments, test_utils=("test_schema", "test_faketensor"))
+    images, tokens = (GROUP_NORM(*arguments, each) for each in (False, True))
+    assert images.is_contiguous(memory_format=layout)
+    assert tokens.equal(images.flatten(2).mT)
+    assert tokens.is_contiguous()
+    for each in (False, True):
+        torch.library.opcheck(GROUP_NORM, (*arguments, each), test_utils=("test_schema", "test_faketensor"))
 
 
 _INTERPRETED = """
 import torch
 from torch2trt.graph.group_norm_kernel import Tiling, group_norm
-from torch2trt.graph.operator_call import OperatorCall
 from torch2trt.graph.ops import GROUP_NORM
 torch.manual_seed(0)
 for shape, groups, tiling in (
@@ -213,7 +285,7 @@ for shape, groups, tiling in (
         weight, bias = (torch.randn(shape[1]) for _ in range(2)) if affine else (None, None)
         numbers = torch.randn(shape[:2]) if shift else None
         wide = [None if each is None else each.double() for each in (x, numbers, weight, bias)]
-        wanted = GROUP_NORM(wide[0], wide[1], groups, wide[2], wide[3], 1e-5, silu)
+        wanted = GROUP_NORM(wide[0], wide[1], groups, wide[2], wide[3], 1e-5, silu, False)
         out = torch.full_like(x, float("nan"))
         found = group_norm(x, numbers, groups, weight, bias, 1e-5, silu=silu, tiling=tiling)
         given = group_norm(x, numbers, groups, weight, bias, 1e-5, silu=silu, out=out, tiling=tiling)
@@ -235,20 +307,6 @@ def test_the_kernels_in_tritons_interpreter() -> None:
 
 
 # On a GPU -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def layouts(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Of the images that operators in engines are given, one after the other: whether they lie channels-last."""
-    found: list[bool] = []
-    run = OperatorCall.run
-
-    def noting(call: OperatorCall, inputs: Sequence[Tensor]) -> list[Tensor]:
-        found.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
-        return run(call, inputs)
-
-    monkeypatch.setattr(OperatorCall, "run", noting)
-    return found
 
 
 def compiled(module: nn.Module, *inputs: Tensor, **settings: Any) -> Any:
@@ -310,7 +368,7 @@ def test_channels_that_fill_no_vectors_are_right_too(channels: int, layouts: lis
     # The pass leaves these alone; who calls the operator gets them contiguous.
     class Direct(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return GROUP_NORM(x.sin(), None, 4, None, None, 1e-5, True) + 1  # type: ignore[no-any-return]
+            return GROUP_NORM(x.sin(), None, 4, None, None, 1e-5, True, False) + 1  # type: ignore[no-any-return]
 
     x = torch.randn(2, channels, 7, 5, device="cuda", dtype=torch.float16)
     engine = compiled(Direct(), x, precision=None, extra_passes=())

@@ -257,6 +257,7 @@ def group_norm(
     bias: torch.Tensor | None,
     eps: float,
     silu: bool,
+    tokens: bool,
 ) -> torch.Tensor:
     """Normalised groups of channels, after a sum and before an activation.
 
@@ -269,9 +270,10 @@ def group_norm(
         weight, bias: [C], of the normalised images.
         eps: is added to the variance.
         silu: whether SiLU follows.
+        tokens: whether pixels become tokens.
 
     Returns:
-        [N, C, H, W], in memory as the input is.
+        [N, C, H, W], in memory as the input is; tokens [N, H * W, C], contiguous.
     """
     if input.is_cuda and input.dtype != torch.float64:
         from torch2trt.graph.group_norm_kernel import group_norm
@@ -279,10 +281,14 @@ def group_norm(
         last = input.contiguous(memory_format=torch.channels_last)
         shift, weight, bias = (None if each is None else each.contiguous() for each in (shift, weight, bias))
         result = group_norm(last, shift, num_groups, weight, bias, eps, silu=silu)
-        return result if last is input else torch.empty_like(input).copy_(result)
-    shifted = input if shift is None else input + shift[:, :, None, None]
-    result = F.group_norm(shifted, num_groups, weight, bias, eps)
-    return torch.empty_like(input).copy_(F.silu(result) if silu else result)
+        if last is input and not tokens:
+            return result
+    else:
+        shifted = input if shift is None else input + shift[:, :, None, None]
+        result = F.group_norm(shifted, num_groups, weight, bias, eps)
+        result = F.silu(result) if silu else result
+    # Of channels-last images no copy.
+    return result.permute(0, 2, 3, 1).flatten(1, 2).contiguous() if tokens else torch.empty_like(input).copy_(result)
 
 
 @group_norm.register_fake
@@ -294,8 +300,10 @@ def _(
     bias: torch.Tensor | None,
     eps: float,
     silu: bool,
+    tokens: bool,
 ) -> torch.Tensor:
-    return torch.empty_like(input)
+    count, channels, height, width = input.shape
+    return input.new_empty(count, height * width, channels) if tokens else torch.empty_like(input)
 
 
 @torch.library.custom_op("torch2trt::dft", mutates_args=())

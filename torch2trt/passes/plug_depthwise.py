@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from torch import fx
 
 from torch2trt.graph.ops import DEPTHWISE_CONV
 from torch2trt.graph.program import Program
-from torch2trt.graph.rewrite import IN_TORCH, call, erase_unused
+from torch2trt.graph.rewrite import IN_TORCH, call
 from torch2trt.graph.schema import bind
+from torch2trt.passes.plug_kernels import plug_kernels
 from torch2trt.passes.views import order_of
 from torch2trt.settings import Settings
 
@@ -27,12 +26,7 @@ def plug_depthwise(program: Program, settings: Settings) -> None:
     Done only where the module itself has the channels last on both sides, as ConvNeXt has, so that nothing is moved;
     and where TensorRT has plugins and Triton is installed. Off unless ``extra_passes`` names it.
     """
-    if importlib.util.find_spec("triton") is None:
-        return
-    for node in program.calls:
-        if _fits(program, node):
-            _rewrite(program, node)
-    erase_unused(program.graph.graph)
+    plug_kernels(program, _fits, _rewrite)
 
 
 def _fits(program: Program, node: fx.Node) -> bool:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from torch import fx
 
 from torch2trt.graph.ops import GROUP_NORM
 from torch2trt.graph.program import Program
-from torch2trt.graph.rewrite import IN_TORCH, call, erase_unused, only_user
+from torch2trt.graph.rewrite import IN_TORCH, call, only_user
 from torch2trt.graph.schema import bind
 from torch2trt.passes.activations import following_activation
-from torch2trt.passes.views import RESHAPING
+from torch2trt.passes.plug_kernels import plug_kernels
+from torch2trt.passes.views import RESHAPING, order_of
 from torch2trt.settings import Settings
 
 aten = torch.ops.aten
@@ -21,21 +20,18 @@ aten = torch.ops.aten
 _VECTOR = 8
 # A program of the kernels has all of a group's channels at once.
 _WIDEST_GROUP = 1024
+_PIXELS_FIRST = (0, 2, 1)
 
 
 def plug_group_norm(program: Program, settings: Settings) -> None:
     """Let kernels in Triton compute group norms of images in halves, with what is added before and a SiLU after.
 
     TensorRT 10.6 computes them channels-first, and moves the channels of whatever its convolutions yield and read;
-    the kernels read and write images as convolutions do. Done only where TensorRT has plugins and Triton is installed.
-    Off unless ``extra_passes`` names it.
+    the kernels read and write images as convolutions do. Where pixels become tokens after the norm, or after
+    a pointwise convolution, they are written as tokens, and the convolution is a linear layer. Done only where TensorRT
+    has plugins and Triton is installed. Off unless ``extra_passes`` names it.
     """
-    if importlib.util.find_spec("triton") is None:
-        return
-    for node in program.calls:
-        if _fits(program, node):
-            _rewrite(program, node)
-    erase_unused(program.graph.graph)
+    plug_kernels(program, _fits, _rewrite)
 
 
 def _fits(program: Program, node: fx.Node) -> bool:
@@ -53,12 +49,22 @@ def _rewrite(program: Program, node: fx.Node) -> None:
     activation, last = following_activation(program, node)
     silu = activation[0] == "silu"
     source, shift = _shifted(program, node, bound["input"])
-    rest = (bound["num_groups"], bound["weight"], bound["bias"], bound["eps"], silu)
+    last = last if silu else node
+    convolution = _pointwise(last)
+    tokens = _tokens(program, convolution or last)
+    rest = (bound["num_groups"], bound["weight"], bound["bias"], bound["eps"], silu, bool(tokens))
     with graph.inserting_before(node):
         if shift is not None:
             shift = _per_image(program, shift, like=node)
         made = call(graph, GROUP_NORM, source, shift, *rest, like=node)
-    (last if silu else node).replace_all_uses_with(made)
+    if not tokens:
+        last.replace_all_uses_with(made)
+        return
+    if convolution is not None:
+        with graph.inserting_before(convolution):
+            made = _linear(program, made, convolution)
+    for each in tokens:
+        each.replace_all_uses_with(made)
 
 
 def _shifted(program: Program, node: fx.Node, source: fx.Node) -> tuple[fx.Node, fx.Node | None]:
@@ -84,3 +90,35 @@ def _per_image(program: Program, shift: fx.Node, *, like: fx.Node) -> fx.Node:
         if program.spec(before).shape == shape:
             return before
     return call(like.graph, aten.squeeze.dims, shift, [2, 3], like=like)
+
+
+def _pointwise(node: fx.Node) -> fx.Node | None:
+    """The convolution of single pixels that alone reads a node."""
+    following = only_user(node)
+    if following is None or following.target is not aten.convolution.default:
+        return None
+    bound = bind(following)
+    plain = [*bound["stride"], *bound["dilation"], bound["groups"]] == [1] * 5 and not any(bound["padding"])
+    window = bound["weight"].meta["val"].shape[2:]
+    fits = bound["input"] is node and plain and not bound["transposed"] and list(window) == [1, 1]
+    return following if fits else None
+
+
+def _tokens(program: Program, node: fx.Node) -> list[fx.Node]:
+    """The nodes [N, H * W, C] that images [N, C, H, W] are read as; none where someone reads them otherwise."""
+    following = only_user(node)
+    if following is None or following.target not in RESHAPING:
+        return []
+    count, channels, height, width = program.spec(node).shape
+    if program.spec(following).shape != (count, channels, height * width):
+        return []
+    found = list(following.users)
+    return found if all(order_of(program, each) == _PIXELS_FIRST for each in found) else []
+
+
+def _linear(program: Program, tokens: fx.Node, convolution: fx.Node) -> fx.Node:
+    """What a convolution of single pixels is for pixels that are tokens."""
+    bound = bind(convolution)
+    matrix = list(program.spec(bound["weight"]).shape[:2])
+    weight = call(convolution.graph, aten.reshape.default, bound["weight"], matrix, like=convolution)
+    return call(convolution.graph, aten.linear.default, tokens, weight, bound["bias"], like=convolution)
