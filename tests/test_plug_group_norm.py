@@ -320,9 +320,13 @@ def on_gpu(name: str) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize("format", ["HWC8", "LINEAR"])
-@pytest.mark.parametrize("name", TAKEN)
+@pytest.mark.parametrize(
+    ("name", "format", "precision"),
+    [
+        *((name, "HWC8", "fp16") for name in TAKEN),
+        *(("shifted", *each) for each in (("HWC8", "bf16"), ("LINEAR", "fp16"), ("LINEAR", "bf16"))),
+    ],
+)
 def test_engines_with_it_are_right(
     name: str, format: str, precision: str, layouts: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
