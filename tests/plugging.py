@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -53,10 +54,15 @@ class Layer:
 
 
 def _of_first(net: Network, itensor: Any, first: TensorSpec, spec: TensorSpec) -> Any:
-    """A copy of a plugin's first input; where its result has fewer heads, or a dimension more, in that shape."""
+    """A copy of a plugin's first input; where its result has fewer heads, or other dimensions, in that shape.
+
+    Where it has one less, all elements are in that shape.
+    """
     whole = NetworkTensor(net, itensor, first.shape, first.dtype)
     if len(spec.shape) > len(first.shape):
         return net.reshape(net.narrow(whole, -1, 0, volume(spec.shape[2:])), spec.shape).itensor
+    if len(spec.shape) < len(first.shape):
+        return net.reshape(whole, spec.shape).itensor
     if len(spec.shape) == 4 and spec.shape[2] != first.shape[2]:
         return net.narrow(whole, 2, 0, spec.shape[2]).itensor
     return net.add("add_identity", itensor).get_output(0)
@@ -82,6 +88,20 @@ def added(monkeypatch: pytest.MonkeyPatch) -> Added:
 
     monkeypatch.setattr(Network, "add", recorded)
     monkeypatch.setattr(converters, "make_plugin", lambda flavour, call: SimpleNamespace(call=call))
+    return found
+
+
+@pytest.fixture
+def layouts(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether the first tensor that an operator in an engine is given lies channels-last, call by call."""
+    found: list[bool] = []
+    run = OperatorCall.run
+
+    def noting(call: OperatorCall, inputs: Sequence[Tensor]) -> list[Tensor]:
+        found.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+        return run(call, inputs)
+
+    monkeypatch.setattr(OperatorCall, "run", noting)
     return found
 
 

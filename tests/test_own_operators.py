@@ -127,12 +127,13 @@ def test_modules_of_operators_and_converters(own: ModuleType) -> None:
     assert found.namespaces == {"t2t_own"}
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("half", [False, True])
-def test_plugins_are_told_apart(half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plugins_are_told_apart(half: bool, channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_TABLE", dict(registry._TABLE))
-    torch2trt.plugin(gate, half=half)
+    torch2trt.plugin(gate, half=half, channels_last=channels_last)
     found = own_operators(optimized(Function(lambda x: gate(x, 2.0) + 1), X))
-    assert found.plugins == {"t2t_plugins.gate.default": half}
+    assert found.plugins == {"t2t_plugins.gate.default": {"half": half, "channels_last": channels_last}}
     assert found.modules == {"tests.plugin_operators": ""}
     assert found.converted == []
 
@@ -141,7 +142,7 @@ def test_plugins_of_torchs_own_operators(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(registry, "_TABLE", dict(registry._TABLE))
     torch2trt.plugin(torch.ops.aten.special_airy_ai.default)
     found = own_operators(optimized(Function(torch.special.airy_ai), X))
-    assert found == OwnOperators(plugins={"aten.special_airy_ai.default": False})
+    assert found == OwnOperators(plugins={"aten.special_airy_ai.default": {"half": False, "channels_last": False}})
 
 
 def test_where_operators_come_from(own: ModuleType) -> None:
@@ -258,13 +259,13 @@ own = OwnOperators(**json.loads(sys.argv[1]))
 register(own)
 register(own)  # what is registered stays so
 found = {name: registry.find(operator_of(name, own.namespaces)) for name in own.plugins}
-print(json.dumps({name: [plugins.is_plugin(each), each.float32] for name, each in found.items()}))
+print(json.dumps({name: [each.float32, plugins.how_made(each).channels_last] for name, each in found.items()}))
 """
 
 
 def test_a_process_registers_plugins_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_TABLE", dict(registry._TABLE))
-    torch2trt.plugin(gate, half=True)
+    torch2trt.plugin(gate, half=True, channels_last=True)
     torch2trt.plugin(torch.ops.aten.special_airy_ai.default)
     found = own_operators(optimized(Function(lambda x: gate(torch.special.airy_ai(x), 2.0)), X))
     environment = {**os.environ, "PYTHONPATH": str(Path(torch2trt.__file__).parents[1])}
@@ -277,8 +278,8 @@ def test_a_process_registers_plugins_once(monkeypatch: pytest.MonkeyPatch) -> No
     )
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout) == {
-        "t2t_plugins.gate.default": [True, False],
-        "aten.special_airy_ai.default": [True, True],
+        "t2t_plugins.gate.default": [False, True],
+        "aten.special_airy_ai.default": [True, False],
     }
 
 
@@ -367,7 +368,7 @@ def test_plugins_know_who_made_them(monkeypatch: pytest.MonkeyPatch) -> None:
     found = registry.find(OPERATORS.gate.default)
     assert found is not None
     assert plugins.is_plugin(found)
-    assert plugins.made_by(found) == __name__
+    assert plugins.how_made(found) == plugins.Made(__name__, half=False, channels_last=False)
     other = registry.find(torch.ops.aten.relu.default)
     assert other is not None
     assert not plugins.is_plugin(other)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,19 +15,19 @@ import torch
 from torch import Tensor
 from torch.utils._sympy.functions import FloorDiv
 
-from tests.plugging import N, spec, spreading
+from tests.plugging import N, layouts, spec, spreading
 from tests.plugin_operators import MOOD, OPERATORS, SEEN, X, good_mood, plugged
 from torch2trt.errors import EngineError, InterpreterError, NetworkError
 from torch2trt.graph.operator_call import OperatorCall
 from torch2trt.graph.ops import DEPTHWISE_CONV
 from torch2trt.graph.writing import writing_overload
 from torch2trt.reference.layers import LAYERS
-from torch2trt.sizes import Size, evaluate
+from torch2trt.sizes import Size, TensorSpec, evaluate, symbol
 from torch2trt.trt import flavour as flavours
 from torch2trt.trt import plugins
 from torch2trt.trt.flavour import Flavour
 
-__all__ = ["good_mood", "plugged"]  # fixtures, which tests name
+__all__ = ["good_mood", "layouts", "plugged"]  # fixtures, which tests name
 
 
 # Calls ----------------------------------------------------------------------------------------------------------------
@@ -154,7 +155,7 @@ def stand_in() -> Any:
         IPluginCreatorV3One=Interface,
         ILogger=Log,
         DataType=SimpleNamespace(**{kind: kind for kind in kinds}),
-        TensorFormat=SimpleNamespace(LINEAR="LINEAR", CHW4="CHW4"),
+        TensorFormat=SimpleNamespace(LINEAR="LINEAR", HWC8="HWC8", CHW4="CHW4"),
         TensorRTPhase=SimpleNamespace(BUILD="BUILD", RUNTIME="RUNTIME"),
         DimensionOperation=SimpleNamespace(**{step: step for step in steps}),
         DimsExprs=list,
@@ -171,7 +172,7 @@ def fake() -> Flavour:
 
 
 def descs(call: OperatorCall, format: str = "LINEAR") -> list[Any]:
-    names = {torch.float32: "FLOAT", torch.bfloat16: "BF16"}
+    names = {torch.float32: "FLOAT", torch.float16: "HALF", torch.bfloat16: "BF16"}
     types = [names[each.dtype] for each in (*call.inputs, *call.outputs)]
     return [SimpleNamespace(desc=SimpleNamespace(format=format, type=kind)) for kind in types]
 
@@ -199,6 +200,55 @@ def test_what_a_plugin_says_of_itself(fake: Flavour) -> None:
     other[2].desc.type = "HALF"
     assert plugin.supports_format_combination(1, other, 2)
     assert not plugin.supports_format_combination(2, other, 2)
+
+
+IMAGES = spec(N, 16, 5, symbol("w"), dtype=torch.float16)
+
+
+def add_norm(x: TensorSpec, *, channels_last: bool = True) -> OperatorCall:
+    arguments = {"x": x, "rest": x, "weight": spec(16), "eps": 1e-5}
+    return OperatorCall.make(OPERATORS.add_norm.default, arguments, [x, x], channels_last=channels_last)
+
+
+def combinations(flavour: Flavour, call: OperatorCall) -> list[str]:
+    """The formats that a plugin supports, as TensorRT finds out: each tensor's after those before it."""
+    plugin, found = plugins.plugin(flavour, call), [""]
+    for position in range(len(call.inputs) + len(call.outputs)):
+        tried = [f"{before} {name}".strip() for before in found for name in ("LINEAR", "HWC8", "CHW4")]
+        found = []
+        for formats in tried:
+            tensors = descs(call)
+            for tensor, name in zip(tensors, [*formats.split(), *["unknown"] * len(tensors)], strict=False):
+                tensor.desc.format = name
+            if plugin.supports_format_combination(position, tensors, len(call.inputs)):
+                found.append(formats)
+    return found
+
+
+def test_images_may_lie_channels_last(fake: Flavour) -> None:
+    linear, last = "LINEAR LINEAR LINEAR LINEAR LINEAR", "HWC8 HWC8 LINEAR HWC8 HWC8"
+    assert sorted(combinations(fake, add_norm(IMAGES))) == [last, linear]
+    assert sorted(combinations(fake, add_norm(replace(IMAGES, dtype=torch.bfloat16)))) == [last, linear]
+    assert combinations(fake, add_norm(IMAGES, channels_last=False)) == [linear]
+    # No vectors to fill, and no convolutions that have them so.
+    for other in (
+        spec(N, 12, 5, 5, dtype=torch.float16),
+        spec(2, N, 5, 5, dtype=torch.float16),
+        spec(2, 16, 5, dtype=torch.float16),
+        spec(2, 16, 5, 5),
+    ):
+        assert combinations(fake, add_norm(other)) == [linear]
+
+
+def test_files_keep_that_images_lie_channels_last() -> None:
+    call = add_norm(IMAGES)
+    again = OperatorCall.from_json(json.loads(json.dumps(call.to_json())), ["t2t_plugins"])
+    assert again == call
+    plain = add_norm(IMAGES, channels_last=False)
+    assert len({call.key, again.key, plain.key}) == 2
+    # Files from before there was such a thing hold the numbers of their calls.
+    assert "channels_last" not in plain.to_json()
+    assert not OperatorCall.from_json(plain.to_json(), ["t2t_plugins"]).channels_last
 
 
 def test_the_creator_is_registered_once_and_knows_the_calls(fake: Flavour, caplog: pytest.LogCaptureFixture) -> None:
@@ -244,7 +294,7 @@ def test_it_computes_at_run_time_alone(
         creator.create_plugin("moody", plugin.get_fields_to_serialize(), phase) for phase in ("BUILD", "RUNTIME")
     )
     x, y = torch.randn(3, 2), torch.zeros(3, 2)
-    desc = [SimpleNamespace(dims=[3, 2])]
+    desc = [SimpleNamespace(dims=[3, 2], format="LINEAR")]
     with on_cpu({256: x, 512: y}, monkeypatch):
         for each in (plugin, built, plugin.clone()):
             each.enqueue(desc, desc, [256], [512], 0, 77)
@@ -263,6 +313,25 @@ def test_it_computes_at_run_time_alone(
     assert "t2t_plugins.moody.default: ValueError: not today" in caplog.text
 
 
+@pytest.mark.parametrize("format", ["HWC8", "LINEAR"])
+def test_channels_last_memory_is_read_and_written_where_it_is(
+    format: str, fake: Flavour, layouts: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = spec(2, 16, 3, 5, dtype=torch.float16)
+    call = OperatorCall.make(OPERATORS.moody.default, {"x": images}, [images], channels_last=True)
+    plugin = plugins.plugin(fake, call)
+    (creator,) = fake.trt.get_plugin_registry().creators
+    running = creator.create_plugin("moody", plugin.get_fields_to_serialize(), "RUNTIME")
+    x = torch.randn(2, 16, 3, 5).half()
+    memory = x.permute(0, 2, 3, 1).contiguous() if format == "HWC8" else x
+    result = torch.zeros_like(memory)
+    desc = [SimpleNamespace(dims=[2, 16, 3, 5], format=format)]
+    with on_cpu({256: memory, 512: result}, monkeypatch):
+        running.enqueue(desc, desc, [256], [512], 0, 77)
+    assert result.equal(memory + 1)
+    assert layouts == [format == "HWC8"]
+
+
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])
 def test_booleans_and_bytes_go_as_integers(dtype: torch.dtype, fake: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
     call = OperatorCall.make(
@@ -273,7 +342,7 @@ def test_booleans_and_bytes_go_as_integers(dtype: torch.dtype, fake: Flavour, mo
     (creator,) = fake.trt.get_plugin_registry().creators
     running = creator.create_plugin("recast", plugin.get_fields_to_serialize(), "RUNTIME")
     x, y = torch.tensor([0, 1, 1], dtype=torch.int32), torch.zeros(3, dtype=torch.int32)
-    desc = [SimpleNamespace(dims=[3])]
+    desc = [SimpleNamespace(dims=[3], format="LINEAR")]
     with on_cpu({256: x, 512: y}, monkeypatch):
         running.enqueue(desc, desc, [256], [512], 0, 77)
     assert y.tolist() == [0, 1, 1]

@@ -14,7 +14,7 @@ from tests.plugging import enterprise
 from tests.rewriting import Net, drawn
 from torch2trt import api
 from torch2trt.graph.program import Program
-from torch2trt.passes import pipeline, plug_attention, plug_depthwise
+from torch2trt.passes import pipeline, plug_attention, plug_depthwise, plug_group_norm
 from torch2trt.settings import ExtraPass, Settings, SkippablePass
 
 X, MASK = drawn(2, 4, 6, 8) / 4, drawn(4, 4, seed=1) > 0
@@ -37,10 +37,12 @@ def everything(self: Any, x: Tensor, mask: Tensor) -> Any:
     turned = x * self.vector + torch.cat((-x[..., 4:], x[..., :4]), -1) * self.vector.cos()
     wide = self.window(x.sin().permute(0, 3, 1, 2)).permute(0, 2, 3, 1).sin()
     patches = self.patch(x.sin().reshape(1, 1, 16, 24)).flatten(2).mT, self.small(x).flatten(2).mT
+    normed = F.silu(F.group_norm(x.sin().permute(0, 3, 1, 2), 2))
     return (
         attended,
         patches,
         turned,
+        normed,
         wide,
         masked,
         shared,
@@ -70,7 +72,9 @@ def test_the_names_that_settings_take_are_those_of_passes() -> None:
     assert pipeline.passes_of(Settings(extra_passes=get_args(ExtraPass))) == list(pipeline.PASSES)
     without = pipeline.passes_of(Settings(extra_passes=get_args(ExtraPass)), plugins=False)
     assert without == [
-        each for each in pipeline.PASSES if each not in (plug_attention.plug_attention, plug_depthwise.plug_depthwise)
+        each
+        for each in pipeline.PASSES
+        if each not in (plug_attention.plug_attention, plug_depthwise.plug_depthwise, plug_group_norm.plug_group_norm)
     ]
 
 

@@ -41,6 +41,7 @@ SkippablePass = Literal[
 """The passes without which an engine computes the same, in more layers or slower ones."""
 ExtraPass = Literal[
     "plug_depthwise",
+    "plug_group_norm",
     "small_patches_as_products",
     "merge_sibling_linears",
     "merge_sibling_convolutions",

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from torch2trt.converters.plugins import plugin
 from torch2trt.converters.reasons import only_floats
 from torch2trt.converters.registry import converter
+from torch2trt.graph.ops import GROUP_NORM
 from torch2trt.sizes import Size, TensorSpec, volume
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
@@ -73,6 +75,10 @@ def group_norm(
     if bias is not None:
         result = net.elementwise("SUM", result, _place(net, bias, input, 1))
     return result
+
+
+# Only where TensorRT has plugins does a pass make these.
+plugin(GROUP_NORM, half=True, channels_last=True)
 
 
 # -- with their statistics ---------------------------------------------------------------------------------------------

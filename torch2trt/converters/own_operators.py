@@ -32,7 +32,7 @@ def own_operators(program: Program) -> OwnOperators:
     """
     operators: list[str] = []
     converted: list[str] = []
-    made_plugins: dict[str, bool] = {}
+    made_plugins: dict[str, dict[str, bool]] = {}
     places: dict[str, str] = {}
     libraries: dict[str, None] = {}
     for target in _targets(program.graph, program.weights.graph):
@@ -46,9 +46,10 @@ def own_operators(program: Program) -> OwnOperators:
                 libraries.update(dict.fromkeys(native))
                 modules = [*modules, *map(_package, native)]
         if converter is not None and plugins.is_plugin(converter):
-            made_plugins[name] = not converter.float32
+            made = plugins.how_made(converter)
+            made_plugins[name] = {"half": made.half, "channels_last": made.channels_last}
             if modules and not any(modules):
-                modules.append(plugins.made_by(converter))
+                modules.append(made.module)
         elif converter is not None and converter.function.__module__.partition(".")[0] != _PACKAGE:
             converted.append(name)
             modules.append(converter.function.__module__)
@@ -92,7 +93,7 @@ def register(own: OwnOperators) -> None:
         except ArtifactError as error:
             raise _refused(name, f"is not registered when its module is imported ({imported})") from error
         if name in own.plugins and not registry.has_converter(target):
-            plugins.plugin(target, half=own.plugins[name])
+            plugins.plugin(target, **own.plugins[name])
         if name in own.converted and not registry.has_converter(target):
             raise _refused(name, f"gets no converter when its module is imported ({imported})")
 

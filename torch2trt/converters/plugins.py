@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -22,10 +23,25 @@ from torch2trt.trt.tensor import Tensor
 
 Operator = TypeVar("Operator")
 
-_MADE_BY: dict[Callable[..., Any], str] = {}
+
+@dataclass(frozen=True)
+class Made:
+    """How an operator was made a plugin.
+
+    Attributes:
+        module: the name of the module that did.
+        half, channels_last: as of :func:`plugin`.
+    """
+
+    module: str
+    half: bool
+    channels_last: bool
 
 
-def plugin(operator: Operator, *, half: bool = False) -> Operator:
+_MADE: dict[Callable[..., Any], Made] = {}
+
+
+def plugin(operator: Operator, *, half: bool = False, channels_last: bool = False) -> Operator:
     """Let engines call an operator: where TensorRT has plugins it is a layer that torch computes on TensorRT's stream.
 
     It serves as a decorator, too, above ``torch.library.custom_op`` or ``triton_op``. Where there are no plugins
@@ -35,6 +51,10 @@ def plugin(operator: Operator, *, half: bool = False) -> Operator:
         operator: ``torch.ops.mylib.swish`` with all its overloads, one overload, or what ``custom_op`` returned. It
             has a fake kernel and a kernel for CUDA tensors that are contiguous, and writes into none of its arguments.
         half: whether it may get FP16 and BF16 where the model is compiled to compute in them; off: float32.
+        channels_last: whether its kernel would rather have images in ``torch.channels_last``, as convolutions of
+            TensorRT's in halves leave and read them. Tensors [N, C, H, W] in FP16 or BF16 whose C is a multiple of 8
+            may then come so or contiguous, all of a call alike, and are best yielded as they came; others are
+            contiguous.
 
     Returns:
         The operator.
@@ -44,12 +64,17 @@ def plugin(operator: Operator, *, half: bool = False) -> Operator:
     """
     module = str(sys._getframe(1).f_globals.get("__name__"))
     for target in _overloads(operator):
-        _MADE_BY[_register(target, half)] = module
+        _MADE[_register(target, half, channels_last)] = Made(module, half, channels_last)
     return operator
 
 
 def call_in_engine(
-    net: Network, target: TensorOp, arguments: Mapping[str, Any], results: Sequence[TensorSpec]
+    net: Network,
+    target: TensorOp,
+    arguments: Mapping[str, Any],
+    results: Sequence[TensorSpec],
+    *,
+    channels_last: bool = False,
 ) -> list[Tensor]:
     """Add a plugin that calls an operator.
 
@@ -57,11 +82,12 @@ def call_in_engine(
         net: of a flavour that has plugins.
         arguments: by the names of :func:`torch2trt.graph.schema.bind`.
         results: what the operator yields.
+        channels_last: as of :func:`plugin`.
     """
     leaves = pytree.tree_leaves([arguments[name] for name in parameters_of(target)])
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     specs = pytree.tree_map_only(Tensor, lambda tensor: TensorSpec(tuple(tensor.shape), tensor.dtype), dict(arguments))
-    made = make_plugin(net.flavour, OperatorCall.make(target, specs, results))
+    made = make_plugin(net.flavour, OperatorCall.make(target, specs, results, channels_last=channels_last))
     net.plugins.append(made)
     given = [net.cast(tensor, CARRIED.get(tensor.dtype, tensor.dtype)) for tensor in tensors]
     layer = net.add("add_plugin_v3", [tensor.itensor for tensor in given], [], made)
@@ -71,12 +97,12 @@ def call_in_engine(
 
 def is_plugin(found: Converter) -> bool:
     """Whether a converter makes plugins."""
-    return found.function in _MADE_BY
+    return found.function in _MADE
 
 
-def made_by(found: Converter) -> str:
-    """The name of the module that made an operator a plugin."""
-    return _MADE_BY[found.function]
+def how_made(found: Converter) -> Made:
+    """How the operator of a converter that makes plugins was made one."""
+    return _MADE[found.function]
 
 
 def _overloads(operator: Any) -> list[TensorOp]:
@@ -96,7 +122,7 @@ def _overloads(operator: Any) -> list[TensorOp]:
     return found
 
 
-def _register(target: TensorOp, half: bool) -> Callable[..., Any]:
+def _register(target: TensorOp, half: bool, channels_last: bool) -> Callable[..., Any]:
     def unsupported(flavour: Flavour, results: list[Any], **arguments: Any) -> str | None:
         if not flavour.has("plugins"):
             return f"{flavour.name} has no plugins"
@@ -112,7 +138,8 @@ def _register(target: TensorOp, half: bool) -> Callable[..., Any]:
         return None
 
     def convert(net: Network, /, **arguments: Any) -> Tensor | list[Tensor]:
-        outputs = call_in_engine(net, target, arguments, [spec for spec in net.results if spec is not None])
+        results = [spec for spec in net.results if spec is not None]
+        outputs = call_in_engine(net, target, arguments, results, channels_last=channels_last)
         returned = [each.type.kind() for each in target._schema.returns]
         return outputs[0] if returned == ["TensorType"] else outputs
 

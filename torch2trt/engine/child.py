@@ -62,8 +62,8 @@ class OwnOperators:
     """Shared libraries to load: what is registered in C++ is registered by one of them."""
     converted: list[str] = field(default_factory=list)
     """Operators that have a converter then."""
-    plugins: dict[str, bool] = field(default_factory=dict)
-    """Operators that are plugins, and whether they may get halves."""
+    plugins: dict[str, dict[str, bool]] = field(default_factory=dict)
+    """Operators that are plugins, and with which options."""
     path: list[str] = field(default_factory=list)
     """``sys.path``."""
 

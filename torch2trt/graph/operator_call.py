@@ -41,14 +41,24 @@ class OperatorCall:
     outputs: tuple[TensorSpec, ...]
     arguments: str
     """The arguments in the schema's order as JSON, in which an input has its position as a name, a size its formula."""
+    channels_last: bool = False
+    """Whether images lie channels-last in memory, of what it takes and yields."""
 
     @classmethod
-    def make(cls, target: TensorOp, arguments: Mapping[str, Any], results: Sequence[TensorSpec]) -> OperatorCall:
+    def make(
+        cls,
+        target: TensorOp,
+        arguments: Mapping[str, Any],
+        results: Sequence[TensorSpec],
+        *,
+        channels_last: bool = False,
+    ) -> OperatorCall:
         """The call of an operator.
 
         Args:
             arguments: by the names of :func:`torch2trt.graph.schema.bind`, with the specs of tensors for tensors.
             results: what the operator yields.
+            channels_last: whether images should lie so in memory.
 
         Raises:
             ArtifactError: an argument that cannot be written down.
@@ -66,7 +76,7 @@ class OperatorCall:
 
         # Converters may ignore what they like, a call needs all.
         written = pytree.tree_map(leaf, [arguments[name] for name in parameters_of(target)])
-        call = cls(target, tuple(inputs), tuple(results), json.dumps(written))
+        call = cls(target, tuple(inputs), tuple(results), json.dumps(written), channels_last)
         ones = [[1] * spec.rank for spec in inputs]
         call.output_shapes(ones, int, lambda *step: 1)
         derived(call._sizes.values(), call._known(ones), int, lambda *step: 1)
@@ -150,6 +160,7 @@ class OperatorCall:
             "inputs": [spec_to_json(spec) for spec in self.inputs],
             "outputs": [spec_to_json(spec) for spec in self.outputs],
             "arguments": self.arguments,
+            **({"channels_last": True} if self.channels_last else {}),
         }
 
     @classmethod
@@ -166,7 +177,7 @@ class OperatorCall:
         target = operator_of(data["operator"], namespaces)
         if not isinstance(target, TensorOp) or len(json.loads(data["arguments"])) != len(target._schema.arguments):
             raise ArtifactError("not a call of an operator", subject=data["operator"])
-        return cls(target, inputs, outputs, data["arguments"])
+        return cls(target, inputs, outputs, data["arguments"], bool(data.get("channels_last", False)))
 
     @functools.cached_property
     def _sizes(self) -> dict[str, Any]:

@@ -290,6 +290,88 @@ def _(
     return depthwise(input.contiguous(), taps.contiguous(), bias, padding, out)
 
 
+@torch.library.custom_op("torch2trt::group_norm", mutates_args=())
+def group_norm(
+    input: torch.Tensor,
+    shift: torch.Tensor | None,
+    num_groups: int,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+    silu: bool,
+    tokens: bool,
+) -> torch.Tensor:
+    """Normalised groups of channels, after a sum and before an activation.
+
+    On CUDA kernels in Triton compute it, in float32; they read and write channels-last images.
+
+    Args:
+        input: [N, C, H, W].
+        shift: [N, C], which is added to each pixel before.
+        num_groups: divides C.
+        weight, bias: [C], of the normalised images.
+        eps: is added to the variance.
+        silu: whether SiLU follows.
+        tokens: whether pixels become tokens.
+
+    Returns:
+        [N, C, H, W], in memory as the input is; tokens [N, H * W, C], contiguous.
+    """
+    if input.is_cuda and input.dtype != torch.float64:
+        from torch2trt.graph.group_norm_kernel import group_norm
+
+        last = input.contiguous(memory_format=torch.channels_last)
+        shift, weight, bias = (None if each is None else each.contiguous() for each in (shift, weight, bias))
+        result = group_norm(last, shift, num_groups, weight, bias, eps, silu=silu)
+        if last is input and not tokens:
+            return result
+    else:
+        shifted = input if shift is None else input + shift[:, :, None, None]
+        result = F.group_norm(shifted, num_groups, weight, bias, eps)
+        result = F.silu(result) if silu else result
+    # Of channels-last images no copy.
+    return result.permute(0, 2, 3, 1).flatten(1, 2).contiguous() if tokens else torch.empty_like(input).copy_(result)
+
+
+@group_norm.register_fake
+def _(
+    input: torch.Tensor,
+    shift: torch.Tensor | None,
+    num_groups: int,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+    silu: bool,
+    tokens: bool,
+) -> torch.Tensor:
+    count, channels, height, width = input.shape
+    return input.new_empty(count, height * width, channels) if tokens else torch.empty_like(input)
+
+
+@writes(group_norm)
+def _(
+    input: torch.Tensor,
+    shift: torch.Tensor | None,
+    num_groups: int,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+    silu: bool,
+    tokens: bool,
+    *,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    from torch2trt.graph.group_norm_kernel import group_norm
+
+    last = input.contiguous(memory_format=torch.channels_last)
+    shift, weight, bias = (None if each is None else each.contiguous() for each in (shift, weight, bias))
+    images = out.unflatten(1, input.shape[2:]).permute(0, 3, 1, 2) if tokens else out
+    if images.is_contiguous(memory_format=torch.channels_last):
+        group_norm(last, shift, num_groups, weight, bias, eps, silu=silu, out=images)
+        return out
+    return out.copy_(group_norm(last, shift, num_groups, weight, bias, eps, silu=silu))
+
+
 @torch.library.custom_op("torch2trt::dft", mutates_args=())
 def dft(
     real: torch.Tensor, imag: torch.Tensor | None, dim: int, inverse: bool, onesided: bool, normalization: int
@@ -346,6 +428,7 @@ ATTENTION = torch.ops.torch2trt.attention.default
 ROTARY = torch.ops.torch2trt.rotary.default
 FLASH_ATTENTION = torch.ops.torch2trt.flash_attention.default
 DEPTHWISE_CONV = torch.ops.torch2trt.depthwise_conv.default
+GROUP_NORM = torch.ops.torch2trt.group_norm.default
 PACKED_ATTENTION = torch.ops.torch2trt.packed_attention.default
 LINEAR_BLOCK = torch.ops.torch2trt.linear_block.default
 DFT = torch.ops.torch2trt.dft.default

@@ -38,6 +38,7 @@ _HEAVY = frozenset(
             torch.ops.torch2trt.flash_attention,
             torch.ops.torch2trt.conv_block,
             torch.ops.torch2trt.depthwise_conv,
+            torch.ops.torch2trt.group_norm,
         ),
         *(
             torch.ops.torch2trt.packed_attention,

@@ -26,6 +26,7 @@ from torch2trt.passes.merge_views import merge_views
 from torch2trt.passes.patches_as_products import patches_as_products, small_patches_as_products
 from torch2trt.passes.plug_attention import plug_attention
 from torch2trt.passes.plug_depthwise import plug_depthwise
+from torch2trt.passes.plug_group_norm import plug_group_norm
 from torch2trt.passes.reduce_strength import reduce_strength
 from torch2trt.passes.remove_dead_code import remove_dead_code
 from torch2trt.passes.remove_noops import IDENTITIES, remove_noops
@@ -87,6 +88,7 @@ PASSES: tuple[Pass, ...] = (
     simplify_masks,
     plug_attention,
     merge_common_subexpressions,
+    plug_group_norm,
     hoist_weights,
     flip_rotary,
     defer_blind_queries,
@@ -95,7 +97,7 @@ PASSES: tuple[Pass, ...] = (
     remove_dead_code,
 )
 
-_MAKE_PLUGINS = frozenset({plug_attention, plug_depthwise})
+_MAKE_PLUGINS = frozenset({plug_attention, plug_depthwise, plug_group_norm})
 
 REWRITTEN = VIEWS | IDENTITIES | CONVOLUTIONS | BATCH_NORMS | ONLY_COMPLEX
 """The operators that the passes leave none of, so that no converter is needed for them."""

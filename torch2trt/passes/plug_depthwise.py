@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from torch import fx
 
 from torch2trt.graph.ops import DEPTHWISE_CONV
 from torch2trt.graph.program import Program
-from torch2trt.graph.rewrite import IN_TORCH, call, erase_unused
+from torch2trt.graph.rewrite import IN_TORCH, call
 from torch2trt.graph.schema import bind
 from torch2trt.passes.constants import constants
+from torch2trt.passes.plug_kernels import plug_kernels
 from torch2trt.passes.pointwise import is_pointwise
 from torch2trt.passes.views import order_of
 from torch2trt.settings import Settings
@@ -31,14 +30,13 @@ def plug_depthwise(program: Program, settings: Settings) -> None:
     plugins and Triton is installed. What is pointwise in between is computed with the channels last by
     :func:`torch2trt.passes.sink_permutes.sink_permutes`, so this comes before it. Off unless ``extra_passes`` names it.
     """
-    if importlib.util.find_spec("triton") is None:
-        return
     constant = constants(program)
+
     # The layers come in order, so that one that is a plugin already has its channels last for the next.
-    for node in program.calls:
-        if _fits(program, node) and _comes_channels_last(program, bind(node)["input"], constant):
-            _rewrite(program, node)
-    erase_unused(program.graph.graph)
+    def fits(program: Program, node: fx.Node) -> bool:
+        return _fits(program, node) and _comes_channels_last(program, bind(node)["input"], constant)
+
+    plug_kernels(program, fits, _rewrite)
 
 
 def _fits(program: Program, node: fx.Node) -> bool:

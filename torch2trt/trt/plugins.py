@@ -34,6 +34,12 @@ _FORMATS = {
 CARRIED = {torch.bool: torch.int32, torch.uint8: torch.int32, torch.int8: torch.int32}
 """TensorRT's plugins take and yield no booleans and no bytes: in the network, these go in another dtype."""
 
+_CHANNELS_LAST = "HWC8"
+IMAGE_FORMATS = (_CHANNELS_LAST, "LINEAR")
+"""TensorRT's names of the formats that it may choose from for the images of a call that wants them channels-last."""
+# TensorRT's convolutions in halves have this format, in which channels are filled up to a multiple of 8.
+_VECTOR = 8
+
 
 class Call(Protocol):
     """What a plugin computes."""
@@ -53,6 +59,10 @@ class Call(Protocol):
     @property
     def outputs(self) -> Sequence[TensorSpec]:
         """The tensors that it yields."""
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether images should lie channels-last in memory."""
 
     def output_shapes(
         self, shapes: Sequence[Any], constant: Callable[[int], Any], apply: Callable[[str, Any, Any], Any]
@@ -104,7 +114,9 @@ def _plugin_class(flavour: Flavour) -> Any:
             self.timing_cache_id = ""
             self.call = call
             self._runs = runs
-            self._types = [dtypes[CARRIED.get(spec.dtype, spec.dtype)] for spec in (*call.inputs, *call.outputs)]
+            specs = (*call.inputs, *call.outputs)
+            self._types = [dtypes[CARRIED.get(spec.dtype, spec.dtype)] for spec in specs]
+            self._images = [at for at, spec in enumerate(specs) if call.channels_last and is_image(spec)]
             # TensorRT copies the pointer and not the number. Only the first entry of a field's data can be read back
             # where the bindings are older than numpy 2, which is why there is but one number.
             self._key = np.array([call.key], dtype=np.int64)
@@ -132,7 +144,13 @@ def _plugin_class(flavour: Flavour) -> Any:
 
         def supports_format_combination(self, position: int, tensors: Any, inputs: int) -> bool:
             desc = tensors[position].desc
-            return bool(desc.format == trt.TensorFormat.LINEAR and desc.type == self._types[position])
+            if position not in self._images:
+                formats = [trt.TensorFormat.LINEAR]
+            elif position == self._images[0]:
+                formats = [getattr(trt.TensorFormat, name) for name in IMAGE_FORMATS]
+            else:
+                formats = [tensors[self._images[0]].desc.format]
+            return desc.format in formats and bool(desc.type == self._types[position])
 
         def configure_plugin(self, inputs: Any, outputs: Any) -> None:
             pass
@@ -160,12 +178,12 @@ def _plugin_class(flavour: Flavour) -> Any:
                 return
             with _reported(flavour, self.call.name), _on_stream(stream) as device:
                 given = [
-                    tensor_at(address, tuple(desc.dims), CARRIED.get(spec.dtype, spec.dtype), device).to(spec.dtype)
+                    place_of(address, desc, spec, device).to(spec.dtype)
                     for address, desc, spec in zip(inputs, input_desc, self.call.inputs, strict=True)
                 ]
                 specs = self.call.outputs
                 places = [
-                    tensor_at(address, tuple(desc.dims), CARRIED.get(spec.dtype, spec.dtype), device)
+                    place_of(address, desc, spec, device)
                     for address, desc, spec in zip(outputs, output_desc, specs, strict=True)
                 ]
                 fit = not any(spec.dtype in CARRIED for spec in specs)
@@ -173,6 +191,13 @@ def _plugin_class(flavour: Flavour) -> Any:
                     self.call.run(given, places if fit else None), places, specs, strict=True
                 ):
                     copy_result(result, place, spec.dtype)
+
+    def place_of(address: int, desc: Any, spec: TensorSpec, device: torch.device) -> torch.Tensor:
+        dtype, shape = CARRIED.get(spec.dtype, spec.dtype), tuple(desc.dims)
+        if desc.format != getattr(trt.TensorFormat, _CHANNELS_LAST):
+            return tensor_at(address, shape, dtype, device)
+        count, channels, height, width = shape
+        return tensor_at(address, (count, height, width, channels), dtype, device).permute(0, 3, 1, 2)
 
     return TorchOperator
 
@@ -248,6 +273,12 @@ def tensor_at(address: int, shape: Sequence[int], dtype: torch.dtype, device: to
     if 0 in shape:
         return torch.empty(tuple(shape), dtype=dtype, device=device)
     return torch.as_tensor(_Memory(address, shape, _FORMATS[dtype]), device=device).view(dtype)
+
+
+def is_image(spec: TensorSpec) -> bool:
+    """Whether a tensor is one that TensorRT's convolutions in halves can have channels-last, with no channels added."""
+    halves = spec.dtype in (torch.float16, torch.bfloat16)
+    return halves and spec.rank == 4 and isinstance(spec.shape[1], int) and spec.shape[1] % _VECTOR == 0
 
 
 def copy_result(result: torch.Tensor, place: torch.Tensor, dtype: torch.dtype) -> None:
