@@ -26,7 +26,7 @@ from torch2trt.trt import flavour as flavours
 __all__ = ["added"]  # fixtures, which tests name
 
 aten = torch.ops.aten
-PLUGGED: dict[str, Any] = {"extra_passes": ["plug_depthwise"], "precision": "fp16"}
+PLUGGED: dict[str, Any] = {"precision": "fp16"}
 TOLERANCE = 300.0  # of results in float32 that were computed in halves
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 
@@ -154,9 +154,9 @@ def test_what_tensorrt_computes_as_well(name: str) -> None:
 
 
 @needs_triton
-def test_it_has_to_be_asked_for_and_is_in_halves() -> None:
+def test_it_can_be_left_out_and_is_in_halves() -> None:
     module = TAKEN["padded"].eval()
-    for settings in ({"precision": "fp16"}, PLUGGED | {"precision": "fp32"}):
+    for settings in (PLUGGED | {"skip_passes": ["plug_depthwise"]}, PLUGGED | {"precision": "fp32"}):
         assert DEPTHWISE_CONV not in targets(optimized(module, X, **settings))
 
 
@@ -164,7 +164,8 @@ def test_it_has_to_be_asked_for_and_is_in_halves() -> None:
 def test_its_operations_are_counted() -> None:
     module = TAKEN["padded"].eval()
     plain, plugged = (
-        sum(flops(optimized(module, X, **each), {}).values()) for each in ({"precision": "fp16"}, PLUGGED)
+        sum(flops(optimized(module, X, **each), {}).values())
+        for each in (PLUGGED | {"skip_passes": ["plug_depthwise"]}, PLUGGED)
     )
     assert plain == plugged
 

@@ -31,7 +31,7 @@ from torch2trt.trt import plugins
 __all__ = ["added", "layouts"]  # fixtures, which tests name
 
 aten = torch.ops.aten
-PLUGGED: dict[str, Any] = {"extra_passes": ["plug_group_norm"], "precision": "fp16"}
+PLUGGED: dict[str, Any] = {"precision": "fp16"}
 TOLERANCE = 300.0  # of results in float32 that were computed in halves
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 
@@ -153,8 +153,8 @@ def test_what_is_left_to_tensorrt(name: str) -> None:
 
 
 @needs_triton
-def test_it_has_to_be_asked_for_and_is_in_halves() -> None:
-    for settings in ({"precision": "fp16"}, PLUGGED | {"precision": "fp32"}):
+def test_it_can_be_left_out_and_is_in_halves() -> None:
+    for settings in (PLUGGED | {"skip_passes": ["plug_group_norm"]}, PLUGGED | {"precision": "fp32"}):
         assert GROUP_NORM not in targets(optimized(TAKEN["silu"], X, NUMBERS, **settings))
 
 
@@ -375,7 +375,7 @@ def test_channels_that_fill_no_vectors_are_right_too(channels: int, layouts: lis
             return GROUP_NORM(x.sin(), None, 4, None, None, 1e-5, True, False) + 1  # type: ignore[no-any-return]
 
     x = torch.randn(2, channels, 7, 5, device="cuda", dtype=torch.float16)
-    engine = compiled(Direct(), x, precision=None, extra_passes=())
+    engine = compiled(Direct(), x, precision=None)
     torch.testing.assert_close(engine(x), Direct()(x), rtol=5e-3, atol=5e-3)
     if channels % 8:
         assert not any(layouts)

@@ -14,7 +14,7 @@ from tests.plugging import enterprise
 from tests.rewriting import Net, drawn
 from torch2trt import api
 from torch2trt.graph.program import Program
-from torch2trt.passes import pipeline, plug_attention, plug_depthwise, plug_group_norm
+from torch2trt.passes import pipeline, plug_attention
 from torch2trt.settings import ExtraPass, Settings, SkippablePass
 
 X, MASK = drawn(2, 4, 6, 8) / 4, drawn(4, 4, seed=1) > 0
@@ -71,11 +71,7 @@ def test_the_names_that_settings_take_are_those_of_passes() -> None:
     ]
     assert pipeline.passes_of(Settings(extra_passes=get_args(ExtraPass))) == list(pipeline.PASSES)
     without = pipeline.passes_of(Settings(extra_passes=get_args(ExtraPass)), plugins=False)
-    assert without == [
-        each
-        for each in pipeline.PASSES
-        if each not in (plug_attention.plug_attention, plug_depthwise.plug_depthwise, plug_group_norm.plug_group_norm)
-    ]
+    assert without == [each for each in pipeline.PASSES if each not in pipeline.MAKE_PLUGINS]
 
 
 def reads(program: Program) -> list[tuple[Any, int]]:

@@ -189,15 +189,17 @@ def export(
         module, args, kwargs: as :func:`compile` takes them.
         path: the file to write; its description goes to ``<path>.json``.
         options: further keywords of :func:`compile` (with ``examples``, ``args`` is empty), except ``fallback``: a plan
-            holds nothing that runs in torch. Of its own accord it calls no operator of torch either: the pass
-            ``plug_attention`` is left out.
+            holds nothing that runs in torch. Of its own accord it calls no operator of torch either: the passes
+            that make plugins are left out.
 
     Raises:
         ArtifactWriteError: the files could not be written whole; neither is left behind. Or the plan calls operators of
             torch, which none of these has.
     """
+    from torch2trt.passes.pipeline import MAKE_PLUGINS
+
     given = Settings.make(**{name: options[name] for name in ("settings", "skip_passes") if name in options})
-    options["skip_passes"] = [*given.skip_passes, "plug_attention"]
+    options["skip_passes"] = [*given.skip_passes, *(each.__name__ for each in MAKE_PLUGINS)]
     compiled: EngineModule = compile(module, args, kwargs, fallback=False, **options)
     export_plan(compiled.artifact, path)
     return compiled

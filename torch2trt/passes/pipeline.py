@@ -97,7 +97,8 @@ PASSES: tuple[Pass, ...] = (
     remove_dead_code,
 )
 
-_MAKE_PLUGINS = frozenset({plug_attention, plug_depthwise, plug_group_norm})
+MAKE_PLUGINS: tuple[Pass, ...] = (plug_attention, plug_depthwise, plug_group_norm)
+"""The passes that make plugins, for which an engine needs torch when it runs."""
 
 REWRITTEN = VIEWS | IDENTITIES | CONVOLUTIONS | BATCH_NORMS | ONLY_COMPLEX
 """The operators that the passes leave none of, so that no converter is needed for them."""
@@ -110,7 +111,7 @@ def passes_of(settings: Settings, *, plugins: bool = True) -> list[Pass]:
         plugins: whether engines may have plugins.
     """
     left_out = {*settings.skip_passes, *get_args(ExtraPass)} - {*settings.extra_passes}
-    return [each for each in PASSES if each.__name__ not in left_out and (plugins or each not in _MAKE_PLUGINS)]
+    return [each for each in PASSES if each.__name__ not in left_out and (plugins or each not in MAKE_PLUGINS)]
 
 
 def run_passes(

@@ -28,7 +28,7 @@ def plug_depthwise(program: Program, settings: Settings) -> None:
     Done only where the module itself has the channels last behind the layer, as ConvNeXt has, and all before it comes
     from channels-last layers or from convolutions, which have the channels last within TensorRT; and where TensorRT has
     plugins and Triton is installed. What is pointwise in between is computed with the channels last by
-    :func:`torch2trt.passes.sink_permutes.sink_permutes`, so this comes before it. Off unless ``extra_passes`` names it.
+    :func:`torch2trt.passes.sink_permutes.sink_permutes`, so this comes before it.
     """
     constant = constants(program)
 
