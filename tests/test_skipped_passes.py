@@ -14,7 +14,7 @@ from tests.plugging import enterprise
 from tests.rewriting import Net, drawn
 from torch2trt import api
 from torch2trt.graph.program import Program
-from torch2trt.passes import pipeline, plug_attention, plug_depthwise
+from torch2trt.passes import pipeline, plug_attention, plug_short_attention
 from torch2trt.settings import ExtraPass, Settings, SkippablePass
 
 X, MASK = drawn(2, 4, 6, 8) / 4, drawn(4, 4, seed=1) > 0
@@ -34,9 +34,12 @@ def everything(self: Any, x: Tensor, mask: Tensor) -> Any:
     turned = F.relu(joined[:, 1:].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     viewed = turned.reshape(2, 3, 48).reshape(2, 144).sin()
     images = [F.relu(each(x)).permute(0, 2, 3, 1) for each in (self.one, self.two)]
+    few = (part.unsqueeze(1) for part in self.joint(x[:, 0]).split(8, 2))
+    biased = F.scaled_dot_product_attention(*few, attn_mask=self.matrix[:6, :6])
     wide = self.window(x.sin().permute(0, 3, 1, 2)).permute(0, 2, 3, 1).sin()
     return (
         attended,
+        biased,
         wide,
         masked,
         shared,
@@ -51,7 +54,7 @@ def everything(self: Any, x: Tensor, mask: Tensor) -> Any:
 def net() -> Net:
     layers: dict[str, Any] = {"project": nn.Linear(32, 5), "first": nn.Linear(144, 8)}
     layers |= {"tall": nn.Linear(8, 8), "wide": nn.Linear(8, 8), "one": nn.Conv2d(4, 8, 1), "two": nn.Conv2d(4, 8, 1)}
-    layers |= {"window": nn.Conv2d(8, 8, 7, padding=3, groups=8)}
+    layers |= {"joint": nn.Linear(8, 24), "window": nn.Conv2d(8, 8, 7, padding=3, groups=8)}
     return Net(everything, **layers, matrix=drawn(8, 8, seed=2), vector=drawn(8, seed=3))
 
 
@@ -64,9 +67,9 @@ def test_the_names_that_settings_take_are_those_of_passes() -> None:
     ]
     assert pipeline.passes_of(Settings(extra_passes=get_args(ExtraPass))) == list(pipeline.PASSES)
     without = pipeline.passes_of(Settings(extra_passes=get_args(ExtraPass)), plugins=False)
-    assert without == [
-        each for each in pipeline.PASSES if each not in (plug_attention.plug_attention, plug_depthwise.plug_depthwise)
-    ]
+    plugging = [module for name, module in vars(pipeline).items() if name.startswith("plug_")]
+    assert len(plugging) == 3
+    assert without == [each for each in pipeline.PASSES if each not in plugging]
 
 
 def reads(program: Program) -> list[tuple[Any, int]]:
@@ -76,7 +79,8 @@ def reads(program: Program) -> list[tuple[Any, int]]:
 
 @pytest.mark.parametrize("name", [*get_args(SkippablePass), *get_args(ExtraPass)])
 def test_one_pass_less_or_more(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plug_attention, "_LEAST_KEYS", 1)
+    for each in (plug_attention, plug_short_attention):
+        monkeypatch.setattr(each, "_LEAST_KEYS", 1)
     chosen: dict[str, Any] = {"extra_passes" if name in get_args(ExtraPass) else "skip_passes": (name,)}
     # Only in halves is anything plugged.
     shared: dict[str, Any] = {"precision": "fp16"} if name.startswith("plug_") else {}

@@ -36,7 +36,7 @@ SkippablePass = Literal[
     "fuse_linear_blocks",
 ]
 """The passes without which an engine computes the same, in more layers or slower ones."""
-ExtraPass = Literal["merge_sibling_linears", "merge_sibling_convolutions", "plug_depthwise"]
+ExtraPass = Literal["merge_sibling_linears", "merge_sibling_convolutions", "plug_depthwise", "plug_short_attention"]
 """The passes that are applied only where they are asked for: nobody has timed them on a GPU yet."""
 
 

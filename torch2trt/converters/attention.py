@@ -10,7 +10,7 @@ import torch
 
 from torch2trt.converters.plugins import plugin
 from torch2trt.converters.registry import converter
-from torch2trt.graph.ops import ATTENTION, FLASH_ATTENTION, PACKED_ATTENTION
+from torch2trt.graph.ops import ATTENTION, FLASH_ATTENTION, PACKED_ATTENTION, SHORT_ATTENTION
 from torch2trt.sizes import Size, TensorSpec
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
@@ -102,6 +102,7 @@ def attention(
 # Only where TensorRT has plugins does a pass make these.
 plugin(FLASH_ATTENTION, half=True)
 plugin(PACKED_ATTENTION, half=True)
+plugin(SHORT_ATTENTION, half=True)
 
 
 def _attend(

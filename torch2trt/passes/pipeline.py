@@ -23,6 +23,7 @@ from torch2trt.passes.merge_sibling_linears import merge_sibling_linears
 from torch2trt.passes.merge_views import merge_views
 from torch2trt.passes.plug_attention import plug_attention
 from torch2trt.passes.plug_depthwise import plug_depthwise
+from torch2trt.passes.plug_short_attention import plug_short_attention
 from torch2trt.passes.reduce_strength import reduce_strength
 from torch2trt.passes.remove_dead_code import remove_dead_code
 from torch2trt.passes.remove_noops import IDENTITIES, remove_noops
@@ -77,6 +78,7 @@ PASSES: tuple[Pass, ...] = (
     simplify_slices,
     simplify_masks,
     plug_attention,
+    plug_short_attention,
     plug_depthwise,
     hoist_weights,
     defer_blind_queries,
@@ -85,7 +87,7 @@ PASSES: tuple[Pass, ...] = (
     remove_dead_code,
 )
 
-_MAKE_PLUGINS = frozenset({plug_attention, plug_depthwise})
+_MAKE_PLUGINS = frozenset({plug_attention, plug_short_attention, plug_depthwise})
 
 REWRITTEN = VIEWS | IDENTITIES | CONVOLUTIONS | BATCH_NORMS | ONLY_COMPLEX
 """The operators that the passes leave none of, so that no converter is needed for them."""
