@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import torch2trt
+from tests.attending import WIDTH, Attention
 from tests.harness import check_module, compare, truth
 from tests.passing import only, targets
 from tests.plugging import Added, added, enterprise, optimized
@@ -31,7 +32,7 @@ __all__ = ["added"]  # fixtures, which tests name
 
 aten = torch.ops.aten
 HALVES: dict[str, Any] = {"precision": "fp16"}
-TOKENS, WIDTH = 16, 16
+TOKENS = 16
 TOLERANCE = 300.0  # of results in float32 that were computed in halves
 
 
@@ -39,51 +40,6 @@ TOLERANCE = 300.0  # of results in float32 that were computed in halves
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few keys are enough."""
     monkeypatch.setattr(plug_attention, "_LEAST_KEYS", 8)
-
-
-class Attention(nn.Module):
-    """Self-attention from three projections, or from one.
-
-    Args:
-        mask: None; ``causal``, as an argument; or a tensor.
-        joint: one projection, as GPT-2 has it.
-        turned: queries and keys are changed before they meet, as by rotary embeddings.
-        scaled: queries are multiplied by a number before their heads are taken apart, as Whisper has it.
-    """
-
-    def __init__(
-        self,
-        mask: Tensor | str | None = None,
-        *,
-        heads: int = 4,
-        groups: int = 4,
-        joint: bool = False,
-        turned: bool = False,
-        scaled: bool = False,
-        bias: bool = True,
-    ) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.sizes = [WIDTH * count for count in (heads, groups, groups)]
-        count = [sum(self.sizes)] if joint else self.sizes
-        self.projections = nn.ModuleList(nn.Linear(64, size, bias) for size in count)
-        self.out = nn.Linear(WIDTH * heads, 64)
-        self.causal, self.grouped, self.turned = mask == "causal", heads != groups, turned
-        self.scale = 3.0 if scaled else None
-        self.register_buffer("mask", mask if isinstance(mask, Tensor) else None)
-
-    def forward(self, x: Tensor) -> Tensor:
-        made = [each(x) for each in self.projections]
-        parts = made if len(made) == 3 else made[0].split(self.sizes, -1)
-        if self.scale is not None:
-            parts = parts[0] * self.scale, *parts[1:]
-        query, key, value = (part.unflatten(-1, (-1, WIDTH)).transpose(1, 2) for part in parts)
-        if self.turned:
-            query, key = query.sin(), key.cos()
-        made = F.scaled_dot_product_attention(
-            query, key, value, self.mask, is_causal=self.causal, enable_gqa=self.grouped, scale=self.scale and 0.1
-        )
-        return self.out(made.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 X = torch.randn(2, TOKENS, 64, generator=torch.Generator().manual_seed(1))

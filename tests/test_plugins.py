@@ -19,7 +19,7 @@ from tests.plugging import N, layouts, spec, spreading
 from tests.plugin_operators import MOOD, OPERATORS, SEEN, X, good_mood, plugged
 from torch2trt.errors import EngineError, InterpreterError, NetworkError
 from torch2trt.graph.operator_call import OperatorCall
-from torch2trt.graph.ops import DEPTHWISE_CONV
+from torch2trt.graph.ops import DEPTHWISE_CONV, SHORT_ATTENTION
 from torch2trt.graph.writing import writing_overload
 from torch2trt.reference.layers import LAYERS
 from torch2trt.sizes import Size, TensorSpec, evaluate, symbol
@@ -379,6 +379,7 @@ def test_which_overloads_write_results() -> None:
     assert writing_overload(aten.relu_.default) is None
     assert writing_overload(aten._assert_async.default) is None
     assert writing_overload(DEPTHWISE_CONV) is torch.ops.torch2trt.depthwise_conv.out
+    assert writing_overload(SHORT_ATTENTION) is torch.ops.torch2trt.short_attention.out
 
 
 def test_a_plugin_has_its_results_where_tensorrt_wants_them(fake: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from tests.plugging import enterprise
 from tests.rewriting import Net, drawn
 from torch2trt import api
 from torch2trt.graph.program import Program
-from torch2trt.passes import pipeline, plug_attention
+from torch2trt.passes import pipeline, plug_attention, plug_short_attention
 from torch2trt.settings import ExtraPass, Settings, SkippablePass
 
 X, MASK = drawn(2, 4, 6, 8) / 4, drawn(4, 4, seed=1) > 0
@@ -35,6 +35,8 @@ def everything(self: Any, x: Tensor, mask: Tensor) -> Any:
     viewed = turned.reshape(2, 3, 48).reshape(2, 144).sin()
     images = [F.relu(each(x)).permute(0, 2, 3, 1) for each in (self.one, self.two)]
     turned = x * self.vector + torch.cat((-x[..., 4:], x[..., :4]), -1) * self.vector.cos()
+    few = (part.unsqueeze(1) for part in self.joint(x[:, 0]).split(8, 2))
+    biased = F.scaled_dot_product_attention(*few, attn_mask=self.matrix[:6, :6])
     wide = self.window(x.sin().permute(0, 3, 1, 2)).permute(0, 2, 3, 1).sin()
     patches = self.patch(x.sin().reshape(1, 1, 16, 24)).flatten(2).mT, self.small(x).flatten(2).mT
     normed = F.silu(F.group_norm(x.sin().permute(0, 3, 1, 2), 2))
@@ -43,6 +45,7 @@ def everything(self: Any, x: Tensor, mask: Tensor) -> Any:
         patches,
         turned,
         normed,
+        biased,
         wide,
         masked,
         shared,
@@ -57,7 +60,7 @@ def everything(self: Any, x: Tensor, mask: Tensor) -> Any:
 def net() -> Net:
     layers: dict[str, Any] = {"project": nn.Linear(32, 5), "first": nn.Linear(144, 8)}
     layers |= {"tall": nn.Linear(8, 8), "wide": nn.Linear(8, 8), "one": nn.Conv2d(4, 8, 1), "two": nn.Conv2d(4, 8, 1)}
-    layers |= {"window": nn.Conv2d(8, 8, 7, padding=3, groups=8)}
+    layers |= {"joint": nn.Linear(8, 24), "window": nn.Conv2d(8, 8, 7, padding=3, groups=8)}
     layers |= {"patch": nn.Conv2d(1, 8, (16, 24), (16, 24)), "small": nn.Conv2d(4, 8, 2, 2)}
     return Net(everything, **layers, matrix=drawn(8, 8, seed=2), vector=drawn(8, seed=3))
 
@@ -81,7 +84,8 @@ def reads(program: Program) -> list[tuple[Any, int]]:
 
 @pytest.mark.parametrize("name", [*get_args(SkippablePass), *get_args(ExtraPass)])
 def test_one_pass_less_or_more(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plug_attention, "_LEAST_KEYS", 1)
+    for each in (plug_attention, plug_short_attention):
+        monkeypatch.setattr(each, "_LEAST_KEYS", 1)
     chosen: dict[str, Any] = {"extra_passes" if name in get_args(ExtraPass) else "skip_passes": (name,)}
     # Only in halves is anything plugged.
     shared: dict[str, Any] = {"precision": "fp16"} if name.startswith("plug_") else {}

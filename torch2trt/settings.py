@@ -34,6 +34,7 @@ SkippablePass = Literal[
     "merge_views",
     "simplify_masks",
     "plug_attention",
+    "plug_short_attention",
     "plug_depthwise",
     "plug_group_norm",
     "defer_blind_queries",

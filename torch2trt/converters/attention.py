@@ -10,7 +10,7 @@ import torch
 
 from torch2trt.converters.plugins import plugin
 from torch2trt.converters.registry import converter
-from torch2trt.graph.ops import ATTENTION, FLASH_ATTENTION, PACKED_ATTENTION, ROTARY
+from torch2trt.graph.ops import ATTENTION, FLASH_ATTENTION, PACKED_ATTENTION, ROTARY, SHORT_ATTENTION
 from torch2trt.sizes import Size, TensorSpec
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
@@ -115,6 +115,7 @@ def rotary(net: Network, input: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 # Only where TensorRT has plugins does a pass make these.
 plugin(FLASH_ATTENTION, half=True)
 plugin(PACKED_ATTENTION, half=True)
+plugin(SHORT_ATTENTION, half=True)
 
 
 def _attend(

@@ -148,6 +148,7 @@ _FORMULAS: dict[str, Callable[[Arguments, Results], int]] = {
     "torch2trt::attention": _attention,
     "torch2trt::flash_attention": _flash_attention,
     "torch2trt::packed_attention": _packed_attention,
+    "torch2trt::short_attention": _packed_attention,
     "torch2trt::depthwise_conv": _depthwise,
     # Torch counts some of its kernels for attention and not others.
     "aten::scaled_dot_product_attention": _attention,

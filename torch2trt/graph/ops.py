@@ -245,6 +245,79 @@ def _(
     return query.new_empty((*query.shape[:2], heads, value_width))
 
 
+@torch.library.custom_op("torch2trt::short_attention", mutates_args=())
+def short_attention(
+    packed: torch.Tensor,
+    starts: list[int],
+    heads: int,
+    width: int,
+    value_width: int,
+    bias: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """Attention among few tokens, with numbers that are added to the scores.
+
+    On CUDA a kernel in Triton computes it in halves, with scores and sums in float32.
+
+    Args:
+        packed: [N, L, C], with queries, keys and values side by side, as one projection yields them; L of 256 at most.
+        starts: the first channels of queries, keys and values.
+        heads: H.
+        width: E, channels of a query and a key; 128 at most.
+        value_width: V, channels of a value; 128 at most.
+        bias: [M, H or 1, L, S], of packed's dtype, finite or minus infinity; entry n of the batch has that of n % M,
+            and S may be more than L: what is beyond is not used.
+        scale: of the scores, before anything is added.
+
+    Returns:
+        [N, L, H, V], contiguous; zeros for queries that attend to nothing.
+    """
+    if packed.is_cuda and packed.dtype in (torch.float16, torch.bfloat16):
+        result = _shape_of_short_attention(packed, starts, heads, width, value_width, bias, scale)
+        return torch.ops.torch2trt.short_attention.out(  # type: ignore[no-any-return]
+            packed, starts, heads, width, value_width, bias, scale, out=result
+        )
+    query, key, value = (
+        packed.narrow(-1, start, heads * size).unflatten(-1, (heads, size)).transpose(1, 2)
+        for start, size in zip(starts, (width, width, value_width), strict=True)
+    )
+    if bias is not None:
+        entries = torch.arange(packed.shape[0], device=packed.device) % bias.shape[0]
+        bias = bias[entries, ..., : packed.shape[1]]
+    return F.scaled_dot_product_attention(query, key, value, bias, scale=scale).transpose(1, 2).contiguous()
+
+
+@short_attention.register_fake
+def _shape_of_short_attention(
+    packed: torch.Tensor,
+    starts: list[int],
+    heads: int,
+    width: int,
+    value_width: int,
+    bias: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    return packed.new_empty((*packed.shape[:-1], heads, value_width))
+
+
+@writes(short_attention)
+def _(
+    packed: torch.Tensor,
+    starts: list[int],
+    heads: int,
+    width: int,
+    value_width: int,
+    bias: torch.Tensor | None,
+    scale: float,
+    *,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    from torch2trt.graph import short_attention_kernel as kernel
+
+    bias = None if bias is None else bias.contiguous()
+    return kernel.short_attention(packed.contiguous(), starts, heads, width, value_width, bias, scale, out)
+
+
 @torch.library.custom_op("torch2trt::depthwise_conv", mutates_args=())
 def depthwise_conv(
     input: torch.Tensor, taps: torch.Tensor, bias: torch.Tensor | None, padding: list[int]
@@ -430,6 +503,7 @@ FLASH_ATTENTION = torch.ops.torch2trt.flash_attention.default
 DEPTHWISE_CONV = torch.ops.torch2trt.depthwise_conv.default
 GROUP_NORM = torch.ops.torch2trt.group_norm.default
 PACKED_ATTENTION = torch.ops.torch2trt.packed_attention.default
+SHORT_ATTENTION = torch.ops.torch2trt.short_attention.default
 LINEAR_BLOCK = torch.ops.torch2trt.linear_block.default
 DFT = torch.ops.torch2trt.dft.default
 REAL_INVERSE_DFT = torch.ops.torch2trt.real_inverse_dft.default

@@ -12,13 +12,11 @@ from torch2trt.graph.ops import ROTARY
 from torch2trt.graph.program import Program
 from torch2trt.graph.rewrite import IN_TORCH, call
 from torch2trt.graph.schema import bind
+from torch2trt.passes.packed_heads import HEADS_AND_TOKENS, with_heads_behind
 from torch2trt.passes.simplify_casts import CAST, is_plain
-from torch2trt.passes.views import RESHAPING, order_of
+from torch2trt.passes.views import RESHAPING
 
 aten = torch.ops.aten
-
-HEADS_AND_TOKENS = (0, 2, 1, 3)
-"""The order that brings heads behind tokens, and back."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +69,14 @@ class Part:
 
 def part_of(program: Program, node: fx.Node) -> Part:
     """What a tensor [N, heads, tokens, width] is made of."""
-    behind = _with_heads_behind(program, node)
+    behind = with_heads_behind(program, node)
     if behind is not None and _turns_heads_alike(program, behind, -2):
         inner = bind(behind)["input"]
         return Part(node, behind, False, inner, _source(program, node, inner))
     turned = _before_cast(node)
     if _turns_heads_alike(program, turned, -3):
         inner = bind(turned)["input"]
-        behind = _with_heads_behind(program, inner)
+        behind = with_heads_behind(program, inner)
         return Part(node, turned, True, behind, _source(program, inner, behind))
     return Part(node, None, False, behind, _source(program, node, behind))
 
@@ -94,11 +92,6 @@ def _turns_heads_alike(program: Program, node: fx.Node, axis: int) -> bool:
         return False
     shapes = [program.spec(bind(node)[name]).shape for name in ("cos", "sin")]
     return all(len(shape) < -axis or shape[axis] == 1 for shape in shapes)
-
-
-def _with_heads_behind(program: Program, node: fx.Node) -> fx.Node | None:
-    """The tensor [N, tokens, heads, width] of which a node is the transpose."""
-    return node.all_input_nodes[0] if order_of(program, node) == HEADS_AND_TOKENS else None
 
 
 def _source(program: Program, node: fx.Node, behind: fx.Node | None) -> fx.Node | None:

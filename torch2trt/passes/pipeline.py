@@ -27,6 +27,7 @@ from torch2trt.passes.patches_as_products import patches_as_products, small_patc
 from torch2trt.passes.plug_attention import plug_attention
 from torch2trt.passes.plug_depthwise import plug_depthwise
 from torch2trt.passes.plug_group_norm import plug_group_norm
+from torch2trt.passes.plug_short_attention import plug_short_attention
 from torch2trt.passes.reduce_strength import reduce_strength
 from torch2trt.passes.remove_dead_code import remove_dead_code
 from torch2trt.passes.remove_noops import IDENTITIES, remove_noops
@@ -87,6 +88,7 @@ PASSES: tuple[Pass, ...] = (
     simplify_slices,
     simplify_masks,
     plug_attention,
+    plug_short_attention,
     merge_common_subexpressions,
     plug_group_norm,
     hoist_weights,
@@ -97,7 +99,7 @@ PASSES: tuple[Pass, ...] = (
     remove_dead_code,
 )
 
-MAKE_PLUGINS: tuple[Pass, ...] = (plug_attention, plug_depthwise, plug_group_norm)
+MAKE_PLUGINS: tuple[Pass, ...] = (plug_attention, plug_short_attention, plug_depthwise, plug_group_norm)
 """The passes that make plugins, for which an engine needs torch when it runs."""
 
 REWRITTEN = VIEWS | IDENTITIES | CONVOLUTIONS | BATCH_NORMS | ONLY_COMPLEX

@@ -13,10 +13,10 @@ from torch2trt.graph.ops import FLASH_ATTENTION, PACKED_ATTENTION
 from torch2trt.graph.program import Program
 from torch2trt.graph.rewrite import IN_TORCH, call, erase_unused
 from torch2trt.graph.schema import bind
-from torch2trt.passes.attention_parts import HEADS_AND_TOKENS, Part, part_of
+from torch2trt.passes.attention_parts import Part, part_of
 from torch2trt.passes.merge_sibling_linears import join_linears, reads_slices_of
+from torch2trt.passes.packed_heads import replace_heads, unscaled
 from torch2trt.passes.pieces import Piece, piece_of
-from torch2trt.passes.views import order_of
 from torch2trt.settings import Settings
 from torch2trt.sizes import evaluate, symbols
 
@@ -79,17 +79,9 @@ def _found(program: Program, node: fx.Node) -> _Attention | None:
     if not symbols([key[2]]) <= usual.keys() or evaluate(key[2], usual) < _LEAST_KEYS:
         return None
     queries, *others = (part_of(program, tensor) for tensor in tensors)
-    source, factor = _unscaled(queries.source)
+    source, factor = unscaled(queries.source)
     scale = 1 / math.sqrt(query[3]) if bound["scale"] is None else bound["scale"]
     return _Attention((replace(queries, source=source), *others), factor, bound["is_causal"], scale)
-
-
-def _unscaled(node: fx.Node | None) -> tuple[fx.Node | None, float]:
-    """A tensor, and the number that makes of it what a node is; the node itself, and 1, where it is no such product."""
-    if node is None or node.target is not aten.mul.Tensor or IN_TORCH in node.meta:
-        return node, 1.0
-    bound = bind(node)
-    return (bound["input"], float(bound["other"])) if isinstance(bound["other"], (int, float)) else (node, 1.0)
 
 
 def _rewrite(program: Program, node: fx.Node, found: _Attention) -> None:
@@ -105,11 +97,7 @@ def _rewrite(program: Program, node: fx.Node, found: _Attention) -> None:
         else:
             given = [part.emit_behind(program, like=node) for part in found.parts]
             made = call(graph, FLASH_ATTENTION, *given, found.is_causal, found.scale, like=node)
-        result = call(graph, aten.permute.default, made, list(HEADS_AND_TOKENS), like=node)
-    for user in list(node.users):
-        if order_of(program, user) == HEADS_AND_TOKENS:
-            user.replace_all_uses_with(made)
-    node.replace_all_uses_with(result)
+    replace_heads(program, node, made)
 
 
 # Where queries, keys and values lie -----------------------------------------------------------------------------------
