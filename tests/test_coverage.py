@@ -81,7 +81,9 @@ def test_results_are_taken_in_and_counted(folder: Path, capsys: pytest.CaptureFi
     counts = json.loads(capsys.readouterr().out)
     assert counts["models"] == {"total": 3, "whole": 0, "hybrid": 2, "failed": 1}
     assert counts["samples"] == {"total": 4, "right": 1, "refused": 2, "wrong": 1}
-    assert counts["core_aten"] == {"total": len(coverage.core_operators()), "converted": 2}
+    samples = {"right": 1, "refused": 2, "wrong": 1}
+    assert counts["core_aten"] == {"total": len(coverage.core_operators()), "converted": 2, "samples": samples}
+    assert "4 samples that PyTorch has of them 1 are right (25.00 %)" in (folder / "operators.md").read_text()
     found = coverage.read(folder)
     assert found.is_converted("aten.add.Tensor")
     assert found.is_converted("aten.abs.default"), "by the row of a table"

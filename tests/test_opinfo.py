@@ -13,20 +13,14 @@ import pytest
 from tests.opinfo import DTYPES, OPS, Outcome, SampleInput, Worker, append, recorded
 
 _REFUSED = {
-    "no tensor among the example inputs": """
-        arange empty empty_strided full randn scalar_tensor signal.windows.bartlett
-        signal.windows.blackman signal.windows.cosine signal.windows.exponential signal.windows.gaussian
-        signal.windows.general_cosine signal.windows.general_hamming signal.windows.hamming signal.windows.hann
-        signal.windows.kaiser signal.windows.nuttall""",
+    "draws random numbers": "randn",
     "no converter": "resize_",
-    "has a runner": "argwhere",
     "the places of a scalar": "nonzero",
     "TensorRT has no torch.": """
         cdouble char double float_power log_softmax.with_dtype nn.functional.softmin.with_dtype short
         softmax.with_dtype to""",
     "a number taken from the values of a tensor": "tensor_split",
     "a number taken from a tensor": "item",
-    "no distance: there is one row": "nn.functional.pdist",
 }
 REFUSED = {name: reason for reason, names in _REFUSED.items() for name in names.split()}
 """Operators whose first sample may be refused, and part of the reason."""

@@ -108,12 +108,6 @@ CONVOLUTIONS = [
         conv(f"conv2d-{str(dtype)[6:]}", F.conv2d, IMAGE.to(dtype), KERNEL2.to(dtype), BIAS.to(dtype))
         for dtype in (torch.float16, torch.bfloat16)
     ),
-    OpCase(
-        "conv2d-int",
-        F.conv2d,
-        tuple(torch.arange(count).reshape(shape).int() for count, shape in ((16, (1, 1, 4, 4)), (4, (1, 1, 2, 2)))),
-        unsupported="int32",
-    ),
 ]
 
 UP1, UP2, UP3 = normal(4, 6, 3), normal(4, 6, 3, 2), normal(4, 6, 2, 3, 3)

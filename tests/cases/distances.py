@@ -24,6 +24,7 @@ CASES = [
         (X, Y),
     ),
     OpCase("pdist", together(*(lambda x, p=p: F.pdist(x, p) for p in POWERS)), (X[0],)),
+    OpCase("pdist-one-row", F.pdist, (X[0, :1],)),
     OpCase("pdist-dynamic", F.pdist, (X[0],), dynamic={0: {0: (2, 5)}}, unsupported="dynamic number of rows"),
     OpCase("dist", together(*(lambda x, y, p=p: torch.dist(x, y, p) for p in POWERS)), (X, Y[:, :4])),
     OpCase("pairwise_distance", F.pairwise_distance, (X, Y[:, :4])),

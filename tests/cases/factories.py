@@ -44,6 +44,11 @@ RANGES = together(
     lambda x: torch.arange(x.shape[0], x.shape[0] + 4),
     lambda x: torch.arange(x.shape[1])[None] < x[:, 0, :1],
 )
+# Of integers torch counts in integers, and takes the number of steps from what was said.
+PARTS = together(
+    lambda x: torch.arange(2.7, x.shape[1], 1.5, dtype=torch.int64),
+    lambda x: torch.arange(x.shape[1], 0, -0.5, dtype=torch.int32),
+)
 
 CASES = [
     OpCase("like", LIKE, (X,)),
@@ -58,6 +63,8 @@ CASES = [
     OpCase("full-large", lambda x: x + torch.full((64, 1, 96), 0.5)[:, :, :4], (X[:1],)),
     OpCase("ranges", RANGES, (X,)),
     OpCase("ranges-dynamic", RANGES, (X,), dynamic=BOTH),
+    OpCase("ranges-in-parts", PARTS, (X,)),
+    OpCase("ranges-in-parts-dynamic", PARTS, (X,), dynamic=BOTH, unsupported="made of numbers that are no integers"),
     OpCase("arange-float", lambda x: x + torch.arange(0, 2, 0.5), (X,)),
     OpCase("arange-large", lambda x: x[0, 0, 0] + torch.arange(5000), (X,)),
     OpCase("linspace", lambda x: x + torch.linspace(-1, 1, 4), (X,)),

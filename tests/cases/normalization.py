@@ -178,7 +178,6 @@ RUNNING = [
         "batch_norm-functional-evaluated-statistics",
         functional,
         (IMAGE, None, None, MEAN, VARIANCE, False, 0.1, 1e-5),
-        unsupported="there are in training alone",
     ),
 ]
 

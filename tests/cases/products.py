@@ -95,7 +95,6 @@ PRODUCTS = [
     OpCase("matmul-dynamic-inner", torch.matmul, (normal(3, 4), normal(4, 5)), dynamic={0: {1: ROWS}, 1: {0: ROWS}}),
     OpCase("matmul-float16", torch.matmul, (normal(3, 64).half(), normal(64, 5).half())),
     OpCase("matmul-bfloat16", torch.matmul, (normal(3, 64).bfloat16(), normal(64, 5).bfloat16())),
-    OpCase("matmul-int", torch.matmul, (torch.ones(2, 2).int(), torch.ones(2, 2).int()), unsupported="int32"),
     OpCase("mm", torch.mm, (normal(3, 4), normal(4, 5))),
     OpCase("bmm", torch.bmm, (normal(2, 3, 4), normal(2, 4, 5))),
     OpCase("mv", torch.mv, (normal(3, 4), normal(4))),
@@ -116,6 +115,69 @@ PRODUCTS = [
         (normal(2, 3, 4), normal(2, 3, 6), normal(5, 4, 6), BIAS),
         weights=(2, 3),
         dynamic={0: {0: BATCH}, 1: {0: BATCH}},
+    ),
+]
+
+LAST_DIGITS = 2**31 + 1  # no float32
+
+
+def integers(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+    """Numbers of both signs; products of those of 64 bits have more digits than a float."""
+    return (normal(*shape) * 9 * (LAST_DIGITS if dtype == torch.int64 else 1)).to(dtype)
+
+
+FLOATS_ONLY = "TensorRT computes it in floating point only"
+INTEGERS = [
+    OpCase(
+        "matmul-int64",
+        matmuls,
+        [integers(*shape) // (1 if first else 2**20) for shapes in SHAPES for first, shape in enumerate(shapes)],
+        tensorrt=FLOATS_ONLY,
+    ),
+    OpCase(
+        "matmul-int32",
+        together(torch.matmul, lambda x, y: torch.relu(F.linear(x, y.mT))),
+        (integers(2, 3, 4, dtype=torch.int32), integers(4, 5, dtype=torch.int32)),
+        weights=(1,),
+        tensorrt=FLOATS_ONLY,
+    ),
+    OpCase(
+        "matmul-uint8",
+        torch.matmul,
+        tuple(integers(*shape, dtype=torch.int32).abs().to(torch.uint8) for shape in ((3, 64), (64, 5))),
+        tensorrt=FLOATS_ONLY,
+    ),
+    OpCase(
+        "matmul-int-dynamic",
+        torch.matmul,
+        (integers(2, 3, 4), integers(2, 4, 5, dtype=torch.int32).long()),
+        dynamic={0: {0: BATCH, 1: ROWS}, 1: {0: BATCH}},
+        tensorrt=FLOATS_ONLY,
+    ),
+    OpCase(
+        "addmm-int",
+        together(torch.addmm, partial(torch.addmm, beta=2, alpha=-3), partial(torch.addmm, beta=0)),
+        (integers(5), integers(3, 4) // LAST_DIGITS, integers(4, 5)),
+        tensorrt=FLOATS_ONLY,
+    ),
+    OpCase(
+        "addbmm-int",
+        together(torch.addbmm, lambda x, y, z: torch.baddbmm(x, y, z)),
+        (integers(3, 5), integers(2, 3, 4) // LAST_DIGITS, integers(2, 4, 5)),
+        tensorrt=FLOATS_ONLY,
+    ),
+    OpCase(
+        "matmul-int-large",
+        torch.mm,
+        (torch.ones(257, 256).int(), torch.ones(256, 256).int()),
+        unsupported="sums of more than 16777216 products",
+        tensorrt=FLOATS_ONLY,
+    ),
+    OpCase(
+        "matmul-int-rank-8",
+        torch.matmul,
+        (torch.ones(1, 1, 1, 1, 1, 1, 2, 2).int(), torch.ones(2, 2).int()),
+        unsupported="products of integers take one",
     ),
 ]
 
@@ -177,4 +239,4 @@ COMPOSED = [
     OpCase("multi_dot", lambda *factors: torch.linalg.multi_dot(factors), (normal(2, 3), normal(3, 4), normal(4, 2))),
 ]
 
-CASES = [*LINEAR, *BLOCKS, *PRODUCTS, *COMPOSED]
+CASES = [*LINEAR, *BLOCKS, *PRODUCTS, *INTEGERS, *COMPOSED]

@@ -2,28 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from torch2trt.converters.activations import activate
+from torch2trt.converters.integer_windows import integer_convolution, transposed_convolution
 from torch2trt.converters.plugins import plugin
-from torch2trt.converters.reasons import only_floats
+from torch2trt.converters.reasons import only_floats, products
 from torch2trt.converters.registry import converter
+from torch2trt.converters.windows import lanes_of
 from torch2trt.graph.ops import CONV_BLOCK, DEPTHWISE_CONV
-from torch2trt.sizes import TensorSpec
+from torch2trt.sizes import DimRange, TensorSpec, volume
+from torch2trt.trt.core import FLOAT_DTYPES
+from torch2trt.trt.flavour import Flavour
 from torch2trt.trt.network import Network
+from torch2trt.trt.shaping import is_static
 from torch2trt.trt.tensor import Tensor
 
 aten = torch.ops.aten
 
 
-def _unsupported(input: TensorSpec, weight: TensorSpec, **_: Any) -> str | None:
+def _block_unsupported(input: TensorSpec, weight: TensorSpec, **_: Any) -> str | None:
     channels = input.shape[1 - weight.rank]
-    if not all(isinstance(size, int) for size in (channels, *weight.shape)):
+    if not is_static([channels, *weight.shape]):
         return "the channels and the window must have fixed sizes"
     return only_floats(input=input, weight=weight)
+
+
+def _unsupported(
+    input: TensorSpec,
+    weight: TensorSpec,
+    transposed: bool,
+    flavour: Flavour,
+    ranges: Mapping[str, DimRange],
+    results: Sequence[TensorSpec],
+    **_: Any,
+) -> str | None:
+    reason = _block_unsupported(input, weight)
+    if reason is None or input.dtype in FLOAT_DTYPES or not is_static(weight.shape):
+        return reason
+    if not is_static(input.shape[1:]):
+        return "windows over a dynamic number of integers"
+    count = volume([*(input if transposed else results[0]).shape, *weight.shape[1:]])
+    return products(count, (input, weight), flavour, ranges)
 
 
 @converter(aten.convolution.default, unsupported=_unsupported)
@@ -40,6 +63,13 @@ def convolution(
     groups: int,
 ) -> Tensor:
     """convolution(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, ..., SymInt groups) -> Tensor"""
+    if input.dtype not in FLOAT_DTYPES:
+        lanes = lanes_of(weight.rank - 2, weight.shape[2:], stride, padding, dilation)
+        convolve = transposed_convolution if transposed else integer_convolution
+        result = convolve(net, input, weight, lanes, net.result.shape[2:], groups)
+        if bias is None:
+            return result
+        return net.elementwise("SUM", result, net.reshape(bias, (bias.shape[0], *[1] * len(lanes))))
     if transposed:
         return net.deconvolution(
             input,
@@ -58,7 +88,7 @@ def convolution(
 plugin(DEPTHWISE_CONV, half=True)
 
 
-@converter(CONV_BLOCK, unsupported=_unsupported)
+@converter(CONV_BLOCK, unsupported=_block_unsupported)
 def conv_block(
     net: Network,
     input: Tensor,

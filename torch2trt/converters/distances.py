@@ -45,7 +45,7 @@ def _pdist_unsupported(input: TensorSpec, **_: Any) -> str | None:
     rows: Size = input.shape[0]
     if not isinstance(rows, int):
         return "distances between a dynamic number of rows: which rows form a pair is a constant"
-    return "no distance: there is one row" if rows < 2 else None
+    return None
 
 
 @converter(aten._pdist_forward.default, unsupported=_pdist_unsupported)
@@ -53,6 +53,8 @@ def pdist_forward(net: Network, input: Tensor, p: float) -> Tensor:
     """_pdist_forward(Tensor self, float p=2) -> Tensor"""
     rows = input.shape[0]
     assert isinstance(rows, int)
+    if rows < 2:
+        return net.expand(net.tensor(0, input.dtype), (0,))
     pairs = torch.triu_indices(rows, rows, 1, dtype=torch.int32)
     first, second = (net.gather(input, net.constant(row), 0) for row in pairs)
     return _norm(net, net.elementwise("SUB", first, second), p)

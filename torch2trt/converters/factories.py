@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import sympy
 import torch
 
 from torch2trt.converters.registry import converter
-from torch2trt.sizes import Size
+from torch2trt.sizes import Size, TensorSpec
 from torch2trt.trt.arithmetic import Operand
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
@@ -64,10 +65,21 @@ def scalar_tensor(net: Network, s: Operand, **_: Any) -> Tensor:
 # -- ranges ------------------------------------------------------------------------------------------------------------
 
 
-@converter(aten.arange.default, aten.arange.start, aten.arange.start_step)
+def _arange_unsupported(results: Sequence[TensorSpec], **_: Any) -> str | None:
+    (size,) = results[0].shape
+    if isinstance(size, sympy.Expr) and size.has(sympy.Float):
+        return f"the dynamic size {size} is made of numbers that are no integers"
+    return None
+
+
+@converter(aten.arange.default, aten.arange.start, aten.arange.start_step, unsupported=_arange_unsupported)
 def arange(net: Network, start: Size | float = 0, step: Size | float = 1, **_: Any) -> Tensor:
     """arange.start_step(Scalar start, Scalar end, Scalar step=1, *, ScalarType? dtype=None, ...) -> Tensor"""
-    return net.iota(start, step, net.result.shape[0], net.result.dtype)
+    dtype = net.result.dtype
+    if not dtype.is_floating_point:
+        # Torch counts in integers: a step of 0.5 is none.
+        start, step = (int(number) if isinstance(number, float) else number for number in (start, step))
+    return net.iota(start, step, net.result.shape[0], dtype)
 
 
 def _linspace_unsupported(start: Size | float, end: Size | float, **_: Any) -> str | None:

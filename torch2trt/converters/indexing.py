@@ -37,15 +37,12 @@ def index_select(net: Network, input: Tensor, dim: int, index: Tensor) -> Tensor
     return net.reshape(picked, net.result.shape)
 
 
-def _gather_unsupported(index: TensorSpec, **_: Any) -> str | None:
-    if index.dtype not in (torch.int32, torch.int64):
-        return f"indices of {index.dtype}, which torch takes where there are none"
-    return None
-
-
-@converter(aten.gather.default, unsupported=_gather_unsupported)
+@converter(aten.gather.default)
 def gather(net: Network, input: Tensor, dim: int, index: Tensor, **_: Any) -> Tensor:
     """gather(Tensor self, int dim, Tensor index, *, bool sparse_grad=False) -> Tensor"""
+    if 0 in index.shape:
+        # Torch takes indices of any dtype where there are none.
+        return net.expand(net.tensor(0, input.dtype), index.shape)
     input, index = at_least_1d(net, input), at_least_1d(net, index)
     dim %= input.rank
     for axis, size in enumerate(index.shape):

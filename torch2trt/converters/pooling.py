@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from torch2trt.converters.integer_windows import integer_average
 from torch2trt.converters.products import times_along
-from torch2trt.converters.reasons import only_floats
+from torch2trt.converters.reasons import only_floats, products
 from torch2trt.converters.registry import converter
-from torch2trt.converters.windows import adaptive, bounds, full, largest, regular
-from torch2trt.sizes import Size, TensorSpec, volume
+from torch2trt.converters.windows import Lane, adaptive, bounds, full, lanes_of, largest, regular
+from torch2trt.sizes import DimRange, Size, TensorSpec, volume
 from torch2trt.trt.core import FLOAT_DTYPES
+from torch2trt.trt.flavour import Flavour
 from torch2trt.trt.network import Network
+from torch2trt.trt.shaping import is_static
 from torch2trt.trt.tensor import Tensor
 
 aten = torch.ops.aten
@@ -78,19 +80,24 @@ class _Windows:
             count_include_pad=count_include_pad,
         )
 
-    def overhang(self, sizes: Sequence[Size]) -> torch.Tensor | None:
+    @property
+    def lanes(self) -> list[Lane]:
+        """How they lie along each dimension."""
+        return lanes_of(len(self.extent), self.extent, self.stride, self.padding)
+
+    def elements(self, sizes: Sequence[int], counts: Sequence[int], *, padded: bool) -> torch.Tensor:
+        """How many elements each of so many windows has, INT64 [*counts]; padding may count."""
+        found = torch.ones((), dtype=torch.int64)
+        for lane, size, count in zip(self.lanes, sizes, counts, strict=True):
+            places, more = lane.places(count), lane.padding if padded else 0
+            found = found[..., None] * ((places >= -more) & (places < size + more)).sum(0)
+        return found
+
+    def overhang(self, sizes: Sequence[Size], counts: Sequence[Size]) -> torch.Tensor | None:
         """Sizes of the windows relative to those without what is beyond the padding; None where there is no such."""
-        after = self.padding_after(sizes)
-        if all(more <= padding for more, padding in zip(after, self.padding, strict=True)):
+        if all(more <= padding for more, padding in zip(self.padding_after(sizes), self.padding, strict=True)):
             return None
-        ratios: list[torch.Tensor] = []
-        for size, extent, stride, before, behind in zip(
-            sizes, self.extent, self.stride, self.padding, after, strict=True
-        ):
-            assert isinstance(size, int)
-            starts = torch.arange(0, size + before + behind - extent + 1, stride)
-            ratios.append(extent / (starts + extent).clamp(max=size + 2 * before).sub(starts))
-        return functools.reduce(lambda rows, columns: rows[..., None] * columns, ratios)
+        return math.prod(self.extent) / self.elements(sizes, counts, padded=True)
 
 
 def _max_pool(spatial: int, *, indices: bool) -> Callable[..., Tensor | Pooled]:
@@ -131,12 +138,18 @@ def _avg_pool(spatial: int) -> Callable[..., Tensor]:
     ) -> Tensor:
         """avg_pool2d(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, ...) -> Tensor"""
         windows = _Windows.of(spatial, arguments)
+        sizes, counts = input.shape[-spatial:], net.result.shape[-spatial:]
+        if input.dtype not in FLOAT_DTYPES:
+            numbers = windows.elements(sizes, counts, padded=count_include_pad)
+            if divisor_override is not None:
+                numbers = torch.full_like(numbers, divisor_override)
+            return integer_average(net, input, windows.lanes, counts, numbers)
         if divisor_override is not None:
             sums = windows.pool(net, "AVERAGE", input, count_include_pad=True)
             return net.binary("PROD", sums, math.prod(windows.extent) / divisor_override)
         count_include_pad &= any(windows.padding)
         result = windows.pool(net, "AVERAGE", input, count_include_pad=count_include_pad)
-        overhang = windows.overhang(input.shape[-spatial:]) if count_include_pad else None
+        overhang = windows.overhang(sizes, counts) if count_include_pad else None
         if overhang is None:
             return result
         # TensorRT counts all padding, torch not what ceil mode adds.
@@ -146,10 +159,22 @@ def _avg_pool(spatial: int) -> Callable[..., Tensor]:
 
 
 def _avg_pool_unsupported(spatial: int) -> Callable[..., str | None]:
-    def unsupported(input: TensorSpec, ceil_mode: bool, **_: Any) -> str | None:
-        if ceil_mode and not all(isinstance(size, int) for size in input.shape[-spatial:]):
+    def unsupported(
+        input: TensorSpec,
+        kernel_size: Sequence[int],
+        ceil_mode: bool,
+        flavour: Flavour,
+        ranges: Mapping[str, DimRange],
+        results: Sequence[TensorSpec],
+        **_: Any,
+    ) -> str | None:
+        static = is_static(input.shape[-spatial:])
+        if ceil_mode and not static:
             return "averages in ceil_mode over a dynamic size"
-        return only_floats(input=input)
+        if input.dtype not in FLOAT_DTYPES and not static:
+            return "windows over a dynamic number of integers"
+        count = volume([*results[0].shape, *full(spatial, kernel_size)])
+        return products(count, (input,), flavour, ranges)
 
     return unsupported
 

@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import torch
 
 from torch2trt.converters.activations import activate
-from torch2trt.converters.reasons import only_floats
+from torch2trt.converters.reasons import only_floats, products
 from torch2trt.converters.registry import converter
 from torch2trt.graph.ops import LINEAR_BLOCK
-from torch2trt.sizes import volume
+from torch2trt.sizes import DimRange, TensorSpec, volume
+from torch2trt.trt.core import FLOAT_DTYPES
+from torch2trt.trt.flavour import Flavour
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor
 
 aten = torch.ops.aten
 
 
-@converter(aten.linear.default, unsupported=only_floats)
+def _unsupported(*, factor: int = 0, summed: tuple[int, ...] = (-1,)) -> Callable[..., str | None]:
+    """Why a product cannot be computed.
+
+    Args:
+        factor: which tensor is the first factor, or only one; the second follows.
+        summed: its dimensions over which products are added up.
+    """
+
+    def unsupported(
+        flavour: Flavour, ranges: Mapping[str, DimRange], results: Sequence[TensorSpec], **arguments: Any
+    ) -> str | None:
+        specs = [value for value in arguments.values() if isinstance(value, TensorSpec)]
+        first, second = specs[factor : factor + 2]
+        count = volume([*results[0].shape, *(first.shape[axis] for axis in summed)])
+        if max(first.rank, second.rank) == 8 and first.dtype not in FLOAT_DTYPES:
+            return "TensorRT tensors have at most 8 dimensions, and products of integers take one"
+        return products(count, specs, flavour, ranges)
+
+    return unsupported
+
+
+@converter(aten.linear.default, unsupported=_unsupported())
 def linear(net: Network, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor"""
     result = net.matmul(input, weight, transpose_second=weight.rank == 2)
@@ -37,17 +63,13 @@ def linear_block(
 
 @converter(
     *(aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default, aten.dot.default),
-    unsupported=only_floats,
+    unsupported=_unsupported(),
 )
 def matmul(net: Network, **factors: Tensor) -> Tensor:
     """matmul(Tensor self, Tensor other) -> Tensor"""
     return net.matmul(*factors.values())
 
 
-@converter(
-    *(aten.addmm.default, aten.addmv.default, aten.baddbmm.default, aten.addbmm.default),
-    unsupported=only_floats,
-)
 def addmm(net: Network, input: Tensor, beta: float, alpha: float, **factors: Tensor) -> Tensor:
     """addmm(Tensor self, Tensor mat1, Tensor mat2, *, Scalar beta=1, Scalar alpha=1) -> Tensor"""
     product = net.matmul(*factors.values())
@@ -58,6 +80,10 @@ def addmm(net: Network, input: Tensor, beta: float, alpha: float, **factors: Ten
     if beta == 0:
         return product  # even where the input is not a number
     return net.elementwise("SUM", net.binary("PROD", input, beta) if beta != 1 else input, product)
+
+
+converter(*(aten.addmm.default, aten.addmv.default, aten.baddbmm.default), unsupported=_unsupported(factor=1))(addmm)
+converter(aten.addbmm.default, unsupported=_unsupported(factor=1, summed=(0, -1)))(addmm)
 
 
 @converter(aten.bilinear.default, unsupported=only_floats)

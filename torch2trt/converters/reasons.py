@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
-from torch2trt.sizes import Shape, TensorSpec, depends_on_data, symbols
+from torch2trt.sizes import DimRange, Shape, Size, TensorSpec, depends_on_data, largest, symbols
 from torch2trt.trt.core import FLOAT_DTYPES
+from torch2trt.trt.flavour import Flavour
 
 
 def only_floats(**arguments: Any) -> str | None:
@@ -16,6 +17,23 @@ def only_floats(**arguments: Any) -> str | None:
     for value in arguments.values():
         if isinstance(value, TensorSpec) and value.dtype not in FLOAT_DTYPES:
             return f"TensorRT computes it in floating point only (got {value.dtype})"
+    return None
+
+
+_MOST_PRODUCTS = 2**24  # of integers, laid out at once: 128 MB of int64
+
+
+def products(count: Size, specs: Iterable[TensorSpec], flavour: Flavour, ranges: Mapping[str, DimRange]) -> str | None:
+    """Tensors whose products are added up are of floats, or of integers where each product can be laid out.
+
+    Args:
+        count: how many products there are.
+    """
+    reason = only_floats(**{str(number): spec for number, spec in enumerate(specs)})
+    if reason is None or not flavour.has("exact_integers"):
+        return reason
+    if largest(count, ranges) > _MOST_PRODUCTS:
+        return f"sums of more than {_MOST_PRODUCTS} products of integers, which are laid out"
     return None
 
 

@@ -21,6 +21,8 @@ def fuse_conv_blocks(program: Program, settings: Settings) -> None:
     for conv in program.calls:
         if conv.target is not aten.convolution.default or bind(conv)["transposed"]:
             continue
+        if not program.spec(conv).dtype.is_floating_point:
+            continue
         last, residual = _residual(program, conv)
         activation, last = following_activation(program, last)
         bound = bind(conv)

@@ -17,7 +17,7 @@ aten = torch.ops.aten
 def fuse_linear_blocks(program: Program, settings: Settings) -> None:
     """Replace each linear layer that an activation follows by one block."""
     for linear in program.calls:
-        if linear.target is not aten.linear.default:
+        if linear.target is not aten.linear.default or not program.spec(linear).dtype.is_floating_point:
             continue
         activation, last = following_activation(program, linear)
         bound = bind(linear)

@@ -49,17 +49,25 @@ class Coverage:
     """The operators of the Core ATen opset, of the torch that the samples ran with."""
 
     @property
-    def counts(self) -> dict[str, dict[str, int]]:
-        """The numbers, as ``torch2trt coverage --json`` prints them."""
+    def counts(self) -> dict[str, dict[str, Any]]:
+        """The numbers, as ``torch2trt coverage --json`` prints them.
+
+        The samples are of the operators that are named after a Core ATen one, or run as such ones alone.
+        """
         found = [each.counts for (_, dtype), each in self.samples.items() if dtype != _ROW]
         right, refused, wrong = (sum(counts[place] for counts in found) for place in (_RIGHT, _REFUSED, _WRONG))
         worst: dict[str, str] = {}
         for model in self.models:
             worst[model["name"]] = max(model["status"], worst.get(model["name"], _STATUSES[0]), key=_STATUSES.index)
         outcomes = Counter(worst.values())
+        samples = {"right": right, "refused": refused, "wrong": wrong}
         return {
-            "core_aten": {"total": len(self.core), "converted": sum(map(self.is_converted, self.core))},
-            "samples": {"total": right + refused + wrong, "right": right, "refused": refused, "wrong": wrong},
+            "core_aten": {
+                "total": len(self.core),
+                "converted": sum(map(self.is_converted, self.core)),
+                "samples": samples,
+            },
+            "samples": {"total": right + refused + wrong, **samples},
             "models": {
                 "total": len(worst),
                 **{status: outcomes[status] for status in _STATUSES},

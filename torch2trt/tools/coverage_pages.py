@@ -69,11 +69,21 @@ def operators_page(coverage: Coverage) -> str:
         )
     counts = coverage.counts["core_aten"]
     missing = [f"`{name}`" for name in coverage.core if not coverage.is_converted(name)]
-    core = f"Of {counts['total']} Core ATen operators {counts['converted']} convert. Not, or not yet shown: " + (
-        f"{', '.join(missing)}."
+    core = (
+        f"Of {counts['total']} Core ATen operators {counts['converted']} convert. Not, or not yet shown: "
+        f"{', '.join(missing)}.\n\n{_share(coverage.counts['samples'])}"
     )
     titles = ("operator", "Core ATen", "right", "refused", "wrong", "refuses", "makes use of")
     return _WRITTEN + _OPERATORS.format(core=core, table=_table(titles, rows))
+
+
+def _share(samples: Mapping[str, int]) -> str:
+    share = 100 * samples["right"] / max(1, samples["total"])
+    return (
+        f"Of the {samples['total']:,} samples that PyTorch has of them {samples['right']:,} are right ({share:.2f} %), "
+        f"{samples['refused']:,} refused and {samples['wrong']:,} wrong. What makes a tensor of none is checked beside "
+        "an input, and what TensorRT-RTX has no runner for as the network that enterprise TensorRT is given."
+    )
 
 
 def models_page(coverage: Coverage) -> str:

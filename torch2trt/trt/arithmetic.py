@@ -163,9 +163,8 @@ class Arithmetic(Shaping):
     ) -> Tensor:
         """A matrix product over the last two dimensions; the leading ones broadcast, as ``torch.matmul``.
 
-        Operands of rank 1 are vectors.
+        Operands of rank 1 are vectors. Of integers every product is laid out.
         """
-        operation = self.trt.MatrixOperation
         vectors = first.rank == 1, second.rank == 1
         if vectors[0]:
             first = self.unsqueeze(first, 0)
@@ -173,6 +172,18 @@ class Arithmetic(Shaping):
             second = self.unsqueeze(second, 1)
         rank = max(first.rank, second.rank)
         first, second = self.to_rank(first, rank), self.to_rank(second, rank)
+        multiply = self._product_of_floats if first.dtype in FLOAT_DTYPES else self._product_of_integers
+        result = multiply(first, second, transpose_first, transpose_second)
+        if vectors[1]:
+            result = self.squeeze(result, -1)
+        if vectors[0]:
+            result = self.squeeze(result, -1 if vectors[1] else -2)
+        return result
+
+    def _product_of_floats(
+        self, first: Tensor, second: Tensor, transpose_first: bool, transpose_second: bool
+    ) -> Tensor:
+        operation = self.trt.MatrixOperation
         layer = self.add(
             "add_matrix_multiply",
             first.itensor,
@@ -182,12 +193,15 @@ class Arithmetic(Shaping):
         )
         rows = first.shape[-1 if transpose_first else -2]
         columns = second.shape[-2 if transpose_second else -1]
-        result = self.output_of(layer, (*broadcast(first.shape[:-2], second.shape[:-2]), rows, columns))
-        if vectors[1]:
-            result = self.squeeze(result, -1)
-        if vectors[0]:
-            result = self.squeeze(result, -1 if vectors[1] else -2)
-        return result
+        return self.output_of(layer, (*broadcast(first.shape[:-2], second.shape[:-2]), rows, columns))
+
+    def _product_of_integers(
+        self, first: Tensor, second: Tensor, transpose_first: bool, transpose_second: bool
+    ) -> Tensor:
+        first = self.transpose(first, -2, -1) if transpose_first else first
+        second = second if transpose_second else self.transpose(second, -2, -1)
+        products = self.elementwise("PROD", self.unsqueeze(first, -2), self.unsqueeze(second, -3))
+        return self.reduce("SUM", products, [-1], keep_dims=False)
 
     def einsum(self, equation: str, operands: Sequence[Tensor], shape: Sequence[Size]) -> Tensor:
         """An Einstein sum; the caller knows the result's shape."""
