@@ -40,6 +40,8 @@ RESIZED = (
     *("{}.transpose(0, -1).reshape(-1)", "{}.transpose(0, -1).contiguous()", "{}.select(1, 0)", "{}[..., :2]"),
 )
 """Views, or copies, whose sizes are computed from those of what they are of."""
+# torch.export takes a size such as n - 2 for one that is never 1, and so does not squeeze it.
+OF_ANY_SIZE = (*(view for view in VIEWS if view != "{}.squeeze()"), *RESIZED)
 
 N = Dim("n", min=2, max=8)
 SHAPES: tuple[tuple[Any, Any], ...] = (
@@ -96,7 +98,7 @@ def is_right(seed: int) -> bool | None:
 
 def is_right_in_each_size(seed: int) -> bool | None:
     """The same of a program with a dynamic size, in several sizes of it."""
-    module = Written(seed, (*VIEWS, *RESIZED)).eval()
+    module = Written(seed, OF_ANY_SIZE).eval()
     dynamic, shapes = SHAPES[seed % len(SHAPES)]
     generator = torch.Generator().manual_seed(seed)
     calls = [tuple(torch.randn(shape, generator=generator) for shape in shapes(size)) for size in SIZES]
@@ -130,6 +132,6 @@ def test_no_write_is_lost_in_any_size(request: pytest.FixtureRequest) -> None:
     seeds = range(SWEPT_DYNAMIC if request.config.getoption("sweep") else DYNAMIC)
     found = {seed: is_right_in_each_size(seed) for seed in seeds}
     wrong = [seed for seed, right in found.items() if right is False]
-    assert not wrong, f"seeds {wrong}, the first is\n{Written(wrong[0], (*VIEWS, *RESIZED)).source}"
+    assert not wrong, f"seeds {wrong}, the first is\n{Written(wrong[0], OF_ANY_SIZE).source}"
     # Eager cannot do it in each size, or torch.export takes a size for the one that it sees.
     assert sum(right is None for right in found.values()) < len(seeds) / 3
