@@ -124,8 +124,18 @@ def _flash_attention(arguments: Arguments, results: Results) -> int:
 
 def _packed_attention(arguments: Arguments, results: Results) -> int:
     query, key = (arguments["sources"][place].shape for place in arguments["places"][:2])
-    rows = int(math.prod(query[:2])) * arguments["heads"]
-    return 2 * int(key[1]) * rows * (arguments["width"] + arguments["value_width"])  # type: ignore[no-any-return]
+    return _of_heads(arguments, list(query[:2]), key[1])
+
+
+def _short_attention(arguments: Arguments, results: Results) -> int:
+    queries = list(arguments["packed"].shape[:2])
+    return _of_heads(arguments, queries, queries[1])
+
+
+def _of_heads(arguments: Arguments, queries: list[int], keys: int) -> int:
+    """Attention of so many queries, in a batch of entries, to so many keys."""
+    width = arguments["width"] + arguments["value_width"]
+    return 2 * int(keys) * int(math.prod(queries)) * arguments["heads"] * width  # type: ignore[no-any-return]
 
 
 def _depthwise(arguments: Arguments, results: Results) -> int:
@@ -148,7 +158,7 @@ _FORMULAS: dict[str, Callable[[Arguments, Results], int]] = {
     "torch2trt::attention": _attention,
     "torch2trt::flash_attention": _flash_attention,
     "torch2trt::packed_attention": _packed_attention,
-    "torch2trt::short_attention": _packed_attention,
+    "torch2trt::short_attention": _short_attention,
     "torch2trt::depthwise_conv": _depthwise,
     # Torch counts some of its kernels for attention and not others.
     "aten::scaled_dot_product_attention": _attention,
