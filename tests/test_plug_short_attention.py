@@ -247,6 +247,32 @@ def test_the_kernel_in_tritons_interpreter() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@needs_triton
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("length", [64, 128, 256])
+def test_it_fits_gpus_with_less_shared_memory(length: int, width: int) -> None:
+    from triton import compile
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from torch2trt.graph import short_attention_kernel as kernel
+
+    tiling = kernel.tiling_of(length, width)
+    known = {"HEADS": 4, "BIASES": 4, "L": length, "S": length, "D": width, "V": width, "period": 1}
+    known |= {"BLOCK_Q": tiling.queries, "BLOCK_K": tiling.keys, "BLOCK_D": width, "BLOCK_V": width}
+    types = {"packed": "*fp16", "bias": "*fp16", "y": "*fp16", "scale": "fp32"} | dict.fromkeys(known, "constexpr")
+    names = kernel._attend.arg_names
+    aligned = {"packed", "bias", "y", "channels", "first_query", "first_key", "first_value"}
+    source = ASTSource(
+        fn=kernel._attend,
+        signature={name: types.get(name, "i32") for name in names},
+        constexprs={(names.index(name),): value for name, value in known.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    options = {"num_warps": tiling.warps, "num_stages": tiling.stages, "enable_fp_fusion": True}
+    assert compile(source, target=GPUTarget("cuda", 86, 32), options=options).metadata.shared <= 99 << 10
+
+
 def _compiled(module: nn.Module, x: Tensor, **options: Any) -> torch2trt.EngineModule:
     compiled = torch2trt.compile(module, (x,), optimization_level=0, progress="none", **PLUGGED, **options)
     assert len(compiled.artifact.calls) == (compiled.artifact.flavour == flavours.TENSORRT)

@@ -131,6 +131,13 @@ def _attend(  # type: ignore[no-untyped-def]
         tl.store(to, made.to(kind), mask=(row < L)[:, None] & (result < V)[None, :])
 
 
+def tiling_of(length: int, width: int) -> Tiling:
+    """How attention among so many tokens is cut, of heads of a width."""
+    found = TILINGS[max(64, triton.next_power_of_2(length))]
+    # All tokens of wide heads, read ahead, are more than most GPUs hold in shared memory.
+    return found._replace(stages=1) if width > 64 and length <= found.keys else found
+
+
 def short_attention(
     packed: torch.Tensor,
     starts: list[int],
@@ -154,10 +161,10 @@ def short_attention(
             fast where S is a multiple of eight.
         scale: of the scores.
         y: [N, L, H, V], contiguous, where the result goes; returned.
-        tiling: another than the one for L.
+        tiling: another than :func:`tiling_of` chooses.
     """
     count, length, channels = packed.shape
-    tiling = tiling or TILINGS[max(64, triton.next_power_of_2(length))]
+    tiling = tiling or tiling_of(length, max(width, value_width))
     period, biases, _, step = (1, 0, 0, 0) if bias is None else bias.shape
     blocks = triton.cdiv(length, tiling.queries)
     entries = max(1, min(tiling.entries, heads * blocks * count // _PROGRAMS))
