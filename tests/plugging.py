@@ -97,9 +97,9 @@ def layouts(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     found: list[bool] = []
     run = OperatorCall.run
 
-    def noting(call: OperatorCall, inputs: Sequence[Tensor]) -> list[Tensor]:
+    def noting(call: OperatorCall, inputs: Sequence[Tensor], places: Sequence[Tensor] | None) -> Sequence[Tensor]:
         found.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
-        return run(call, inputs)
+        return run(call, inputs, places)
 
     monkeypatch.setattr(OperatorCall, "run", noting)
     return found

@@ -23,7 +23,7 @@ from torch2trt.graph.flops import flops
 from torch2trt.graph.ops import FLASH_ATTENTION, PACKED_ATTENTION
 from torch2trt.graph.program import Program
 from torch2trt.passes import plug_attention
-from torch2trt.passes.pipeline import MAKE_PLUGINS
+from torch2trt.passes.pipeline import plugging_by_default
 from torch2trt.settings import Settings
 from torch2trt.trt import flavour as flavours
 from torch2trt.trt.flavour import Flavour
@@ -117,7 +117,7 @@ def test_a_bare_plan_calls_nothing_of_torch(monkeypatch: pytest.MonkeyPatch, tmp
     module = MODULES["one projection"][0].eval()
     chosen = {"skip_passes": ["simplify_masks"], "optimization_level": 0, "progress": "none", **HALVES}
     torch2trt.export(module, (X,), tmp_path / "plan", settings=chosen)
-    assert asked[0].skip_passes == ("simplify_masks", *(each.__name__ for each in MAKE_PLUGINS))
+    assert asked[0].skip_passes == ("simplify_masks", *plugging_by_default())
     program = api.optimize(api.capture(module, (X,)), asked[0], enterprise())
     assert not {PACKED_ATTENTION, FLASH_ATTENTION} & {*targets(program)}
 

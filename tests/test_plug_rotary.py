@@ -88,7 +88,7 @@ class Rotary(nn.Module):
             parts = {name: getattr(self, name)(x) for name in self.counts}
         query, key, value = (parts[name].unflatten(-1, (-1, WIDTH)) for name in "qkv")
         key = self.keys(key)
-        angle = torch.arange(x.shape[1], dtype=x.dtype)[:, None] * self.speeds
+        angle = torch.arange(x.shape[1], dtype=x.dtype, device=x.device)[:, None] * self.speeds
         cos, sin = (torch.cat((each, each), -1) for each in (angle.cos(), angle.sin()))
         if self.behind:
             query, key = (rotated(each, cos[:, None], sin[:, None]) for each in (query, key))

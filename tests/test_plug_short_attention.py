@@ -76,6 +76,11 @@ LEFT: dict[str, nn.Module] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _plain_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plug_short_attention, "_ALSO_PLAIN", True)
+
+
 @needs_triton
 @pytest.mark.parametrize("name", TAKEN)
 def test_it_is_one_operator(name: str) -> None:
@@ -151,6 +156,11 @@ def test_what_it_does_not_pay_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not plugged(precision="fp32")
     assert not plugged(run_in_torch=["aten.matmul"])
     assert not plugged("one projection", run_in_torch=["aten.scaled_dot_product_attention"])
+    assert plugged("one projection")
+    with monkeypatch.context() as patched:
+        patched.setattr(plug_short_attention, "_ALSO_PLAIN", False)
+        assert not plugged("one projection")
+        assert plugged()
     for limit, value in {
         "_LEAST_KEYS": TOKENS + 1,
         "_MOST_KEYS": TOKENS - 1,

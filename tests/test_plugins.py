@@ -387,14 +387,14 @@ def test_a_plugin_has_its_results_where_tensorrt_wants_them(fake: Flavour, monke
     (creator,) = fake.trt.get_plugin_registry().creators
     running = creator.create_plugin("aminmax", plugin.get_fields_to_serialize(), "RUNTIME")
     x, low, high = torch.randn(2, 3), torch.zeros(2), torch.zeros(2)
-    sizes = [SimpleNamespace(dims=[2])] * 2
+    sizes = [SimpleNamespace(dims=[2], format="LINEAR")] * 2
 
     def copied(*tensors: Tensor) -> None:
         raise AssertionError("copied")
 
     with on_cpu({256: x, 512: low, 768: high}, monkeypatch):
         monkeypatch.setattr(Tensor, "copy_", copied)
-        running.enqueue([SimpleNamespace(dims=[2, 3])], sizes, [256], [512, 768], 0, 77)
+        running.enqueue([SimpleNamespace(dims=[2, 3], format="LINEAR")], sizes, [256], [512, 768], 0, 77)
     assert (low.tolist(), high.tolist()) == (x.amin(1).tolist(), x.amax(1).tolist())
 
 

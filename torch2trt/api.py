@@ -196,10 +196,10 @@ def export(
         ArtifactWriteError: the files could not be written whole; neither is left behind. Or the plan calls operators of
             torch, which none of these has.
     """
-    from torch2trt.passes.pipeline import MAKE_PLUGINS
+    from torch2trt.passes.pipeline import plugging_by_default
 
     given = Settings.make(**{name: options[name] for name in ("settings", "skip_passes") if name in options})
-    options["skip_passes"] = [*given.skip_passes, *(each.__name__ for each in MAKE_PLUGINS)]
+    options["skip_passes"] = [*given.skip_passes, *plugging_by_default()]
     compiled: EngineModule = compile(module, args, kwargs, fallback=False, **options)
     export_plan(compiled.artifact, path)
     return compiled

@@ -47,7 +47,7 @@ from torch2trt.passes.unify_rotary import unify_rotary
 from torch2trt.passes.unify_strides import unify_strides
 from torch2trt.passes.unify_views import VIEWS, unify_views
 from torch2trt.passes.widen_masked_writes import widen_masked_writes
-from torch2trt.settings import ExtraPass, Settings
+from torch2trt.settings import ExtraPass, Settings, SkippablePass
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +104,11 @@ MAKE_PLUGINS: tuple[Pass, ...] = (plug_attention, plug_short_attention, plug_dep
 
 REWRITTEN = VIEWS | IDENTITIES | CONVOLUTIONS | BATCH_NORMS | ONLY_COMPLEX
 """The operators that the passes leave none of, so that no converter is needed for them."""
+
+
+def plugging_by_default() -> list[str]:
+    """The names of the passes on by default that make plugins."""
+    return [each.__name__ for each in MAKE_PLUGINS if each.__name__ in get_args(SkippablePass)]
 
 
 def passes_of(settings: Settings, *, plugins: bool = True) -> list[Pass]:

@@ -29,7 +29,7 @@ def plug_group_norm(program: Program, settings: Settings) -> None:
     TensorRT 10.6 computes them channels-first, and moves the channels of whatever its convolutions yield and read;
     the kernels read and write images as convolutions do. Where pixels become tokens after the norm, or after
     a pointwise convolution, they are written as tokens, and the convolution is a linear layer. Done only where TensorRT
-    has plugins and Triton is installed.
+    has plugins and Triton is installed. Off unless ``extra_passes`` names it.
     """
     plug_kernels(program, _fits, _rewrite)
 

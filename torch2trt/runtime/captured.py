@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from torch2trt.engine.memory import without_collections
 from torch2trt.runtime import driver, streams
 
 # CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH: memory of CUDA's own pools that a run has kept forbids no other run.
@@ -36,7 +37,8 @@ class CapturedGraph:
     def __init__(self, stream: torch.cuda.Stream, enqueue: Callable[[], object]) -> None:
         self._device = stream.device
         streams.enter(stream)
-        with _memory(stream.device.index) as pool:
+        # What a collection drops may give memory back to CUDA, in this thread, which would end the capture.
+        with _memory(stream.device.index) as pool, without_collections():
             self._handle = _instantiate(_capture(stream.cuda_stream, enqueue))
         # A launch waits where the GPU is a thousand launches behind, perhaps for what another thread is yet to enqueue:
         # it may not keep Python's lock.

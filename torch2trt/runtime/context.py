@@ -222,8 +222,11 @@ class Context:
         inspector = self._engine.handle.create_engine_inspector()
         if inspector is None:
             return ""
+        form = self._engine.trt.LayerInformationFormat.JSON
+        unset = str(inspector.get_engine_information(form))
         inspector.execution_context = self._context
-        return str(inspector.get_engine_information(self._engine.trt.LayerInformationFormat.JSON))
+        # Of the first of several profiles, TensorRT 10.6 tells nothing at given shapes.
+        return str(inspector.get_engine_information(form)) or unset
 
     def enqueue(self, inputs: Sequence[torch.Tensor], outputs: Outputs, stream: int) -> list[torch.Tensor]:
         """Enqueue one run; where sizes depend on data, TensorRT waits until they are known.
