@@ -24,9 +24,9 @@ aten = torch.ops.aten
 
 # What the kernel can hold at once.
 _MOST_KEYS, _WIDEST_HEAD = 256, 128
-# Where nothing is added, TensorRT 10.6's own kernels are nearly as fast (35 µs of a ViT's layer on an H200, this one 27),
-# and need no plugin, before and after which kernels cannot overlap. With biases they take two to three times as long:
-# without the pass, Swin-T at batch 32 takes 1.08 of the time (benchmarks/results).
+# Where nothing is added, TensorRT 10.6's own kernels are nearly as fast (35 µs of a ViT's layer on an H200, this one
+# 27), and need no plugin, before and after which kernels cannot overlap. With biases they take two to three times as
+# long: without the pass, Swin-T at batch 32 takes 1.08 of the time (benchmarks/results).
 _ALSO_PLAIN = False
 # Fewer would leave most of its smallest tile empty.
 _LEAST_KEYS = 32
