@@ -137,6 +137,30 @@ def test_modules_that_compute_something_else_at_one(function: Callable[..., Any]
     captured(module, X[:1])
 
 
+WITHIN: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], int]] = {
+    "slice": (lambda x: x[2:].squeeze() + 1, 3),
+    "half": (lambda x: x[::3].squeeze(0) * 2, 2),
+    "joined": (lambda x: torch.cat([x, x])[3:].squeeze(), 2),
+}
+
+
+@pytest.mark.parametrize("name", WITHIN)
+def test_modules_that_compute_something_else_where_a_size_within_is_one(name: str) -> None:
+    function, size = WITHIN[name]
+    module, x = Function(lambda x: function(x)), torch.randn(6, 3)
+    error = refused(module, Dim("batch", min=2, max=8), x)
+    assert f"batch {size}, where a size within it is 1" in error.reason
+    program = captured(module, x, dynamic_shapes=({0: Dim("batch", min=size + 2, max=8)},))
+    same(program, module, torch.randn(size + 2, 3))
+
+
+def test_sizes_within_may_be_one_where_nothing_depends_on_it() -> None:
+    module = Function(lambda x: (x[2:] + x[:-2]).sum(1, keepdim=True) * torch.cat([x, x])[4::2])
+    program = captured(module, torch.randn(6, 3), dynamic_shapes=({0: Dim("batch", min=3, max=8)},))
+    for size in (3, 4, 8):
+        same(program, module, torch.randn(size, 3))
+
+
 def test_modules_that_fail_at_one() -> None:
     def needs_two(x: torch.Tensor) -> torch.Tensor:
         torch._check(x.shape[0] >= 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import sympy
@@ -15,10 +15,11 @@ from torch.utils import _pytree as pytree
 
 from torch2trt.errors import CaptureError, DynamicShapeError
 from torch2trt.graph.program import Program, provenance
-from torch2trt.sizes import DimRange, TensorSpec, to_shape
+from torch2trt.sizes import DimRange, Size, TensorSpec, evaluate, spell, symbols, to_shape
 
 _AT_ONE = "the module fails, or computes something else, where a dynamic dimension is 1"
 _AT_ONE_HINT = "declare the Dim with min=2, or compile that size on its own"
+_WITHIN_HINT = "declare the Dim without it, or compile that size on its own"
 # Far beyond any size at which a condition on shapes would first fail.
 _SIZES_TRIED = 1024
 
@@ -110,15 +111,47 @@ def _sizes(span: DimRange, count: float) -> list[int]:
 
 
 def check_shapes_at_one(program: Program) -> None:
-    """Follow the shapes where the dynamic dimensions are 1: an operator such as squeeze drops those.
+    """Follow the shapes where dynamic dimensions, or sizes that follow from them, are 1: squeeze drops those.
 
     Raises:
         DynamicShapeError: a result has another shape than the graph says.
     """
     dims = program.signature.dims
-    sizes = {name: 1 if span.min == 1 else span.opt for name, span in dims.items()}
-    if 1 not in (span.min for span in dims.values()):
-        return
+    if 1 in (span.min for span in dims.values()):
+        sizes = {name: 1 if span.min == 1 else span.opt for name, span in dims.items()}
+        _check_shapes(program, sizes, _AT_ONE, _AT_ONE_HINT)
+    for found in _where_sizes_are_one(program):
+        reason = f"the module fails, or computes something else, for {spell(found)}, where a size within it is 1"
+        _check_shapes(program, {name: span.opt for name, span in dims.items()} | found, reason, _WITHIN_HINT)
+
+
+def _where_sizes_are_one(program: Program) -> list[dict[str, int]]:
+    """Sizes of dynamic dimensions, other than 1, at which a size that follows from them is 1."""
+    dims = program.signature.dims
+    found = {tuple(sizes.items()): sizes for size in _sizes_within(program) for sizes in _is_one(size, dims)}
+    return list(found.values())
+
+
+def _sizes_within(program: Program) -> set[Size]:
+    """The sizes of tensors that follow from dynamic dimensions, and are none themselves."""
+    results = (program.result(node) for node in program.calls if not program.is_size(node))
+    specs = (leaf for leaf in pytree.tree_leaves([*results]) if isinstance(leaf, TensorSpec))
+    sizes = {size for spec in specs for size in spec.shape if not isinstance(size, int | sympy.Symbol)}
+    return {size for size in sizes if symbols([size]) <= program.signature.dims.keys()}
+
+
+def _is_one(size: Size, dims: Mapping[str, DimRange]) -> Iterator[dict[str, int]]:
+    """The smallest sizes in range at which one that follows from them is 1; it grows with them, or none are found."""
+    sizes = {name: dims[name].min for name in sorted(symbols([size]))}
+    if len(sizes) == 1:
+        ((name, least),) = sizes.items()
+        while evaluate(size, sizes) < 1 and sizes[name] < min(dims[name].max, least + _SIZES_TRIED):
+            sizes[name] += 1
+    if evaluate(size, sizes) == 1 and 1 not in sizes.values():
+        yield sizes
+
+
+def _check_shapes(program: Program, sizes: Mapping[str, int], reason: str, hint: str) -> None:
     values: dict[fx.Node, Any] = {}
     with FakeTensorMode(), torch.no_grad():
         for node in program.nodes:
@@ -135,9 +168,7 @@ def check_shapes_at_one(program: Program) -> None:
                 except (RuntimeError, ValueError):
                     same = False
                 if not same:
-                    raise DynamicShapeError(
-                        _AT_ONE, subject=program.name, source=provenance(node)[1], hint=_AT_ONE_HINT
-                    )
+                    raise DynamicShapeError(reason, subject=program.name, source=provenance(node)[1], hint=hint)
 
 
 def _expected(program: Program, node: fx.Node) -> Any:
