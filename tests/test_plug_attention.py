@@ -20,7 +20,7 @@ from tests.plugging import Added, added, enterprise, optimized
 from torch2trt import api
 from torch2trt.converters.lower import lower
 from torch2trt.graph.flops import flops
-from torch2trt.graph.ops import FLASH_ATTENTION, PACKED_ATTENTION
+from torch2trt.graph.plugged_ops import FLASH_ATTENTION, PACKED_ATTENTION
 from torch2trt.graph.program import Program
 from torch2trt.passes import plug_attention
 from torch2trt.passes.pipeline import plugging_by_default

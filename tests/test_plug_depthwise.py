@@ -20,7 +20,8 @@ from tests.passing import targets
 from tests.plugging import Added, added, enterprise, optimized
 from torch2trt.converters.lower import lower
 from torch2trt.graph.flops import flops
-from torch2trt.graph.ops import CONV_BLOCK, DEPTHWISE_CONV
+from torch2trt.graph.ops import CONV_BLOCK
+from torch2trt.graph.plugged_ops import DEPTHWISE_CONV
 from torch2trt.trt import flavour as flavours
 
 __all__ = ["added"]  # fixtures, which tests name
@@ -173,7 +174,7 @@ def test_its_operations_are_counted() -> None:
 _INTERPRETED = """
 import torch
 from torch2trt.graph.depthwise_kernel import depthwise
-from torch2trt.graph.ops import DEPTHWISE_CONV
+from torch2trt.graph.plugged_ops import DEPTHWISE_CONV
 for shape, window, padding in (
     ((2, 9, 13, 20), (7, 7), [3, 3]), ((1, 7, 7, 70), (7, 7), [3, 3]), ((1, 8, 18, 8), (7, 9), [0, 2])
 ):

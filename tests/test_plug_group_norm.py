@@ -21,7 +21,8 @@ from tests.harness import compare, truth
 from tests.passing import Function, only, targets
 from tests.plugging import Added, added, enterprise, layouts, optimized
 from torch2trt.converters.lower import lower
-from torch2trt.graph.ops import CONV_BLOCK, GROUP_NORM
+from torch2trt.graph.ops import CONV_BLOCK
+from torch2trt.graph.plugged_ops import GROUP_NORM
 from torch2trt.graph.program import Program
 from torch2trt.graph.schema import bind
 from torch2trt.runtime.artifact import to_bytes
@@ -266,7 +267,7 @@ def test_the_operator_keeps_the_layout_and_agrees_with_its_fake_kernel(layout: t
 _INTERPRETED = """
 import torch
 from torch2trt.graph.group_norm_kernel import Tiling, group_norm
-from torch2trt.graph.ops import GROUP_NORM
+from torch2trt.graph.plugged_ops import GROUP_NORM
 torch.manual_seed(0)
 for shape, groups, tiling in (
     ((2, 320, 6, 7), 32, Tiling()),  # ten channels a group

@@ -19,7 +19,8 @@ from tests.plugging import Added, added, enterprise, optimized
 from tests.rewriting import calls
 from torch2trt.converters.lower import lower
 from torch2trt.graph.flops import flops
-from torch2trt.graph.ops import PACKED_ATTENTION, ROTARY
+from torch2trt.graph.ops import ROTARY
+from torch2trt.graph.plugged_ops import PACKED_ATTENTION
 from torch2trt.passes import plug_attention
 from torch2trt.trt import flavour as flavours
 

@@ -27,7 +27,7 @@ from tests.plugging import Added, added, enterprise, optimized
 from tests.rewriting import drawn
 from torch2trt.converters.lower import lower
 from torch2trt.graph.flops import flops
-from torch2trt.graph.ops import SHORT_ATTENTION
+from torch2trt.graph.plugged_ops import SHORT_ATTENTION
 from torch2trt.passes import plug_short_attention
 from torch2trt.settings import Settings
 from torch2trt.trt import flavour as flavours
@@ -229,7 +229,7 @@ def test_the_operator_is_attention(shape: tuple[int, int] | None) -> None:
 _INTERPRETED = """
 import math, torch
 from torch2trt.graph import short_attention_kernel as kernel
-from torch2trt.graph.ops import SHORT_ATTENTION
+from torch2trt.graph.plugged_ops import SHORT_ATTENTION
 kernel._PROGRAMS = 1
 for count, length, heads, width, value_width, bias, tiling in (
     (5, 49, 3, 32, 32, (2, 3), None), (9, 49, 2, 16, 24, (1, 1), None), (3, 49, 1, 32, 32, None, None),

@@ -19,7 +19,7 @@ from tests.plugging import N, layouts, spec, spreading
 from tests.plugin_operators import MOOD, OPERATORS, SEEN, X, good_mood, plugged
 from torch2trt.errors import EngineError, InterpreterError, NetworkError
 from torch2trt.graph.operator_call import OperatorCall
-from torch2trt.graph.ops import DEPTHWISE_CONV, SHORT_ATTENTION
+from torch2trt.graph.plugged_ops import DEPTHWISE_CONV, SHORT_ATTENTION
 from torch2trt.graph.writing import writing_overload
 from torch2trt.reference.layers import LAYERS
 from torch2trt.sizes import Size, TensorSpec, evaluate, symbol

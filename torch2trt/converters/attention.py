@@ -10,7 +10,8 @@ import torch
 
 from torch2trt.converters.plugins import plugin
 from torch2trt.converters.registry import converter
-from torch2trt.graph.ops import ATTENTION, FLASH_ATTENTION, PACKED_ATTENTION, ROTARY, SHORT_ATTENTION
+from torch2trt.graph.ops import ATTENTION, ROTARY
+from torch2trt.graph.plugged_ops import FLASH_ATTENTION, PACKED_ATTENTION, SHORT_ATTENTION
 from torch2trt.sizes import Size, TensorSpec
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor

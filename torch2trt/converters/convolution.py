@@ -13,7 +13,8 @@ from torch2trt.converters.plugins import plugin
 from torch2trt.converters.reasons import only_floats, products
 from torch2trt.converters.registry import converter
 from torch2trt.converters.windows import lanes_of
-from torch2trt.graph.ops import CONV_BLOCK, DEPTHWISE_CONV
+from torch2trt.graph.ops import CONV_BLOCK
+from torch2trt.graph.plugged_ops import DEPTHWISE_CONV
 from torch2trt.sizes import DimRange, TensorSpec, volume
 from torch2trt.trt.core import FLOAT_DTYPES
 from torch2trt.trt.flavour import Flavour

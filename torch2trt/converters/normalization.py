@@ -11,7 +11,7 @@ import torch
 from torch2trt.converters.plugins import plugin
 from torch2trt.converters.reasons import only_floats
 from torch2trt.converters.registry import converter
-from torch2trt.graph.ops import GROUP_NORM
+from torch2trt.graph.plugged_ops import GROUP_NORM
 from torch2trt.sizes import Size, TensorSpec, volume
 from torch2trt.trt.network import Network
 from torch2trt.trt.tensor import Tensor

@@ -21,7 +21,7 @@ import torch
 from torch import fx
 
 from torch2trt.errors import ArtifactError, ArtifactWriteError, ContractError
-from torch2trt.graph import ops  # noqa: F401  # registers the operators of this package
+from torch2trt.graph import ops, plugged_ops  # noqa: F401  # registers the operators of this package
 from torch2trt.graph.contract import check
 from torch2trt.graph.module import graph_module
 from torch2trt.graph.program import Program, provenance

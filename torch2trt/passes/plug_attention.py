@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from torch2trt.graph.ops import FLASH_ATTENTION, PACKED_ATTENTION
+from torch2trt.graph.plugged_ops import FLASH_ATTENTION, PACKED_ATTENTION
 from torch2trt.graph.program import Program
 from torch2trt.graph.rewrite import IN_TORCH, call, erase_unused
 from torch2trt.graph.schema import bind

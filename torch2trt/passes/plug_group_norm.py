@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from torch2trt.graph.ops import GROUP_NORM
+from torch2trt.graph.plugged_ops import GROUP_NORM
 from torch2trt.graph.program import Program
 from torch2trt.graph.rewrite import IN_TORCH, call, only_user
 from torch2trt.graph.schema import bind

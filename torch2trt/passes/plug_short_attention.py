@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from torch2trt.graph.ops import SHORT_ATTENTION
+from torch2trt.graph.plugged_ops import SHORT_ATTENTION
 from torch2trt.graph.program import Program
 from torch2trt.graph.rewrite import IN_TORCH, call, erase_unused
 from torch2trt.graph.schema import bind
