@@ -189,6 +189,33 @@ def test_what_is_queries_and_keys_alike_is_projected_once() -> None:
     compare(program(X), truth(module, (X,)), TOLERANCE)
 
 
+class Beside(nn.Module):
+    """Attention from one projection that makes other channels too.
+
+    Args:
+        before, after: how many, on both sides of queries, keys and values.
+    """
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.sizes = [before, 64, 64, 64, after]
+        self.project = nn.Linear(64, sum(self.sizes))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        first, *parts, last = self.project(x).split(self.sizes, -1)
+        made = F.scaled_dot_product_attention(*(part.unflatten(-1, (-1, WIDTH)).transpose(1, 2) for part in parts))
+        return made.transpose(1, 2).flatten(2), first.sin(), last.cos()
+
+
+@pytest.mark.parametrize(("before", "after", "reads"), [(8, 16, True), (4, 4, False), (8, 1, False), (4, 1, False)])
+def test_kernels_read_aligned_rows(before: int, after: int, reads: bool) -> None:
+    module = Beside(before, after).eval()
+    program = optimized(module, X, **HALVES)
+    assert targets(program).count(PACKED_ATTENTION) == reads
+    assert targets(program).count(FLASH_ATTENTION) == (not reads)
+    compare(program(X), truth(module, (X,)), TOLERANCE)
+
+
 class Across(Attention):
     """Attention of one tensor to another; keys and values are projected first, and values are returned."""
 

@@ -27,6 +27,8 @@ _WIDEST_HEAD = 256
 # From so many on they are faster than those of TensorRT 10.6 on an H200: with 512, 1500 and 4096 whole models take
 # 0.85 to 0.91 of the time (benchmarks/results), a ViT with 197 was slower. Of the sizes between nothing is known.
 _LEAST_KEYS = 384
+# They read so many channels at once, from addresses that are multiples of that.
+_ALIGNED = 8
 
 
 def plug_attention(program: Program, settings: Settings) -> None:
@@ -73,7 +75,7 @@ def _found(program: Program, node: fx.Node) -> _Attention | None:
     counted = (*query[1::2], *key[1::2], *value[1::2])
     if not all(isinstance(size, int) for size in counted) or query[1] % key[1]:
         return None
-    if any(width % 8 or width > _WIDEST_HEAD for width in (query[3], value[3])):
+    if any(width % _ALIGNED or width > _WIDEST_HEAD for width in (query[3], value[3])):
         return None
     usual = {name: span.opt for name, span in program.signature.dims.items()}
     if not symbols([key[2]]) <= usual.keys() or evaluate(key[2], usual) < _LEAST_KEYS:
@@ -153,7 +155,7 @@ def _pieces(program: Program, parts: Sequence[fx.Node | None]) -> list[Piece] | 
     pieces = [piece_of(program, part) for part in known]
     if pieces == [None, None, None]:
         pieces = [piece_of(program, part) for part in join_linears(program, known)]
-    found = [piece for piece in pieces if piece is not None and (piece.dim, piece.step) == (2, 1)]
+    found = [piece for piece in pieces if piece is not None and _is_readable(program, piece)]
     return None if len(found) != 3 or len({piece.source for piece in found}) > 1 else found
 
 
@@ -176,9 +178,15 @@ def _in_place(program: Program, node: fx.Node, parts: Sequence[Part]) -> _Packed
 
 def _piece_of_projection(program: Program, part: Part) -> Piece | None:
     piece = None if part.rotary is not None or part.source is None else piece_of(program, part.source)
-    if piece is None or (piece.dim, piece.step) != (2, 1) or piece.source.target is not aten.linear.default:
+    if piece is None or piece.source.target is not aten.linear.default or not _is_readable(program, piece):
         return None
     return piece
+
+
+def _is_readable(program: Program, piece: Piece) -> bool:
+    """Whether torch's kernels can read a piece where it lies: channels in a row, each row aligned."""
+    row = program.spec(piece.source).shape[-1]
+    return (piece.dim, piece.step, piece.start % _ALIGNED) == (2, 1, 0) and isinstance(row, int) and not row % _ALIGNED
 
 
 def _joined(program: Program, parts: Sequence[Part]) -> Sequence[Part]:
