@@ -13,6 +13,7 @@ from tests.functionalizing import captured, plain
 from tests.passing import Function, targets
 from tests.rewriting import Net, drawn
 from torch2trt import api
+from torch2trt.errors import CaptureError
 from torch2trt.frontend.functional import functionalize
 
 aten = torch.ops.aten
@@ -33,6 +34,25 @@ class Block(nn.Module):
         y += x
         y = self.act(y)
         return self.head(self.drop(torch.flatten(F.adaptive_avg_pool2d(y, 1), 1)))  # type: ignore[no-any-return]
+
+
+def row_of_expanded(x: Tensor) -> Any:
+    y = (x * 2).expand(3, *x.shape)
+    y[-1] = 1.0
+    return y + 0
+
+
+def part_of_expanded(x: Tensor) -> Any:
+    y = (x * 2).unsqueeze(1).expand(2, 3, *x.shape[1:])
+    y.select(1, 0)[:, 2].mul_(3.0)
+    return y + 0
+
+
+def all_of_expanded(x: Tensor) -> Any:
+    y = (x * 2).expand(3, *x.shape)
+    y.fill_(2.0)
+    y[:, 1].zero_()
+    return y + x
 
 
 def written_after_a_copy(x: Tensor) -> Any:
@@ -202,6 +222,20 @@ def test_a_copy_that_is_laid_out_anew_has_memory_of_its_own() -> None:
     # Traced once more by torch, it would have zeroed both.
     program = api.capture(Function(written).eval(), (X.clone(),))
     torch.testing.assert_close(program(X), written(X))
+
+
+@pytest.mark.parametrize("function", [row_of_expanded, part_of_expanded])
+def test_writes_into_a_part_of_an_expanded_tensor_are_refused(function: Any) -> None:
+    # In eager they change the other parts, too.
+    with pytest.raises(CaptureError, match="part of an expanded tensor") as caught:
+        api.capture(Function(function).eval(), (X,))
+    assert "in forward" in str(caught.value.source)
+    assert "clone" in caught.value.hint
+
+
+def test_writes_into_all_of_an_expanded_tensor() -> None:
+    program = api.capture(Function(all_of_expanded).eval(), (X,))
+    torch.testing.assert_close(program(X), all_of_expanded(X))
 
 
 def test_what_cannot_be_done_is_not_begun() -> None:

@@ -40,6 +40,7 @@ from torch2trt.frontend.dynamic_shapes import (
     positional_parameters,
 )
 from torch2trt.frontend.layouts import layouts_of_cudnn
+from torch2trt.frontend.memory import refuse_writes_in_part
 from torch2trt.frontend.recurrent import involves_packed_sequences, whole_recurrences
 from torch2trt.graph.devices import unify_devices
 from torch2trt.graph.kernels import shapes_of_quantiles
@@ -212,6 +213,7 @@ def _to_program(
     Also returns whether the trace assumed that a dynamic dimension is not 1.
     """
     captured = sum(node.op == "call_function" for node in exported.graph.nodes)
+    refuse_writes_in_part(exported.graph)
     try:
         with _export_mode():
             exported = decompose(exported, keep)

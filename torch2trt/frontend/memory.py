@@ -8,7 +8,11 @@ from typing import Any
 import torch
 from torch import fx
 
+from torch2trt.errors import CaptureError
+from torch2trt.graph.program import provenance
 from torch2trt.graph.rewrite import call
+from torch2trt.graph.schema import bind
+from torch2trt.sizes import to_shape
 
 aten = torch.ops.aten
 
@@ -57,6 +61,44 @@ class Memory:
             if before and other is not written and any(self.place[user] > self.place[node] for user in other.users):
                 return False
         return True
+
+
+def refuse_writes_in_part(graph: fx.Graph) -> None:
+    """Refuse to write into some of the places at which an expanded tensor shows the same memory.
+
+    In eager all of these places change; in graphs without writes, and so in those that torch makes, only some would.
+
+    Raises:
+        CaptureError: a call does.
+    """
+    for node in graph.nodes:
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        for argument, value in zip(node.target._schema.arguments, bind(node).values(), strict=True):
+            if argument.is_write and isinstance(value, fx.Node) and _is_part_of_repeated(value):
+                raise CaptureError(
+                    "it writes into a part of an expanded tensor, other parts of which are the same memory",
+                    source=provenance(node)[1],
+                    hint="write into a copy, as expand(…).clone() makes one",
+                )
+
+
+def _is_part_of_repeated(written: fx.Node) -> bool:
+    own, source = _repeated(written), written
+    while source.op == "call_function" and source.args and isinstance(before := source.args[0], fx.Node):
+        if _storage(before) is None or _storage(before) != _storage(source):
+            return False
+        source = before
+        if (repeated := _repeated(source)) and repeated != own:
+            return True
+    return False
+
+
+def _repeated(node: fx.Node) -> list[str]:
+    """The sizes of the dimensions along which a tensor shows the same memory."""
+    value = node.meta["val"]
+    pairs = zip(to_shape(value.shape), to_shape(value.stride()), strict=True)
+    return sorted(str(size) for size, step in pairs if step == 0 and size != 1)
 
 
 def whole(part: fx.Node) -> tuple[int, fx.Node]:
