@@ -76,6 +76,7 @@ LEFT: dict[str, tuple[Net, Tensor]] = {
     "channels first": (of(nn.Conv2d(3, 8, (20, 8), (20, 8)), torch.relu), IMAGE),
     "channels first too": (of(nn.Conv2d(3, 8, (20, 8), (20, 8)), lambda x: (tokens(x), x.relu())), IMAGE),
     "another order": (of(nn.Conv2d(3, 8, (20, 8), (20, 8)), lambda x: x.permute(0, 3, 2, 1)), IMAGE),
+    "what is taken apart": (of(nn.Conv2d(3, 8, (20, 8), (20, 8)), lambda x: torch.cat(x.split(4, 1), 0)), IMAGE),
     "another shape": (of(nn.Conv2d(3, 8, (20, 8), (20, 8)), lambda x: x.flatten(1)), IMAGE),
     "positions read otherwise": (of(nn.Conv2d(3, 8, (20, 8), (20, 8)), lambda x: x.flatten(2).relu()), IMAGE),
     "single numbers": (of(nn.Conv2d(12, 8, 1), lambda x: x.permute(LAST), lambda x: first(x.sin())), ROWS),

@@ -65,7 +65,19 @@ TAKEN: dict[str, nn.Module] = {
     "windows without biases": Windows(None, SHIFTED),
     "one head": Windows(BIAS[:1], SHIFTED, heads=1),
 }
+
+
+class Sorted(Windows):
+    """The scores of each query are put in order."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, WIDTH)).permute(2, 0, 3, 1, 4)
+        scores = (query @ key.mT).sort(-1)[0]
+        return self.out((scores.softmax(-1) @ value).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
 LEFT: dict[str, nn.Module] = {
+    "scores that are sorted": Sorted(None),
     "causal": Attention("causal"),
     "grouped": Attention(heads=4, groups=2),
     "turned": Attention(turned=True),

@@ -86,8 +86,8 @@ def _puts_channels_last(program: Program, user: fx.Node) -> bool:
         before, after = (program.spec(node).shape for node in (user.all_input_nodes[0], user))
         joined = before[:2] == after[:2] and len(after) == 3
         return joined and all(order_of(program, item) == (0, 2, 1) for item in user.users)
-    rank = program.spec(user).rank
-    return order_of(program, user) == (0, *range(2, rank), 1)
+    order = order_of(program, user)
+    return order is not None and order == (0, *range(2, len(order)), 1)
 
 
 def _rewrite(program: Program, node: fx.Node) -> None:

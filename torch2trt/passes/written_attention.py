@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Set
 from dataclasses import dataclass, replace
 
@@ -90,7 +91,8 @@ def _without(
     if node.target in RESHAPING:
         return (found if _splits_batch(program, node) else None), node.all_input_nodes[0]
     before = [each for each in node.all_input_nodes if each not in constant]
-    if len(before) != 1 or program.spec(before[0]).shape != program.spec(node).shape:
+    # What picks one of several results computes nothing from it.
+    if node.target is operator.getitem or len(before) != 1 or program.spec(before[0]).shape != program.spec(node).shape:
         return None, None
     bound = bind(node)
     # Nobody scales what was added, too.
