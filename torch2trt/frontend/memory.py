@@ -72,7 +72,7 @@ def refuse_writes_in_part(graph: fx.Graph) -> None:
         CaptureError: a call does.
     """
     for node in graph.nodes:
-        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
             continue
         for argument, value in zip(node.target._schema.arguments, bind(node).values(), strict=True):
             if argument.is_write and isinstance(value, fx.Node) and _is_part_of_repeated(value):

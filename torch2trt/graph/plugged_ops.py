@@ -37,6 +37,11 @@ def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_causal: bo
     return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
 
+def _heads(packed: torch.Tensor, start: int, count: int, width: int) -> torch.Tensor:
+    """[N, L, count, width] out of [N, L, C], from a channel on."""
+    return packed.narrow(-1, start, count * width).unflatten(-1, (count, width))  # type: ignore[no-any-return]
+
+
 @torch.library.custom_op("torch2trt::packed_attention", mutates_args=())
 def packed_attention(
     sources: list[torch.Tensor],
@@ -66,7 +71,7 @@ def packed_attention(
     """
     flat = [source.flatten(2) for source in sources]
     query, key, value = (
-        flat[place].narrow(-1, start, count * size).unflatten(-1, (count, size))
+        _heads(flat[place], start, count, size)
         for place, start, count, size in zip(
             places, starts, (heads, groups, groups), (width, width, value_width), strict=True
         )
@@ -123,7 +128,7 @@ def short_attention(
             packed, starts, heads, width, value_width, bias, scale, out=result
         )
     query, key, value = (
-        packed.narrow(-1, start, heads * size).unflatten(-1, (heads, size)).transpose(1, 2)
+        _heads(packed, start, heads, size).transpose(1, 2)
         for start, size in zip(starts, (width, width, value_width), strict=True)
     )
     if bias is not None:

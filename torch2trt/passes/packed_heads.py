@@ -11,7 +11,7 @@ from torch2trt.graph.program import Program
 from torch2trt.graph.rewrite import IN_TORCH, call
 from torch2trt.graph.schema import bind
 from torch2trt.passes.merge_sibling_linears import join_linears
-from torch2trt.passes.pieces import piece_of
+from torch2trt.passes.pieces import Piece, piece_of
 from torch2trt.passes.views import PERMUTING, RESHAPING, View, applied, order_of
 from torch2trt.sizes import Size, volume
 
@@ -56,8 +56,8 @@ def unscaled(node: fx.Node | None) -> tuple[fx.Node | None, float]:
     return (bound["input"], float(bound["other"])) if isinstance(bound["other"], (int, float)) else (node, 1.0)
 
 
-def packed_in(program: Program, sources: Sequence[fx.Node | None], tokens: Size) -> tuple[fx.Node, list[int]] | None:
-    """The tensor [N, tokens, channels] with queries, keys and values side by side, and where each begins.
+def pieces_of_one(program: Program, sources: Sequence[fx.Node | None]) -> list[Piece] | None:
+    """Queries, keys and values as pieces of one tensor; None where they are not.
 
     Three projections of one tensor are made one for it.
     """
@@ -67,12 +67,21 @@ def packed_in(program: Program, sources: Sequence[fx.Node | None], tokens: Size)
     pieces = [piece_of(program, part) for part in parts]
     if pieces == [None, None, None]:
         pieces = [piece_of(program, part) for part in join_linears(program, parts)]
-    found = [piece for piece in pieces if piece is not None and piece.step == 1]
-    if len(found) != 3 or len({piece.source for piece in found}) > 1:
+    found = [piece for piece in pieces if piece is not None]
+    return None if len(found) != 3 or len({piece.source for piece in found}) > 1 else found
+
+
+def packed_in(program: Program, sources: Sequence[fx.Node | None], tokens: Size) -> tuple[fx.Node, list[int]] | None:
+    """The tensor [N, tokens, channels] with queries, keys and values side by side, and where each begins.
+
+    Three projections of one tensor are made one for it.
+    """
+    found = pieces_of_one(program, sources)
+    if found is None:
         return None
     packed = found[0].source
     shape = program.spec(packed).shape
-    if any(piece.dim != len(shape) - 1 for piece in found):
+    if any((piece.dim, piece.step) != (len(shape) - 1, 1) for piece in found):
         return None
     if shape[1:-1] != (tokens,):
         if not isinstance(tokens, int):

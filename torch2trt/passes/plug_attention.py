@@ -15,7 +15,7 @@ from torch2trt.graph.rewrite import IN_TORCH, call, erase_unused
 from torch2trt.graph.schema import bind
 from torch2trt.passes.attention_parts import Part, part_of
 from torch2trt.passes.merge_sibling_linears import join_linears, reads_slices_of
-from torch2trt.passes.packed_heads import replace_heads, unscaled
+from torch2trt.passes.packed_heads import pieces_of_one, replace_heads, unscaled
 from torch2trt.passes.pieces import Piece, piece_of
 from torch2trt.settings import Settings
 from torch2trt.sizes import evaluate, symbols
@@ -129,8 +129,8 @@ def _turned_together(program: Program, node: fx.Node, parts: Sequence[Part]) -> 
     shape = query.shape_behind if turned else []
     if query.angles != key.angles or value.rotary is not None or shape is None:
         return None
-    pieces = _pieces(program, [part.source for part in parts])
-    if pieces is None:
+    pieces = pieces_of_one(program, [part.source for part in parts])
+    if pieces is None or not all(_is_readable(program, piece) for piece in pieces):
         return None
     whole, starts = pieces[0].source, [piece.start for piece in pieces]
     if not turned:
@@ -145,18 +145,6 @@ def _turned_together(program: Program, node: fx.Node, parts: Sequence[Part]) -> 
     made = query.emit_turned(program, heads, like=node)
     begin = [*(start - first.start for start in starts[:2]), starts[2]]
     return _Packed([made, whole], [0, 0, 1], begin, unscaled=True)
-
-
-def _pieces(program: Program, parts: Sequence[fx.Node | None]) -> list[Piece] | None:
-    """Three tensors as pieces of one; projections of one tensor are made one."""
-    known = [part for part in parts if part is not None]
-    if len(known) != 3:
-        return None
-    pieces = [piece_of(program, part) for part in known]
-    if pieces == [None, None, None]:
-        pieces = [piece_of(program, part) for part in join_linears(program, known)]
-    found = [piece for piece in pieces if piece is not None and _is_readable(program, piece)]
-    return None if len(found) != 3 or len({piece.source for piece in found}) > 1 else found
 
 
 def _in_place(program: Program, node: fx.Node, parts: Sequence[Part]) -> _Packed | None:

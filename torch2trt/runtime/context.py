@@ -219,14 +219,16 @@ class Context:
 
     def describe(self) -> str:
         """What TensorRT's inspector says of the engine at the shapes that it is set to, as JSON; empty without one."""
+        # Of the first of several profiles, TensorRT 10.6 tells nothing at given shapes.
+        return self._told(self._context) or self._told(None)
+
+    def _told(self, context: Any) -> str:
         inspector = self._engine.handle.create_engine_inspector()
         if inspector is None:
             return ""
-        form = self._engine.trt.LayerInformationFormat.JSON
-        unset = str(inspector.get_engine_information(form))
-        inspector.execution_context = self._context
-        # Of the first of several profiles, TensorRT 10.6 tells nothing at given shapes.
-        return str(inspector.get_engine_information(form)) or unset
+        if context is not None:
+            inspector.execution_context = context
+        return str(inspector.get_engine_information(self._engine.trt.LayerInformationFormat.JSON))
 
     def enqueue(self, inputs: Sequence[torch.Tensor], outputs: Outputs, stream: int) -> list[torch.Tensor]:
         """Enqueue one run; where sizes depend on data, TensorRT waits until they are known.
