@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 Options(
                     options.work or Path(folder),
                     jobs=options.jobs,
+                    together=options.together,
                     rounds=options.rounds,
                     limit=options.limit,
                     deadline=options.deadline,
@@ -132,7 +133,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-autotune", type=names, default=(), metavar="MODEL[:BATCH],…", help="rows to measure Inductor's best on"
     )
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="builds at a time (default: 1)")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="child processes at a time that export and build (default: 1)"
+    )
+    parser.add_argument(
+        "--together", type=int, default=1, metavar="N", help="rows built before the first is measured (default: 1)"
+    )
     parser.add_argument("--again", action="store_true", help="measure rows that this commit has already, too")
     return parser
 

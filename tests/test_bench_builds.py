@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import filelock
 import psutil
 import pytest
 import torch
 
+import torch2trt
 from tests.benching import MODELS, QUIET, case_of, models
+from torch2trt.engine.child import PLAN_FILE
 from torch2trt.errors import BuildCrashError, BuildTimeoutError, ModelNameError
 from torch2trt.runtime.module import EngineModule
-from torch2trt.tools.bench import builds, onnx_peer
+from torch2trt.tools.bench import builds, onnx_peer, worker
 from torch2trt.tools.bench.builds import Skipped, Timings, build_all
 from torch2trt.tools.bench.candidate import Candidate
 from torch2trt.tools.bench.case import error_of, tensors
-from torch2trt.tools.bench.prepare import Prepared, prepare
+from torch2trt.tools.bench.prepare import JOB_FILE, Prepared, prepare
 from torch2trt.trt import flavour
 
 __all__ = ["models"]  # a fixture, which tests name
@@ -99,8 +104,8 @@ def test_builds_in_children(models: Path, tmp_path: Path, monkeypatch: pytest.Mo
 def test_builds_are_spread_over_the_gpus(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used, both = [], threading.Barrier(2, timeout=10)
 
-    def build(*args: Any, environment: dict[str, str], **kwargs: Any) -> Prepared:
-        used.append(environment["CUDA_VISIBLE_DEVICES"])
+    def build(*args: Any, environment: dict[str, str], lock: Path, **kwargs: Any) -> Prepared:
+        used.append((environment["CUDA_VISIBLE_DEVICES"], lock.name))
         both.wait()
         return Prepared(tmp_path, 1.0, 1.0, 0)
 
@@ -117,7 +122,38 @@ def test_builds_are_spread_over_the_gpus(models: Path, tmp_path: Path, monkeypat
         deadline=math.inf,
         say=lambda line: None,
     )
-    assert sorted(used) == ["3", "3", "GPU-5", "GPU-5"]
+    assert sorted(used) == [("3", "3.lock"), ("3", "3.lock"), ("GPU-5", "GPU-5.lock"), ("GPU-5", "GPU-5.lock")]
+
+
+@pytest.mark.parametrize(
+    ("candidate", "builder"),
+    [(Candidate("torch2trt"), (torch2trt, "compile")), (Candidate("onnx-tensorrt", "dynamo"), (onnx_peer, "build"))],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore")  # the exporter's own
+def test_one_engine_is_built_at_a_time_on_a_gpu(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, candidate: Candidate, builder: tuple[Any, str]
+) -> None:
+    build, lock = getattr(*builder), filelock.FileLock(tmp_path / "3.lock", is_singleton=False)
+    alone: dict[str, bool] = {}
+
+    def noted(*args: Any, name: str, **kwargs: Any) -> Any:
+        try:
+            with lock.acquire(timeout=0):
+                alone[name] = False
+        except filelock.Timeout:
+            alone[name] = True
+        return build(*args, name=name, **kwargs)
+
+    monkeypatch.setattr(*builder, noted)
+    case = case_of(models)
+    job = {"case": case.to_json(), "candidate": asdict(candidate), "settings": QUIET, "lock": lock.lock_file}
+    (tmp_path / JOB_FILE).write_text(json.dumps(job))
+    monkeypatch.setattr(worker, "end_with_parent", lambda: None)
+    assert worker.main(tmp_path) == 0
+    assert (tmp_path / PLAN_FILE).exists()
+    # The network of one layer, which comes first, is no measurement.
+    assert alone == {"tiny": False, case.name: True}
 
 
 def test_interrupted_builds_take_their_children_along(

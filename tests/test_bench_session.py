@@ -77,7 +77,7 @@ def test_the_fastest_right_variant_is_the_row(models: Path, tmp_path: Path, fake
 
 
 def test_a_failed_backend_is_a_row_with_a_reason(models: Path, tmp_path: Path, fake_backends: dict[str, Any]) -> None:
-    fake_backends["outcomes"] = {"torch2trt": BuildCrashError("died of SIGSEGV"), "inductor-max-autotune": Skipped()}
+    fake_backends["outcomes"] = {"torch2trt": BuildCrashError("died of SIGSEGV")}
     fake_backends["errors"] = {
         "onnx-tensorrt (dynamo)": RuntimeError("no\nopset"),
         "eager (nhwc)": RuntimeError("no layout"),
@@ -87,10 +87,18 @@ def test_a_failed_backend_is_a_row_with_a_reason(models: Path, tmp_path: Path, f
     assert found["torch2trt"].error == "BuildCrashError: [T2T403] died of SIGSEGV"
     assert found["torch2trt-static"].error == found["torch2trt"].error
     assert found["torch2trt"].gpu_ms_p50 is None
-    assert "inductor-max-autotune" not in found
     assert (found["onnx-tensorrt"].variant, found["onnx-tensorrt"].error) == ("torchscript", "")
     assert found["eager"].variant == "nchw"
     assert any("RuntimeError: no opset" in line for line in said)
+
+
+def test_a_case_of_which_a_build_had_no_time_has_no_rows(
+    models: Path, tmp_path: Path, fake_backends: dict[str, Any]
+) -> None:
+    fake_backends["outcomes"] = {"inductor-max-autotune": Skipped()}
+    said: list[str] = []
+    assert run_one(models, tmp_path, FakeMachine(), say=said.append) == {}
+    assert "no time is left to build it" in said[0]
 
 
 def test_a_model_that_cannot_be_loaded_fails_in_every_row(
@@ -118,6 +126,10 @@ def test_a_case_is_measured_before_the_next_is_built(
     made = Session(Options(tmp_path, rounds=2), FakeMachine())
     made.run(requests, lambda found: events.append(f"keep {found[0].batch}"))
     assert events == ["build 3", "keep 3", "build 1", "keep 1"]
+    events.clear()
+    made = Session(Options(tmp_path, rounds=2, together=2), FakeMachine())
+    made.run([*requests, requests[0]], lambda found: events.append(f"keep {found[0].batch}"))
+    assert events == ["build 3", "keep 3", "keep 1", "build 3", "keep 3"]
 
 
 def test_a_run_ends_before_its_deadline(models: Path, tmp_path: Path, fake_backends: dict[str, Any]) -> None:

@@ -77,16 +77,17 @@ def build_all(
     Args:
         folder: each task gets a folder of its own below it.
         settings: for :class:`torch2trt.Settings`, JSON values.
-        jobs: builds at a time.
+        jobs: child processes at a time. On one GPU TensorRT builds for one of them at a time.
         gpus: what ``CUDA_VISIBLE_DEVICES`` names the GPUs that they are spread over; empty: all use the first one.
         limit: seconds that one may take.
         deadline: in the clock of ``time.monotonic``.
         say: takes lines of progress.
     """
     children: list[psutil.Process] = []
-    places: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+    places: queue.SimpleQueue[str] = queue.SimpleQueue()
+    folder.mkdir(parents=True, exist_ok=True)
     for gpu in itertools.islice(itertools.cycle(gpus or [""]), jobs):
-        places.put({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
+        places.put(gpu)
 
     def build(task: Task) -> Outcome:
         case, candidate = task
@@ -97,7 +98,7 @@ def build_all(
         digest = hashlib.sha256(json.dumps([case.to_json(), settings], sort_keys=True).encode()).hexdigest()[:8]
         name = "-".join(filter(None, (candidate.backend, candidate.variant)))
         own = folder / "-".join((*str(case).split(), digest)) / name
-        start, environment = time.monotonic(), places.get()
+        start, gpu = time.monotonic(), places.get()
         try:
             prepared = prepare(
                 candidate,
@@ -105,7 +106,8 @@ def build_all(
                 own.resolve(),
                 settings=settings,
                 timeout=min(limit, left),
-                environment=environment,
+                lock=(folder / f"{gpu or 'gpu'}.lock").resolve(),
+                environment={"CUDA_VISIBLE_DEVICES": gpu} if gpu else {},
                 started=children.append,
             )
         except Exception as error:
@@ -115,7 +117,7 @@ def build_all(
             say(f"{case}: {candidate} failed after {time.monotonic() - start:.0f} s: {error}")
             return error
         finally:
-            places.put(environment)
+            places.put(gpu)
         timings.keep()
         say(f"{case}: {candidate} built in {prepared.build_s:.1f} s")
         return prepared

@@ -60,6 +60,7 @@ def prepare(
     *,
     settings: dict[str, Any],
     timeout: float | None = None,
+    lock: Path | None = None,
     environment: Mapping[str, str] | None = None,
     started: Callable[[psutil.Process], None] = lambda process: None,
 ) -> Prepared:
@@ -70,6 +71,8 @@ def prepare(
         folder: where the child leaves its files; made if need be.
         settings: for :class:`torch2trt.Settings`, JSON values.
         timeout: seconds it may take.
+        lock: the file whose lock it holds while TensorRT builds, so that no two builds time kernels on one GPU; unset:
+            it waits for nobody.
         environment: variables that the child has beside this process's own.
         started: told the child.
 
@@ -82,7 +85,12 @@ def prepare(
     # What a failure left would be taken for the next one's.
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    job = {"case": case.to_json(), "candidate": asdict(candidate), "settings": settings}
+    job = {
+        "case": case.to_json(),
+        "candidate": asdict(candidate),
+        "settings": settings,
+        "lock": None if lock is None else str(lock),
+    }
     (folder / JOB_FILE).write_text(json.dumps(job), encoding="utf-8")
     watch = _MemoryWatch()
 

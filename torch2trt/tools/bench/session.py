@@ -43,6 +43,11 @@ class Request:
         """All variants of the backends."""
         return candidates(self.backends)
 
+    @property
+    def tasks(self) -> list[Task]:
+        """All that has to be built."""
+        return [task for candidate in self.candidates if (task := self.task(candidate)) is not None]
+
     def task(self, candidate: Candidate) -> Task | None:
         """What has to be built for a candidate; one engine of ours serves all sizes of a dynamic case."""
         source = candidate.source
@@ -60,7 +65,9 @@ class Options:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """For :class:`torch2trt.Settings`, JSON values; those for TensorRT's builder are the peer's too."""
     jobs: int = 1
-    """Builds at a time, spread over the machine's GPUs."""
+    """Child processes at a time, spread over the machine's GPUs; on each TensorRT builds for one of them at a time."""
+    together: int = 1
+    """Cases that are built before the first of them is measured."""
     rounds: int = measure.ROUNDS
     limit: float = 900.0
     """Seconds that one build may take."""
@@ -109,7 +116,9 @@ class Session:
         return rows.csv_name(self._machine.name, self._flavour.name, self._flavour.version_text, self._torch)
 
     def run(self, requests: Sequence[Request], keep: Callable[[list[Row]], None] = lambda rows: None) -> list[Row]:
-        """Build each case and measure it, so that a run that is stopped has measured what it has built.
+        """Build some cases, measure them, then the next, so that a run that is stopped has measured what it has built.
+
+        A case of which something was not built in time is not measured, since its ratios would be of other runs.
 
         Args:
             keep: takes the rows of a case as soon as they are there.
@@ -118,30 +127,33 @@ class Session:
             All rows. A backend that failed has one that says why; one for which there was no time has none.
         """
         found: list[Row] = []
-        for request in requests:
-            outcomes = self._build(request)
-            if self._end - time.monotonic() < self._expected(request):
-                self._options.say(f"{request.case}: no time is left to measure it")
-                continue
-            start = time.monotonic()
-            measured = self._measure(request, outcomes)
-            self._case_s = max(self._case_s, time.monotonic() - start)
-            keep(measured)
-            found += measured
+        for first in range(0, len(requests), self._options.together):
+            group = requests[first : first + self._options.together]
+            outcomes = self._build(group)
+            for request in group:
+                late = any(isinstance(outcomes[task], Skipped) for task in request.tasks)
+                if late or self._end - time.monotonic() < self._expected(request):
+                    self._options.say(f"{request.case}: no time is left to {'build' if late else 'measure'} it")
+                    continue
+                start = time.monotonic()
+                measured = self._measure(request, outcomes)
+                self._case_s = max(self._case_s, time.monotonic() - start)
+                keep(measured)
+                found += measured
         return found
 
-    def _build(self, request: Request) -> Mapping[Task, Outcome]:
+    def _build(self, group: Sequence[Request]) -> Mapping[Task, Outcome]:
         options = self._options
-        tasks = [request.task(candidate) for candidate in request.candidates]
+        tasks = [task for request in group for task in request.tasks]
         return build_all(
-            [task for task in tasks if task is not None],
+            tasks,
             options.work / (options.commit or "work"),
             settings=self._settings,
             timings=self._timings,
             jobs=options.jobs,
             gpus=self._machine.gpus,
             limit=options.limit,
-            deadline=self._end - self._expected(request),
+            deadline=self._end - sum(self._expected(request) for request in group),
             say=options.say,
         )
 
@@ -165,7 +177,7 @@ class Session:
             for candidate in request.candidates:
                 task = request.task(candidate)
                 built = outcomes[task] if task else None
-                if isinstance(built, Skipped) or (candidate.variant == "nhwc" and not subject.has_layouts):
+                if candidate.variant == "nhwc" and not subject.has_layouts:
                     continue
                 if isinstance(built, Exception):
                     failed[candidate] = one_line(built)

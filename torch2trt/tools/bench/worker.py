@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import json
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
 import psutil
 import torch
 from torch import nn
@@ -50,6 +52,12 @@ class _Job:
     folder: Path
     shapes: dict[str, Any]
     """``dynamic_shapes`` and ``profiles`` of our engine."""
+    lock: Path | None
+    """The file whose lock a build of TensorRT holds; None: it shares the GPU with nothing."""
+
+    def alone(self) -> contextlib.AbstractContextManager[Any]:
+        """Inside, no other build of TensorRT times kernels on this GPU."""
+        return contextlib.nullcontext() if self.lock is None else filelock.FileLock(self.lock)
 
 
 def main(folder: Path) -> int:
@@ -62,7 +70,8 @@ def main(folder: Path) -> int:
     data = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
     candidate = Candidate(**data["candidate"])
     try:
-        job = _job(candidate, Case.from_json(data["case"]), data["settings"], folder)
+        lock = Path(data["lock"]) if data["lock"] else None
+        job = _job(candidate, Case.from_json(data["case"]), data["settings"], folder, lock)
         with arithmetic(job.precision):
             report = _work(job)
     except Exception as error:
@@ -76,7 +85,7 @@ def main(folder: Path) -> int:
     return 0
 
 
-def _job(candidate: Candidate, case: Case, settings: dict[str, object], folder: Path) -> _Job:
+def _job(candidate: Candidate, case: Case, settings: dict[str, object], folder: Path, lock: Path | None) -> _Job:
     subject = Subject(case, sets=1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # Half precision is then the module's own.
@@ -84,7 +93,7 @@ def _job(candidate: Candidate, case: Case, settings: dict[str, object], folder: 
     module, example = subject.module(device), subject.inputs(device)[0]
     profiles = [parse_profile(text) for text in case.profiles] or None
     shapes = {"dynamic_shapes": subject.dynamic_shapes, "profiles": profiles}
-    return _Job(candidate, case.name, subject.precision, module, example, own, folder, shapes)
+    return _Job(candidate, case.name, subject.precision, module, example, own, folder, shapes, lock)
 
 
 def _work(job: _Job) -> Report:
@@ -113,13 +122,14 @@ def _tiny(job: _Job) -> _Job:
     example = torch.randn(1, 8, 16, 16).to(like.device, like.dtype)
     settings = dataclasses.replace(job.settings, timing_cache=False)
     return dataclasses.replace(
-        job, name="tiny", module=module, arguments=((example,), {}), settings=settings, shapes={}
+        job, name="tiny", module=module, arguments=((example,), {}), settings=settings, shapes={}, lock=None
     )
 
 
 def _ours(job: _Job) -> _Outcome:
     keywords = {**job.shapes, **vars(job.settings)}
-    compiled = torch2trt.compile(job.module, *job.arguments, name=job.name, **keywords)
+    with job.alone():
+        compiled = torch2trt.compile(job.module, *job.arguments, name=job.name, **keywords)
     report = compiled.report
     return report["capture_s"], report["lower_s"] + report["build_s"], compiled.save
 
@@ -129,8 +139,11 @@ def _onnx(job: _Job) -> _Outcome:
     start = time.perf_counter()
     onnx_peer.export(job.module, *job.arguments, path, job.candidate.variant)
     exported = time.perf_counter()
-    plan = onnx_peer.build(path, flavours.load(job.settings.flavour), job.settings, name=job.name)
-    return exported - start, time.perf_counter() - exported, lambda file: file.write_bytes(plan)
+    with job.alone():
+        begin = time.perf_counter()
+        plan = onnx_peer.build(path, flavours.load(job.settings.flavour), job.settings, name=job.name)
+        end = time.perf_counter()
+    return exported - start, end - begin, lambda file: file.write_bytes(plan)
 
 
 def _inductor(job: _Job) -> _Outcome:
