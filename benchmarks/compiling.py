@@ -1,9 +1,8 @@
 """What compiling costs: ``python -m benchmarks.compiling``, a ResNet-50 at batch 1 unless told otherwise.
 
 A process compiles with an empty engine cache, and the same model again and again from the cache; a second process finds
-the engine of the first. Each has compiled a network of one layer before, so that no time has imports or TensorRT's start
-in it. Seconds of ``torch2trt.compile``, from the module to one that can be called; of the cold one also those of
-TensorRT's own build.
+the engine of the first. Each has compiled a network of one layer before, so that no time has imports in it. Seconds of
+``torch2trt.compile``, from the module to one that can be called; of the cold one also those of the build by TensorRT.
 """
 
 from __future__ import annotations
