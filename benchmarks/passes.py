@@ -91,8 +91,8 @@ class Row:
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """By model, and in the order of the variants."""
-        names = [variant.name for variant in variants((*SKIPPABLE, *EXTRA))]
+        """By model, and in the order of the variants; at the end those that there no longer are."""
+        names = [*(variant.name for variant in variants((*SKIPPABLE, *EXTRA))), self.variant]
         return self.model, self.precision, self.batch, names.index(self.variant)
 
 

@@ -167,6 +167,14 @@ def test_rows_in_a_file(case: Case, tmp_path: Path) -> None:
     assert rows.read(path, Row) == [plain, again]
 
 
+def test_a_variant_that_there_no_longer_is_comes_last() -> None:
+    def row(variant: str) -> passes.Row:
+        return passes.Row("abc", "", "net", 1, "fp32", variant, 1, 1)
+
+    found = sorted([row("with merge_views"), row("with flip_rotary"), row("default")], key=lambda each: each.order)
+    assert [each.variant for each in found] == ["default", "with flip_rotary", "with merge_views"]
+
+
 @pytest.mark.gpu
 def test_on_a_gpu(case: Case, tmp_path: Path) -> None:
     assert passes.main(["--passes", ",".join(NAMES), "--rounds", "2", "--out", str(tmp_path), "--commit", "abc"]) == 0

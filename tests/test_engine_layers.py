@@ -150,7 +150,8 @@ def test_layers_of_real_engines(tmp_path: Path, capsys: Capture) -> None:
     assert [row["profile"] for row in rows] == ["batch 1", "batch 2…16…32"]
     for row, size in zip(rows, (1, 16), strict=True):
         assert row["layers"]
-        assert any(f" {size}×" in tensor for layer in row["layers"] for tensor in (*layer["inputs"], *layer["outputs"]))
+        tensors = [tensor for layer in row["layers"] for tensor in (*layer["inputs"], *layer["outputs"])]
+        assert any(f" {size}×" in tensor for tensor in tensors), row
     assert cli.main(["inspect", str(path), "--profile", "batch=16", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["layers"]) == 1
     assert cli.main(["inspect", str(path), "--layers"]) == 0

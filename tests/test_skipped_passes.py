@@ -14,7 +14,7 @@ from tests.plugging import enterprise
 from tests.rewriting import Net, drawn
 from torch2trt import api
 from torch2trt.graph.program import Program
-from torch2trt.passes import pipeline, plug_attention, plug_short_attention
+from torch2trt.passes import pipeline, plug_attention, plug_group_norm, plug_short_attention
 from torch2trt.settings import ExtraPass, Settings, SkippablePass
 
 X, MASK = drawn(2, 4, 6, 8) / 4, drawn(4, 4, seed=1) > 0
@@ -86,6 +86,7 @@ def reads(program: Program) -> list[tuple[Any, int]]:
 def test_one_pass_less_or_more(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for each in (plug_attention, plug_short_attention):
         monkeypatch.setattr(each, "_LEAST_KEYS", 1)
+    monkeypatch.setattr(plug_group_norm, "_LEAST_VALUES", 1)
     chosen: dict[str, Any] = {"extra_passes" if name in get_args(ExtraPass) else "skip_passes": (name,)}
     # Only in halves is anything plugged.
     shared: dict[str, Any] = {"precision": "fp16"} if name.startswith("plug_") else {}

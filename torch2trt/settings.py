@@ -36,13 +36,13 @@ SkippablePass = Literal[
     "plug_attention",
     "plug_short_attention",
     "plug_depthwise",
+    "plug_group_norm",
     "defer_blind_queries",
     "fuse_conv_blocks",
     "fuse_linear_blocks",
 ]
 """The passes without which an engine computes the same, in more layers or slower ones."""
 ExtraPass = Literal[
-    "plug_group_norm",
     "small_patches_as_products",
     "merge_sibling_linears",
     "merge_sibling_convolutions",

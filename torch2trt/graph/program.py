@@ -13,7 +13,7 @@ from torch import fx
 
 from torch2trt.graph.signature import Signature, TensorLeaf
 from torch2trt.graph.weights import WeightsGraph
-from torch2trt.sizes import Size, TensorSpec, simplify, symbols, to_shape, to_size
+from torch2trt.sizes import Size, TensorSpec, evaluate, simplify, symbols, to_shape, to_size
 
 
 @dataclass
@@ -79,6 +79,11 @@ class Program:
         if "size" in node.meta:
             return node.meta["size"]
         return self._named(to_size(node.meta["val"]))
+
+    def usual(self, size: Size) -> int | None:
+        """The size that the engine is tuned for first; None where only data tell."""
+        opt = {name: span.opt for name, span in self.signature.dims.items()}
+        return evaluate(size, opt) if symbols([size]) <= opt.keys() else None
 
     def result(self, node: fx.Node) -> TensorSpec | list[Any]:
         """What a node yields: the spec of its tensor, or a list of them, None for what is no tensor."""

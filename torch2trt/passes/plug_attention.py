@@ -18,7 +18,6 @@ from torch2trt.passes.merge_sibling_linears import join_linears, reads_slices_of
 from torch2trt.passes.packed_heads import pieces_of_one, replace_heads, unscaled
 from torch2trt.passes.pieces import Piece, piece_of
 from torch2trt.settings import Settings
-from torch2trt.sizes import evaluate, symbols
 
 aten = torch.ops.aten
 
@@ -77,8 +76,7 @@ def _found(program: Program, node: fx.Node) -> _Attention | None:
         return None
     if any(width % _ALIGNED or width > _WIDEST_HEAD for width in (query[3], value[3])):
         return None
-    usual = {name: span.opt for name, span in program.signature.dims.items()}
-    if not symbols([key[2]]) <= usual.keys() or evaluate(key[2], usual) < _LEAST_KEYS:
+    if (program.usual(key[2]) or 0) < _LEAST_KEYS:
         return None
     queries, *others = (part_of(program, tensor) for tensor in tensors)
     source, factor = unscaled(queries.source)

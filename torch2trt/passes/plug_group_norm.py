@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import fx
 
@@ -21,6 +23,8 @@ _VECTOR = 8
 # A program of the kernels has all of a group's channels at once.
 _WIDEST_GROUP = 1024
 _PIXELS_FIRST = (0, 2, 1)
+# On an H200 norms of 2.6 million values took 16 µs less each in a block of an SD U-Net; a plugin's edges cost 7.
+_LEAST_VALUES = 1 << 20
 
 
 def plug_group_norm(program: Program, settings: Settings) -> None:
@@ -29,7 +33,7 @@ def plug_group_norm(program: Program, settings: Settings) -> None:
     TensorRT 10.6 computes them channels-first, and moves the channels of whatever its convolutions yield and read;
     the kernels read and write images as convolutions do. Where pixels become tokens after the norm, or after
     a pointwise convolution, they are written as tokens, and the convolution is a linear layer. Done only where TensorRT
-    has plugins and Triton is installed. Off unless ``extra_passes`` names it.
+    has plugins and Triton is installed, and for images large enough that it pays.
     """
     plug_kernels(program, _fits, _rewrite)
 
@@ -41,7 +45,9 @@ def _fits(program: Program, node: fx.Node) -> bool:
     if spec.dtype not in (torch.float16, torch.bfloat16) or spec.rank != 4 or not isinstance(groups, int):
         return False
     channels = spec.shape[1]
-    return isinstance(channels, int) and channels % _VECTOR == 0 and channels // groups <= _WIDEST_GROUP
+    if not isinstance(channels, int) or channels % _VECTOR or channels // groups > _WIDEST_GROUP:
+        return False
+    return math.prod(program.usual(size) or 0 for size in spec.shape) >= _LEAST_VALUES
 
 
 def _rewrite(program: Program, node: fx.Node) -> None:

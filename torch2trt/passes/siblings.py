@@ -17,7 +17,6 @@ from torch2trt.graph.rewrite import IN_TORCH, call
 from torch2trt.graph.schema import bind
 from torch2trt.passes.activations import Match, following_activation
 from torch2trt.passes.views import RESHAPING
-from torch2trt.sizes import evaluate, symbols
 
 aten = torch.ops.aten
 log = logging.getLogger(__name__)
@@ -150,9 +149,7 @@ def is_read_as_slice(kind: Kind, node: fx.Node) -> bool:
 def _move_us(program: Program, node: fx.Node, passes: int = 1) -> float:
     """The time to move a tensor so many times, at the sizes that the engine is tuned for."""
     spec = program.spec(node)
-    opt = {name: span.opt for name, span in program.signature.dims.items()}
-    sizes = [evaluate(size, opt) if symbols([size]) <= opt.keys() else 1 for size in spec.shape]
-    return passes * math.prod(sizes) * spec.dtype.itemsize / _BYTES_PER_US
+    return passes * math.prod(program.usual(size) or 1 for size in spec.shape) * spec.dtype.itemsize / _BYTES_PER_US
 
 
 def _worthwhile(program: Program, siblings: Sequence[_Sibling]) -> list[_Sibling]:
