@@ -27,7 +27,7 @@ from torch2trt.tools.bench.whole import WholeCall, Wholes, measure_whole
 from torch2trt.trt import flavour as flavours
 
 # Seconds that a case's measurement takes before one has been seen, and more with Inductor, which loads its cache.
-_CASE_S, _INDUCTOR_S = 15.0, 20.0
+_CASE_S, _INDUCTOR_S = 12.0, 12.0
 _ERROR_LENGTH = 400
 
 
