@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
@@ -139,6 +139,19 @@ def test_declared_range_is_one_engine(builds: Any) -> None:
     torch._dynamo.mark_dynamic(x, 0, min=2, max=64)
     for inputs in (x, rows(2), rows(64)):
         same(compiled(inputs), module(inputs))
+    assert builds() == 1
+
+
+@torch.no_grad()
+def test_a_size_that_is_the_double_of_one_with_a_range(builds: Any) -> None:
+    def function(x: Tensor, y: Tensor) -> Tensor:
+        return torch.cat([x, x.exp()]) + y * 2
+
+    compiled = torch.compile(function, backend="torch2trt", dynamic=True)
+    x = rows(4)
+    torch._dynamo.mark_dynamic(x, 0, min=2, max=64)
+    for one, two in ((x, rows(8)), (rows(2), rows(4)), (rows(64), rows(128))):
+        same(compiled(one, two), function(one, two))
     assert builds() == 1
 
 

@@ -17,7 +17,8 @@ from tests import torch_can
 from tests.capturing import BATCH, Function, Pair, X, Y, captured, same
 from torch2trt.errors import CaptureError, DynamicShapeError
 from torch2trt.frontend.export import capture
-from torch2trt.sizes import DimRange
+from torch2trt.graph.signature import TensorLeaf
+from torch2trt.sizes import DimRange, symbol
 
 
 @pytest.mark.parametrize("size", [1, 2, 8])
@@ -229,3 +230,19 @@ def test_the_order_of_products_fixes_no_size(monkeypatch: pytest.MonkeyPatch) ->
     program = captured(Function(chained), X, dynamic_shapes={"x": {0: BATCH}})
     same(program, Function(chained), torch.randn(5, 3))
     assert opt_einsum.enabled
+
+
+@pytest.mark.parametrize("offset", [-2, -1, 1, 2])
+def test_a_name_is_that_of_the_root_wherever_export_begins(offset: int) -> None:
+    """Where the sizes are n - 1 and n, torch.export may take the smaller one for the symbol."""
+    size = Dim("n", min=4, max=16)
+    module = Function(lambda x, y: (x * 2, y + 1))
+    args, dynamic = (torch.ones(5 + offset, 2), torch.ones(5, 2)), ({0: size + offset}, {0: size})
+    program = capture(module.eval(), args, dynamic_shapes=dynamic)
+    assert program.signature.dims == {"n": DimRange(4, 5, 16)}
+    rows = [leaf.spec.shape[0] for leaf in program.signature.inputs if isinstance(leaf, TensorLeaf)]
+    assert rows == [symbol("n") + offset, symbol("n")]
+    assert [tuple(each.shape) for each in program(torch.ones(9 + offset, 2), torch.ones(9, 2))] == [
+        (9 + offset, 2),
+        (9, 2),
+    ]

@@ -38,6 +38,7 @@ RESIZED = (
     *("{}.reshape({}.shape[0] * {}.shape[1], -1)", "{}.unflatten(-1, (2, -1))", "{}.unflatten(0, (-1, 1))"),
     *("{}.view_as({})", "{}.reshape_as({})", "{}.view({}.shape[0], -1)", "{}.chunk(2, -1)[0]", "{}[:-1]"),
     *("{}.transpose(0, -1).reshape(-1)", "{}.transpose(0, -1).contiguous()", "{}.select(1, 0)", "{}[..., :2]"),
+    *("{}.swapaxes(0, -1).reshape_as({})", "{}.transpose(0, 1).flatten()", "{}[..., 1:]"),
 )
 """Views, or copies, whose sizes are computed from those of what they are of."""
 # torch.export takes a size such as n - 2 for one that is never 1, and so does not squeeze it.

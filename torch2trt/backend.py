@@ -29,6 +29,7 @@ from torch2trt.errors import (
     CaptureError,
     DynamicShapeError,
     ExampleInputError,
+    InputShapeError,
     NetworkError,
     RandomOpError,
     TooSmallError,
@@ -152,6 +153,7 @@ class _CompiledRegion:
         self._weights_of = _picker(region.weights)
         self._inputs_of = _picker(region.inputs)
         self._known: list[_Weights] = []
+        self._others: _CompiledRegion | None = None
         self._lock = threading.Lock()
 
     def __call__(self, *args: Any) -> Sequence[Any]:
@@ -202,6 +204,8 @@ class _CompiledRegion:
             run: Run = lambda args: graph(*args)  # noqa: E731
         else:
             run = self._runner(engine, args)
+            if region.has_ranges:
+                run = self._or_fixed(run)
         known.runs[region.constants(args)] = run
         return run
 
@@ -219,6 +223,25 @@ class _CompiledRegion:
 
             return run
         return lambda args: merge(call(*inputs_of(args)), args)
+
+    def _or_fixed(self, run: Run) -> Run:
+        """What runs engines of one size each where the sizes of a call are not related as those that it is for.
+
+        Dynamo runs one graph for all sizes that it holds for, and not only for those that arithmetic has told.
+        """
+
+        def run_or_fixed(args: Sequence[Any]) -> Sequence[Any]:
+            try:
+                return run(args)
+            except InputShapeError as error:
+                if self._others is None:
+                    log.warning("%s: engines of one size each for other sizes: %s", self._region.name, error.reason)
+                    self._others = _CompiledRegion(
+                        self._region.fixed(), self._options, self._engine_for, self._is_piece
+                    )
+            return self._others(*args)
+
+        return run_or_fixed
 
     def _build(self, args: Sequence[Any]) -> EngineModule:
         settings = Settings.make(**self._options)

@@ -235,9 +235,7 @@ def _keys(region: Region, args: Sequence[Any]) -> list[PieceKey]:
     """The key of a region and, where sizes have ranges, the one that it has where these turn out to be impossible."""
     regions = [region]
     if region.has_ranges:
-        fixed = copy.copy(region)
-        fixed.fix_sizes()
-        regions.append(fixed)
+        regions.append(region.fixed())
     spellings = [spell(each, args) for each in regions]
     held = digests.of_tensors({str(number): tensor for number, tensor in enumerate(spellings[0].tensors)})
     weights = digests.of_text(held.values())

@@ -71,9 +71,9 @@ class PiecewiseModule(nn.Module):
     a warning says so, and from then on what is new runs in eager, and what is known in its engines.
 
     Sizes that are declared dynamic have a range in each piece that takes one, with its own part of the optimization
-    profiles, which follow from the arithmetic of sizes between the inputs and the piece. A piece that is right for some
-    sizes alone is captured once more for the others, size 1 always; one for which no range is possible has an engine
-    for each size; so has what depends on sizes that data tell.
+    profiles, which follow from the arithmetic of sizes between the inputs and the piece; sizes such as n and 2*n are
+    one dimension of it. A piece that is right for some sizes alone is captured once more for the others, size 1 always;
+    one for which no range is possible has an engine for each size; so has what depends on sizes that data tell.
 
     :meth:`save` writes its engines. What joins them is the module's own code, so :func:`torch2trt.load` takes the
     module too: it is traced as ever, and builds what is not in the file.

@@ -37,12 +37,7 @@ def drop_checks(
         CaptureError: one on the values of tensors.
     """
     graph = exported.graph_module.graph
-    spans = dict(dims)
-    for item, bounds in exported.range_constraints.items():
-        if isinstance(item, sympy.Symbol) and item not in names:
-            # A number taken from a tensor, or a count such as nonzero's.
-            low, high = int(max(bounds.lower, -(2**31))), int(min(bounds.upper, 2**31))
-            spans[item.name] = DimRange(low, low, high)
+    spans = ranges(exported, names, dims)
     differs_at_one = False
     for node in list(graph.nodes):
         if node.target in (
@@ -82,6 +77,23 @@ def drop_checks(
     return differs_at_one
 
 
+def ranges(
+    exported: ExportedProgram, names: Mapping[sympy.Symbol, sympy.Expr], dims: Mapping[str, DimRange]
+) -> dict[str, DimRange]:
+    """The ranges of dynamic dimensions and of numbers that depend on data.
+
+    Args:
+        names, dims: as :func:`drop_checks` takes them.
+    """
+    spans = dict(dims)
+    for item, bounds in exported.range_constraints.items():
+        if isinstance(item, sympy.Symbol) and item not in names:
+            # A number taken from a tensor, or a count such as nonzero's.
+            low, high = int(max(bounds.lower, -(2**31))), int(min(bounds.upper, 2**31))
+            spans[item.name] = DimRange(low, low, high)
+    return spans
+
+
 def _is_size_of_a_slice(node: fx.Node, numbers: Collection[str], names: Mapping[sympy.Symbol, sympy.Expr]) -> bool:
     """Whether a node is a slice from and to known places whose size is one of these numbers, which are not known."""
     if node.target is not torch.ops.aten.slice.Tensor:
@@ -96,13 +108,18 @@ def _failing(condition: sympy.Basic, spans: Mapping[str, DimRange]) -> dict[str,
     """Sizes in range for which a condition is false, None where there are none; 1 is among them only where it must."""
     if condition == sympy.true:
         return None
-    symbols = sorted(condition.free_symbols, key=str)
-    tried = [_sizes(spans[item.name], _SIZES_TRIED ** (1 / len(symbols))) for item in symbols]
-    combinations = sorted(itertools.product(*tried), key=lambda sizes: 1 in sizes)
-    for sizes in combinations:
-        if condition.subs(dict(zip(symbols, sizes, strict=True))) != sympy.true:
-            return {item.name: size for item, size in zip(symbols, sizes, strict=True)}
+    symbols = {item.name: item for item in condition.free_symbols}
+    for sizes in sizes_tried(symbols, spans):
+        if condition.subs({symbols[name]: size for name, size in sizes.items()}) != sympy.true:
+            return sizes
     return None
+
+
+def sizes_tried(names: Collection[str], spans: Mapping[str, DimRange]) -> list[dict[str, int]]:
+    """Sizes of these dimensions within their ranges: the smallest and the ends of each; those with a 1 come last."""
+    each = [_sizes(spans[name], _SIZES_TRIED ** (1 / len(names))) for name in sorted(names)]
+    combinations = sorted(itertools.product(*each), key=lambda sizes: 1 in sizes)
+    return [dict(zip(sorted(names), sizes, strict=True)) for sizes in combinations]
 
 
 def _sizes(span: DimRange, count: float) -> list[int]:

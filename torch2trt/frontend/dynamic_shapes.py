@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from torch2trt.errors import DynamicShapeError, ExampleInputError
 from torch2trt.graph.dynamic_inputs import DynamicInputs
 from torch2trt.graph.signature import Signature, channels_last
-from torch2trt.sizes import DimRange, Size, depends_on_data, evaluate, symbol, to_shape
+from torch2trt.sizes import DimRange, Size, depends_on_data, evaluate, linear, symbol, to_shape
 
 Axes = list[dict[int, Any]]
 """For each flattened leaf of the arguments, its dynamic axes with their ``Dim`` (or hint)."""
@@ -90,7 +90,7 @@ def dynamic_inputs(
             name = getattr(root, "__name__", None)
             if name is None or high == math.inf:
                 continue
-            factor, offset = (1, 0) if root is dim else (dim.fn(1) - dim.fn(0), dim.fn(0))
+            factor, offset = _line(dim)
             axes.setdefault(path, {})[axis] = factor * symbol(name) + offset
             dims[name] = DimRange(max(low, 1), int(_root_size(dim, int(value.shape[axis]))), int(high))
     return DynamicInputs(axes, dims, () if profiles is None else resolve_profiles(profiles, dims))
@@ -175,6 +175,21 @@ def _bounds(dim: Any) -> tuple[int, float]:
     root = _root(dim)
     low, high = getattr(root, "min", None), getattr(root, "max", None)
     return int(low or 0), math.inf if high is None or high > 2**31 else int(high)
+
+
+def _line(dim: Any) -> tuple[int, int]:
+    """Factor and offset of a dimension in terms of its root."""
+    return (1, 0) if _root(dim) is dim else (int(dim.fn(1) - dim.fn(0)), int(dim.fn(0)))
+
+
+def _shift(size: Size, dim: Any) -> int:
+    """By how much torch.export's symbol is more than the root of a dimension: where that of ``n - 1`` is one, -1."""
+    found = linear(size)
+    if found is None or getattr(_root(dim), "__name__", None) is None:
+        return 0
+    (_, factor, offset), (own_factor, own_offset) = found, _line(dim)
+    shift, rest = divmod(own_offset - offset, factor)
+    return shift if factor == own_factor and not rest else 0
 
 
 def away_from_one(
@@ -297,8 +312,8 @@ def dimensions(
                         f"dimension {axis} of {spec.arg.name!r} has no upper bound",
                         hint="give the Dim a max: TensorRT tunes for a range",
                     )
-                low = max(int(bounds.lower), 1)
-                if dim is not None and low == 2 and _bounds(dim)[0] <= 1:
+                low, shift = max(int(bounds.lower), 1), _shift(size, dim)
+                if dim is not None and low == 2 and _bounds(dim)[0] + shift <= 1:
                     low = 1  # torch.export takes 2 for the roots of derived dimensions, whatever their min
                 name = getattr(_root(dim), "__name__", None) or free.name
                 if depends_on_data(name):
@@ -307,8 +322,8 @@ def dimensions(
                         hint="give the Dim another name",
                     )
                 solutions = sympy.solve(size - int(value.shape[axis]), free)
-                names[free] = symbol(name)
-                dims[name] = DimRange(low, int(solutions[0]), int(bounds.upper))
+                names[free] = symbol(name) + shift
+                dims[name] = DimRange(low - shift, int(solutions[0]) - shift, int(bounds.upper) - shift)
     for item, bounds in exported.range_constraints.items():
         if item not in names and isinstance(item, sympy.Symbol) and bounds.is_singleton():
             names[item] = sympy.Integer(bounds.lower)  # it depends on data, and the module says what it is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 import re
 import sys
@@ -20,7 +21,7 @@ from torch2trt.frontend.marking import Marks, sizes_of
 from torch2trt.graph.dynamic_inputs import DynamicInputs
 from torch2trt.graph.rewrite import leading_to
 from torch2trt.graph.signature import Signature
-from torch2trt.sizes import DimRange, Size
+from torch2trt.sizes import DimRange, Size, linear, symbol
 
 # Beyond it, a bound on a size comes from an index type or an allocation, and not from the model or its user.
 _LARGEST = 1 << 16
@@ -55,10 +56,12 @@ class Region:
         }
         self.called: frozenset[str] = frozenset()
         """Names of dimensions that are the caller's."""
-        self._names: dict[str, str] = {}
         self._marks: list[tuple[int, Marks]] = []
         self._tuned: tuple[dict[str, DimRange], ...] = ()
-        self._set_ranges(self._bounded_symbols(_LARGEST))
+        bounds = self._bounded_symbols(_LARGEST)
+        self._set_ranges(
+            {size: symbol(size.name) for size in bounds}, {size.name: each for size, each in bounds.items()}
+        )
         held = {_storage(node) for node in self._placeholders} - {None}
         self.written = tuple(
             position for position in (*self.weights, *self.inputs) if _is_written(self._placeholders[position])
@@ -86,13 +89,13 @@ class Region:
 
     @property
     def ranges(self) -> dict[str, tuple[int, int]]:
-        """The smallest and the largest of each size that has a range."""
+        """The smallest and the largest of each dimension that has a range, by name."""
         return dict(self._ranges)
 
     @property
-    def names(self) -> dict[str, str]:
-        """What the dimensions are called whose size has a range and a name of the caller's."""
-        return {size: self._names[size] for size in self._ranges if size in self._names}
+    def sizes(self) -> dict[str, tuple[str, Size]]:
+        """By Dynamo's names of sizes: the dimension that tells a size, and the size in terms of it."""
+        return {each.name: (_linear(size)[0], size) for each, size in self._forms.items()}
 
     @property
     def profiles(self) -> tuple[dict[str, DimRange], ...]:
@@ -102,48 +105,82 @@ class Region:
     def name_sizes(self, args: Sequence[Any], dynamic: DynamicInputs) -> None:
         """Let the sizes that the marks of a call's tensors tell have their ranges and optimization profiles.
 
-        A size of a name has that name; one that is computed from names has its range by interval arithmetic.
-        Where Dynamo found that a graph holds for fewer sizes, it has those alone.
+        A size that is linear in a name, such as ``2*n + 1``, is told by the dimension of that name; one that is
+        computed from names in another way is a dimension of its own, with a range by interval arithmetic. Where Dynamo
+        found that a graph holds for fewer sizes, it has those alone.
 
         Args:
             args: those that the graph was traced with.
             dynamic: the names, of the whole model's inputs.
         """
-        told = {
-            str(symbol): size
-            for position, sizes in self._symbols.items()
-            for axis, symbol in sizes
-            if isinstance(symbol, sympy.Symbol) and (size := sizes_of(args[position]).get(axis)) is not None
-        }
         self.called = frozenset(dynamic.dims)
-        names = {
-            symbol: size.name if isinstance(size, sympy.Symbol) else f"{symbol}_" * (symbol in dynamic.dims) or symbol
-            for symbol, size in told.items()
-        }
-        sizes = {names[symbol]: size for symbol, size in told.items()}
-        bounds = self._bounded_symbols(None)
+        told = self._told(args)
+        forms: dict[sympy.Symbol, Size] = {}
+        sizes: dict[str, Size] = {}  # of dimensions, in the caller's
+        for each, size in told.items():
+            if (found := linear(size)) is not None and found[1] > 0:
+                forms[each], sizes[found[0].name] = size, found[0]
+            else:
+                name = f"{each}_" if each.name in dynamic.dims else each.name
+                forms[each], sizes[name] = symbol(name), size
         # What has one name is one dimension, within all that Dynamo found.
         spans = {name: dynamic.span(size, dynamic.dims) for name, size in sizes.items()}
-        for symbol, name in names.items():
-            low, high = bounds.get(symbol, (0, 0))
-            spans[name] = _within(spans[name], low, high)
+        bounds = self._bounded_symbols(None)
+        for each, form in forms.items():
+            name = _linear(form)[0]
+            spans[name] = _solved(spans[name], form, *bounds.get(each, (0, 0)))
+        for asked, size in self._marked(args):
+            form = asked.xreplace(forms)
+            if form != size and (found := linear(form)) is not None and found[0].name in spans:
+                # Sizes that the caller tells apart, and Dynamo found that the graph holds for those alone that agree.
+                own = dynamic.span(size, dynamic.dims)
+                spans[found[0].name] = _solved(spans[found[0].name], form, own.min, own.max)
         fitting = {name: span for name, span in spans.items() if span.min < span.max <= _LARGEST}
-        self._names = {symbol: name for symbol, name in names.items() if name in fitting}
-        ranges = {symbol: (fitting[name].min, fitting[name].max) for symbol, name in self._names.items()}
-        self._set_ranges({**{symbol: span for symbol, span in self._ranges.items() if symbol not in told}, **ranges})
+        forms = {each: form for each, form in forms.items() if _linear(form)[0] in fitting}
+        others = {each: span for each, span in self._bounded_symbols(_LARGEST).items() if each not in told}
+        self._set_ranges(
+            {**{each: symbol(each.name) for each in others}, **forms},
+            {**{each.name: span for each, span in others.items()}, **{name: _ends(fitting[name]) for name in fitting}},
+        )
         tuned: list[dict[str, DimRange]] = []
         for profile in dynamic.ranges:
-            own = {
+            own_ranges = {
                 name: _within(dynamic.span(sizes[name], profile), span.min, span.max) for name, span in fitting.items()
             }
             # Sizes for which there is another graph.
-            if own not in tuned and all(span.min <= span.max for span in own.values()):
-                tuned.append(own)
+            if own_ranges not in tuned and all(span.min <= span.max for span in own_ranges.values()):
+                tuned.append(own_ranges)
         self._tuned = tuple(tuned) if fitting else ()
-        known = {symbol: told[str(symbol)] for symbol in self._free_symbols() if str(symbol) in told}
         self._marks = [
-            (place, Marks(found)) for place, value in enumerate(self._returned) if (found := _told_sizes(value, known))
+            (place, Marks(axes)) for place, value in enumerate(self._returned) if (axes := _told_sizes(value, told))
         ]
+
+    def _marked(self, args: Sequence[Any]) -> list[tuple[sympy.Expr, Size]]:
+        """Sizes of inputs in Dynamo's terms and in the caller's, where marks tell them."""
+        return [
+            (asked, size)
+            for position, sizes in self._symbols.items()
+            for axis, asked in sizes
+            if (size := sizes_of(args[position]).get(axis)) is not None
+        ]
+
+    def _told(self, args: Sequence[Any]) -> dict[sympy.Symbol, Size]:
+        """Dynamo's symbols in terms of the caller's names, as marks tell."""
+        told: dict[sympy.Symbol, Size] = {}
+        marks = sorted(self._marked(args), key=lambda item: not isinstance(item[0], sympy.Symbol))
+        for asked, size in marks:
+            solved = linear(asked)
+            if solved is None or solved[0] in told:
+                continue
+            root, factor, offset = solved
+            if (factor, offset) == (1, 0):
+                told[root] = size
+                continue
+            # Nothing but the double of a size comes in: the size itself is half of what is told.
+            half = sympy.expand((size - offset) / factor)
+            if linear(half) is not None:
+                told[root] = half
+        return told
 
     def mark(self, results: Sequence[Any]) -> None:
         """Mark a call's results, whose sizes are told by those of its arguments."""
@@ -177,7 +214,13 @@ class Region:
     def fix_sizes(self) -> None:
         """From now on, make modules for one size of each dimension."""
         self._tuned = ()
-        self._set_ranges({})
+        self._set_ranges({}, {})
+
+    def fixed(self) -> Region:
+        """The same graph as a region of one size of each dimension."""
+        region = copy.copy(self)
+        region.fix_sizes()
+        return region
 
     def constants(self, args: Sequence[Any]) -> tuple[Any, ...]:
         """The sizes and numbers of a call that a module from :meth:`module` has built in."""
@@ -218,17 +261,12 @@ class Region:
             node = self._placeholders[position]
             attributes[node.name] = args[position].detach().to(device)
             copies[node] = graph.get_attr(node.name)
-        places = {
-            size: (copies[self._placeholders[position]], axis)
-            for position, sizes in self._symbols.items()
-            for axis, size in sizes
-        }
         for position in self._numbers:
             node = self._placeholders[position]
             if position in self._fixed_numbers:
                 copies[node] = _number(args[position])
             else:
-                copies[node] = graph.call_method("size", places[_symbol(node)])
+                copies[node] = self._size_node(graph, _symbol(node), copies)
         for node in self.graph.graph.nodes:
             if node.op == "output":
                 graph.output(tuple(copies[value] for value in self.made))
@@ -244,48 +282,73 @@ class Region:
                     for key, (path, kind) in (node.meta.get("nn_module_stack") or {}).items()
                 }
         module = fx.GraphModule(attributes, graph)
-        dims = {size: Dim(self._names.get(size, size), min=low, max=high) for size, (low, high) in self._ranges.items()}
+        dims = {name: Dim(name, min=low, max=high) for name, (low, high) in self._ranges.items()}
         dynamic = tuple(
-            {axis: dims[str(size)] for axis, size in self._symbols[position] if str(size) in dims}
+            {axis: _dim(dims, form) for axis, size in self._symbols[position] if (form := self._form(size)) is not None}
             for position in self.inputs
         )
         return module.eval(), tuple(args[position].to(device) for position in self.inputs), dynamic
 
-    def _bounded_symbols(self, largest: int | None) -> dict[str, tuple[int, int]]:
+    def _form(self, size: sympy.Expr | None) -> Size | None:
+        """A size of Dynamo's in terms of a dimension that has a range; None where it is built in."""
+        if size is None or not size.free_symbols <= self._forms.keys():
+            return None
+        form = size.xreplace(self._forms)
+        found = linear(form)
+        return form if found is not None and found[1] > 0 else None
+
+    def _size_node(self, graph: fx.Graph, size: Any, copies: Mapping[fx.Node, Any]) -> fx.Node:
+        """A size of Dynamo's, computed from that of an input."""
+        wanted, factor, offset = _linear(size)
+        axes = [(position, axis, each) for position, sizes in self._symbols.items() for axis, each in sizes]
+        # One that needs no arithmetic, where there is one.
+        axes = sorted(axes, key=lambda item: not isinstance(item[2], sympy.Symbol))
+        position, axis, known = next(item for item in axes if (found := linear(item[2])) and found[0].name == wanted)
+        node = graph.call_method("size", (copies[self._placeholders[position]], axis))
+        _, own_factor, own_offset = _linear(known)
+        for function, number, nothing in (
+            (operator.sub, own_offset, 0),
+            (operator.floordiv, own_factor, 1),
+            (operator.mul, factor, 1),
+            (operator.add, offset, 0),
+        ):
+            node = node if number == nothing else graph.call_function(function, (node, number))
+        return node
+
+    def _bounded_symbols(self, largest: int | None) -> dict[sympy.Symbol, tuple[int, int]]:
         """The sizes that may differ from call to call within a range, of which an engine can be tuned for the largest.
 
         Args:
             largest: leave out sizes that may be larger; None: none is.
         """
-        ranges: dict[str, tuple[int, int]] = {}
-        compound: set[str] = set()
+        ranges: dict[sympy.Symbol, tuple[int, int]] = {}
+        compound: set[sympy.Symbol] = set()
         for position in self.inputs:
             for size in self._placeholders[position].meta["example_value"].shape:
                 if not isinstance(size, torch.SymInt):
                     continue
-                if not isinstance(size.node.expr, sympy.Symbol):
-                    compound |= {str(part) for part in size.node.expr.free_symbols}
+                found = linear(size.node.expr)
+                if found is None or found[1] < 1:
+                    compound |= size.node.expr.free_symbols
                     continue
                 assert size.node.shape_env is not None
-                bounds = size.node.shape_env.bound_sympy(size.node.expr)
+                bounds = size.node.shape_env.bound_sympy(found[0])
                 upper = int(bounds.upper) if bounds.upper < sys.maxsize else sys.maxsize
                 if bounds.lower < upper and (largest is None or upper <= largest):
-                    ranges[str(size)] = int(bounds.lower), upper
-        return {name: span for name, span in ranges.items() if name not in compound}
+                    ranges[found[0]] = int(bounds.lower), upper
+        return {each: span for each, span in ranges.items() if each not in compound}
 
-    def _free_symbols(self) -> set[sympy.Symbol]:
-        return {found for sizes in self._symbols.values() for _, size in sizes for found in size.free_symbols}
-
-    def _set_ranges(self, ranges: dict[str, tuple[int, int]]) -> None:
-        self._ranges = ranges
+    def _set_ranges(self, forms: dict[sympy.Symbol, Size], ranges: dict[str, tuple[int, int]]) -> None:
+        """Let sizes of Dynamo's differ, in terms of dimensions that have these ranges."""
+        self._forms, self._ranges = forms, ranges
         self._fixed_sizes = [
             (position, axis)
             for position, sizes in self._symbols.items()
             for axis, size in sizes
-            if str(size) not in ranges
+            if self._form(size) is None
         ]
         self._fixed_numbers = [
-            position for position in self._numbers if str(_symbol(self._placeholders[position])) not in ranges
+            position for position in self._numbers if self._form(_symbol(self._placeholders[position])) is None
         ]
 
     def _remaking(self) -> fx.GraphModule:
@@ -319,6 +382,25 @@ def _within(span: DimRange, low: int, high: int) -> DimRange:
     """The part of a range that lies within two sizes; its end is before its begin where there is none."""
     smallest, largest = max(span.min, low), min(span.max, high)
     return DimRange(smallest, max(smallest, min(span.opt, largest)), largest)
+
+
+def _solved(span: DimRange, form: Size, low: int, high: int) -> DimRange:
+    """The part of a dimension's range in which a size, linear in it, lies within two sizes."""
+    _, factor, offset = _linear(form)
+    return _within(span, -((offset - low) // factor), (high - offset) // factor)
+
+
+def _linear(size: Size) -> tuple[str, int, int]:
+    """The name, factor and offset of a size that is linear in one."""
+    found = linear(size)
+    assert found is not None
+    return found[0].name, found[1], found[2]
+
+
+def _dim(dims: Mapping[str, Any], form: Size) -> Any:
+    name, factor, offset = _linear(form)
+    dim = dims[name] if factor == 1 else factor * dims[name]
+    return dim + offset if offset > 0 else dim - -offset if offset < 0 else dim
 
 
 def _ends(span: DimRange) -> tuple[int, int]:

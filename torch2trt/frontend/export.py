@@ -30,6 +30,7 @@ from torch.utils import _pytree as pytree
 from torch2trt.errors import CaptureError, DataDependentError, DynamicShapeError
 from torch2trt.frontend.assumptions import check_shapes_at_one, compare_at_one, drop_checks
 from torch2trt.frontend.checks import check_inputs, check_module, refuse_effects, refuse_random, refuse_subgraphs
+from torch2trt.frontend.copies import refuse_writes_that_differ
 from torch2trt.frontend.decompositions import Keep, decompose, replaced
 from torch2trt.frontend.dynamic_shapes import (
     Axes,
@@ -214,6 +215,7 @@ def _to_program(
     """
     captured = sum(node.op == "call_function" for node in exported.graph.nodes)
     refuse_writes_in_part(exported.graph)
+    refuse_writes_that_differ(exported, args, kwargs, axes_of)
     try:
         with _export_mode():
             exported = decompose(exported, keep)

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from torch2trt.frontend.memory import CASTING, RESHAPING, SAME, SCATTERS, Memory, at_example, scattered, whole
+from torch2trt.frontend.memory import CASTING, CHECKS, RESHAPING, SAME, SCATTERS, Memory, at_example, scattered, whole
 from torch2trt.frontend.size_nodes import SizeNodes
 from torch2trt.graph.contract import is_functional
 from torch2trt.graph.rewrite import call
@@ -23,15 +23,6 @@ Keep = Callable[[Any], bool]
 
 _BATCH_NORM = aten._native_batch_norm_legit_no_training.default
 
-# Checks of what was traced, which are dropped later.
-_CHECKS = frozenset(
-    {
-        aten._assert_scalar.default,
-        aten._assert_tensor_metadata.default,
-        aten.sym_constrain_range.default,
-        aten.sym_constrain_range_for_size.default,
-    }
-)
 # What asks a tensor for a size; how it lies in memory changes when writes are taken out.
 _SIZES = frozenset({aten.sym_size.int, aten.sym_numel.default})
 
@@ -82,7 +73,7 @@ class _Rewriter:
         if _is_number(node):
             self._sizes.note(node)
             return target in _SIZES if isinstance(target, torch._ops.OpOverload) else is_functional(target)
-        if target is operator.getitem or target in _CHECKS:
+        if target is operator.getitem or target in CHECKS:
             return True
         if not isinstance(target, torch._ops.OpOverload) or not _is_plain(node):
             return False

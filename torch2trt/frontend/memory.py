@@ -25,6 +25,16 @@ SAME = frozenset({aten.contiguous.default, aten.dropout.default, aten.feature_dr
 """What hands back its argument, or a copy of it that lies otherwise."""
 _PERHAPS_THE_SAME = RESHAPING | CASTING | SAME
 
+CHECKS = frozenset(
+    {
+        aten._assert_scalar.default,
+        aten._assert_tensor_metadata.default,
+        aten.sym_constrain_range.default,
+        aten.sym_constrain_range_for_size.default,
+    }
+)
+"""Checks of what was traced, which are dropped later."""
+
 SCATTERS = {aten.slice.Tensor: aten.slice_scatter.default, aten.select.int: aten.select_scatter.default}
 """What takes a part out of a tensor, and what puts another in its place."""
 
@@ -39,7 +49,7 @@ class Memory:
         one_of: dict[int, int] = {}
         self._sharing: defaultdict[int, list[fx.Node]] = defaultdict(list)
         for node in graph.nodes:
-            storage = _storage(node)
+            storage = storage_of(node)
             if storage is None:
                 continue
             # Traces of some versions say of what hands back its argument that it does not, so both are taken for one.
@@ -86,7 +96,7 @@ def refuse_writes_in_part(graph: fx.Graph) -> None:
 def _is_part_of_repeated(written: fx.Node) -> bool:
     own, source = _repeated(written), written
     while source.op == "call_function" and source.args and isinstance(before := source.args[0], fx.Node):
-        if _storage(before) is None or _storage(before) != _storage(source):
+        if storage_of(before) is None or storage_of(before) != storage_of(source):
             return False
         source = before
         if (repeated := _repeated(source)) and repeated != own:
@@ -152,6 +162,7 @@ def _may_be_its_argument(node: fx.Node) -> bool:
     return bool(value.dtype == own.dtype)
 
 
-def _storage(node: fx.Node) -> int | None:
+def storage_of(node: Any) -> int | None:
+    """The memory of a node's traced tensor; None where it yields no tensor."""
     value = node.meta.get("val")
     return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else None

@@ -52,11 +52,12 @@ def spell(region: Region, args: Sequence[Any]) -> Spelling:
     lines = [speller.line(node) for node in region.graph.graph.nodes if node.op != "output"]
     lines.append(f"made {', '.join(speller.known[node] for node in region.made)}")
     lines.append(f"built in {speller.value(region.constants(args))}")
-    lines += [f"range {speller.symbol(name)} {low}..{high}" for name, (low, high) in region.ranges.items()]
-    # A size that is computed from the caller's has no name of its own.
-    lines += [f"{speller.symbol(size)} is {name}" for size, name in region.names.items() if name in region.called]
+    told = [(speller.symbol(name), root, size) for name, (root, size) in region.sizes.items()]
+    lines += ["range {} {}..{}".format(name, *region.ranges[root]) for name, root, _ in told]
+    # A size that is no linear one of the caller's has no name of its own.
+    lines += [f"{name} is {size}" for name, root, size in told if root in region.called]
     for profile in region.profiles:
-        lines.append(f"profile {', '.join(f'{speller.symbol(size)} {profile[n]}' for size, n in region.names.items())}")
+        lines.append(f"profile {', '.join(f'{name} {profile[root]}' for name, root, _ in told if root in profile)}")
     tensors = (*(args[position] for position in region.weights), *speller.tensors)
     for tensor in tensors:
         _check_tensor(tensor)
