@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -20,21 +21,30 @@ _FIRST, _LAST = "| " + " | ".join(_HEAD) + " |\n", "\n\n"
 
 
 def markdown(found: Iterable[Row]) -> str:
-    """A line for each case: our median GPU time, and how many times as long each peer took in the same run."""
+    """A line for each case: our median GPU time, and how many times as long each peer took in the same run.
+
+    And one of the geometric means.
+    """
     lines = [_FIRST, "|---|" + "---:|" * (len(_HEAD) - 2) + "---|\n"]
     static = [row for row in found if not row.sizes]
+    every: list[list[float]] = [[] for _ in _PEERS]
     for (model, precision, batch), group in groupby(static, lambda row: (row.model, row.precision, row.batch)):
         times = {row.backend: row for row in group if row.gpu_ms_p50 is not None}
         own = times.get("torch2trt")
         if own is None:
             continue
         ratios = []
-        for names in _PEERS:
+        for names, those in zip(_PEERS, every, strict=True):
             # A row that was replaced singly is of another run.
             peers = [times[name] for name in names if name in times and times[name].commit == own.commit]
-            ratios.append(f"{peers[0].gpu_ms_p50 / own.gpu_ms_p50:.2f}" if peers else "–")  # type: ignore[operator]
+            if peers:
+                those.append(peers[0].gpu_ms_p50 / own.gpu_ms_p50)  # type: ignore[operator]
+            ratios.append(f"{those[-1]:.2f}" if peers else "–")
         cells = (f"{model}, {batch}, {precision}", f"{own.gpu_ms_p50:.3f}", *ratios, own.commit)
         lines.append("| " + " | ".join(cells) + " |\n")
+    if len(lines) > 3:
+        means = (f"{statistics.geometric_mean(those):.2f}" if those else "–" for those in every)
+        lines.append("| " + " | ".join(("geometric mean", "", *means, "")) + " |\n")
     return "".join(lines)
 
 

@@ -277,6 +277,9 @@ def test_the_readme_has_what_was_measured() -> None:
         row("onnx-tensorrt", gpu_ms_p50=3.0, commit="x"),
     ]
     assert "| net, 4, fp16 | 2.000 | 1.50 | – | – | abc |" in summary.markdown(fast)
+    assert "mean" not in summary.markdown(fast)
+    other = [dataclasses.replace(each, batch=8, gpu_ms_p50=1.0) for each in fast[:2]]
+    assert "| geometric mean |  | 1.22 | – | – |  |" in summary.markdown([*fast, *other])
     assert summary.written(f"a\n\n{summary.markdown([])}| old |\n\nb", table) == f"a\n\n{table}\nb"
 
 
