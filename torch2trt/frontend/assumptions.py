@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
+from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from torch2trt.errors import CaptureError, DynamicShapeError
 from torch2trt.graph.program import Program, provenance
@@ -97,6 +98,10 @@ def _failing(condition: sympy.Basic, spans: Mapping[str, DimRange]) -> dict[str,
     if condition == sympy.true:
         return None
     symbols = sorted(condition.free_symbols, key=str)
+    # Most hold whatever the sizes are, which is quicker seen of whole ranges.
+    ranges = {item: ValueRanges(spans[item.name].min, spans[item.name].max) for item in symbols}
+    if bound_sympy(condition, ranges).lower == sympy.true:
+        return None
     tried = [_sizes(spans[item.name], _SIZES_TRIED ** (1 / len(symbols))) for item in symbols]
     combinations = sorted(itertools.product(*tried), key=lambda sizes: 1 in sizes)
     for sizes in combinations:
