@@ -24,7 +24,7 @@ def captured(
     monkeypatch: pytest.MonkeyPatch,
     *args: torch.Tensor,
     dynamic_shapes: Any = None,
-) -> tuple[Program, list[bool]]:
+) -> tuple[Program, bool]:
     """The Program, and whether it was rewritten."""
     done: list[bool] = []
 
@@ -38,7 +38,7 @@ def captured(
     own = pytree.tree_map_only(torch.Tensor, torch.clone, args)
     program = api.capture(module.eval(), own, dynamic_shapes=dynamic_shapes)
     monkeypatch.undo()
-    return program, done
+    return program, all(done)
 
 
 def sizes_assumed(exported: ExportedProgram) -> Any:

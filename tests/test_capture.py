@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from tests.capturing import BATCH, Function, Pair, X, Y, captured, kinds, same, targets
 from torch2trt import api
 from torch2trt.errors import CaptureError, DataDependentError, RandomOpError, TrainingModeError
+from torch2trt.frontend import decompositions
 from torch2trt.frontend.export import capture
 from torch2trt.graph.signature import ConstantLeaf, InputLeaf, SizeLeaf, TensorLeaf
 from torch2trt.settings import Settings
@@ -313,15 +314,24 @@ def test_operators_with_graphs_of_their_own_are_refused() -> None:
         ("should have been constant, but got -TruncToInt(zuf0) - 1", DataDependentError),
     ],
 )
+@pytest.mark.parametrize(
+    ("place", "function"),
+    [
+        ((decompositions, "splice"), F.hardswish),
+        # A view of what is written into is not taken apart on its own.
+        ((ExportedProgram, "run_decompositions"), lambda x: (x * 2).relu_().swapaxes(0, 1)),
+    ],
+    ids=["one by one", "as a whole"],
+)
 def test_what_fails_in_decomposing_is_numbered(
-    text: str, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+    text: str, kind: type[Exception], place: Any, function: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(*args: Any) -> Any:
         raise AssertionError(text)
 
-    monkeypatch.setattr(ExportedProgram, "run_decompositions", failing)
+    monkeypatch.setattr(*place, failing)
     with pytest.raises(CaptureError, match=re.escape(text)) as caught:
-        capture(Function(lambda x: x + 1), (X,), keep=lambda target: False)
+        capture(Function(function), (X,), keep=lambda target: False)
     assert type(caught.value) is kind
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,10 +15,12 @@ from torch.export import Dim, ExportedProgram, exported_program
 
 import torch2trt
 from tests import torch_can
+from tests.passing import Function
 from torch2trt import api
 from torch2trt.errors import CaptureError
 from torch2trt.frontend.decompositions import Keep, decompose
 from torch2trt.frontend.export import capture
+from torch2trt.frontend.splicing import splice
 from torch2trt.graph.contract import check
 from torch2trt.graph.schema import name_of
 
@@ -57,11 +60,18 @@ def test_nothing_checks_its_operands() -> None:
     assert "aten.linear.default" not in both
 
 
-def test_sizes_are_no_reason_to_trace_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Sized(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return (x * 2).flatten(1) + 1
-
+@pytest.mark.parametrize(
+    ("function", "operator"),
+    [
+        (lambda x: (x * 2).flatten(1) + 1, "aten.sym_size.int"),
+        # One is of the operators in torch's table, the other one of those that it never keeps.
+        (lambda x: F.hardshrink(x.mT).exp(), "aten.where.ScalarSelf"),
+    ],
+    ids=["sizes", "what is taken apart"],
+)
+def test_this_is_no_reason_to_trace_twice(
+    function: Callable[..., Any], operator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     traced: list[int] = []
     own = ExportedProgram.run_decompositions
 
@@ -70,9 +80,31 @@ def test_sizes_are_no_reason_to_trace_twice(monkeypatch: pytest.MonkeyPatch) -> 
         return own(self, *args)
 
     monkeypatch.setattr(ExportedProgram, "run_decompositions", counted)
-    program = api.capture(Sized().eval(), (torch.rand(3, 2, 2),), dynamic_shapes=({0: Dim("batch", max=8)},))
+    program = api.capture(Function(function), (torch.rand(3, 2, 2),), dynamic_shapes=(({0: Dim("batch", max=8)},),))
     assert not traced
-    assert "aten.sym_size.int" in {name_of(node.target) for node in program.calls}
+    assert operator in {name_of(node.target) for node in program.calls}
+
+
+def _checked(x: torch.Tensor) -> torch.Tensor:
+    aten._assert_async.msg(x.sum() > 0, "positive")
+    return aten.clamp_min.default(x, 0)
+
+
+@pytest.mark.parametrize(
+    ("function", "operator", "decomposition"),
+    [
+        (torch.relu, aten.relu.default, _checked),
+        (lambda x: x.nonzero(as_tuple=True), aten.nonzero_numpy.default, aten.nonzero_numpy.default.decompose),
+    ],
+    ids=["checks", "sizes from data"],
+)
+def test_what_is_more_than_its_operators_is_not_spliced(
+    function: Callable[..., Any], operator: Any, decomposition: Callable[..., Any]
+) -> None:
+    graph = torch.export.export(Function(function), (torch.rand(3, 3),), strict=False).graph
+    before = str(graph)
+    assert not splice(graph, {operator: decomposition})
+    assert str(graph) == before
 
 
 def test_torch_is_afterwards_as_it_was() -> None:

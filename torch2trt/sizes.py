@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import sys
@@ -87,6 +88,7 @@ def to_shape(values: Iterable[Any]) -> Shape:
     return tuple(to_size(value) for value in values)
 
 
+@functools.lru_cache(maxsize=4096)
 def simplify(expr: sympy.Expr) -> Size:
     """A constant expression as an int, one without floating point where that says the same."""
     if expr.is_number:

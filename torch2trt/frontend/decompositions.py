@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import fx
 from torch._export import utils as export_utils
 from torch.export import ExportedProgram, exported_program
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, TensorArgument
 
-from torch2trt.frontend.functional import functionalize
+from torch2trt.frontend.functional import functionalize, is_composite
 from torch2trt.frontend.own_decompositions import OWN
+from torch2trt.frontend.splicing import splice
 
 Keep = Callable[[Any], bool]
 
@@ -46,12 +48,34 @@ def decompose(exported: ExportedProgram, keep: Keep) -> ExportedProgram:
             refused = {target for target in operators if not keep(target)} - tried - _OF_SIZES
             if functional and not refused:
                 return exported
-            table = {**torch.export.default_decompositions(), **OWN} if refused else {}
-            wanted = {target: table[target] for target in refused if target in table}
             tried |= refused
-            if wanted or not functional:
-                exported = _without_effects(exported, wanted)
-            functional = True
+            wanted = {target: found for target in refused if (found := _decomposition(target)) is not None}
+            if functional and wanted and splice(exported.graph, wanted):
+                functional = functionalize(exported, keep)
+            elif wanted or not functional:
+                _name_results(exported)
+                exported, functional = _without_effects(exported, wanted), True
+
+
+def _decomposition(target: torch._ops.OpOverload) -> Callable[..., Any] | None:
+    found = OWN.get(target) or _table().get(target)
+    if found is None and target.namespace != "aten":
+        # It may be newer than the table.
+        found = {**torch.export.default_decompositions()}.get(target)
+    # Of composite operators torch lists those alone that it can keep whole.
+    return target.decompose if found is None and is_composite(target) else found
+
+
+@functools.cache
+def _table() -> dict[Any, Callable[..., Any]]:
+    return {**torch.export.default_decompositions()}
+
+
+def _name_results(exported: ExportedProgram) -> None:
+    """Tell the signature which nodes are returned now."""
+    for spec, node in zip(exported.graph_signature.output_specs, exported.graph.output_node().args[0], strict=True):
+        if isinstance(node, fx.Node) and isinstance(spec.arg, TensorArgument):
+            spec.arg.name = node.name
 
 
 def _without_effects(exported: ExportedProgram, wanted: Mapping[Any, Callable[..., Any]]) -> ExportedProgram:

@@ -54,6 +54,9 @@ class _Rewriter:
         self._graph = graph
         self._keep = keep
         self._keep_scatters = all(map(keep, SCATTERS.values()))
+        self._writes = any(
+            isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable for node in graph.nodes
+        )
         self._memory = Memory(graph)
         self._sizes = SizeNodes(graph)
         self._steps: list[Callable[[], None]] = []
@@ -91,13 +94,13 @@ class _Rewriter:
             return self._plan_chunk(node)
         if target is aten.diff.default and not self._keep(target):
             return self._plan_diff(node)
-        # What yields views of its arguments and is composite, torch takes apart.
+        # What yields views of its arguments and is composite, torch takes apart; here, what is not kept is later.
         viewing = any(argument.alias_info is not None for argument in target._schema.arguments)
-        return self._keep(target) and not (viewing and _is_composite(target))
+        return not (viewing and is_composite(target)) or not (self._writes or self._keep(target))
 
     def _plan_writing(self, node: fx.Node, target: torch._ops.OpOverload) -> bool:
         functional = _functional(target)
-        if functional is None or not self._keep(functional):
+        if functional is None:
             return False
         written = node.args[0]
         if not isinstance(written, fx.Node):
@@ -274,7 +277,8 @@ def _is_symbolic(node: fx.Node) -> bool:
     return any(isinstance(value, torch.Tensor) and value._has_symbolic_sizes_strides for value in _values(node))
 
 
-def _is_composite(target: torch._ops.OpOverload) -> bool:
+def is_composite(target: torch._ops.OpOverload) -> bool:
+    """Whether an operator is made of others, for every backend and its gradients."""
     return target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
 
 

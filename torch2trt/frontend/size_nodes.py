@@ -56,6 +56,12 @@ class SizeNodes:
                 return derived(wanted, [*self._numbers.items(), *self._of_inputs, *more], _constant, self._apply)
         return None
 
+    def size(self, value: torch.SymInt) -> Made | None:
+        """A size computed from those known and the shapes of inputs; None where they do not tell it."""
+        with contextlib.suppress(NetworkError):
+            return derived([to_size(value)], [*self._numbers.items(), *self._of_inputs], _constant, self._apply)[0]
+        return None
+
     def _sizes_of(self, source: fx.Node, name: str | None) -> Iterator[tuple[Size, Made]]:
         """The sizes of a tensor: of an input, or of the argument of this name, which may be another node by then."""
         value = source.meta["val"]

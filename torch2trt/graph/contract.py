@@ -56,7 +56,8 @@ def check(program: Program, stage: str) -> None:
     for node, name in zip(returned, program.output_names, strict=True):  # type: ignore[arg-type]
         wanted = next(leaf.spec for leaf in program.signature.tensor_outputs if leaf.name == name)
         found = program.spec(node)
-        require(found == wanted, f"output {name} is {found}, the signature says {wanted}")
+        if found != wanted:
+            raise ContractError(f"output {name} is {found}, the signature says {wanted}", subject=f"after {stage}")
 
 
 def _is_in_order(graph: fx.Graph) -> bool:

@@ -34,6 +34,7 @@ class Program:
     """Operators in the graph as captured, before any pass."""
     state: dict[str, torch.Tensor] = field(default_factory=dict)
     """The buffers that the module changes, by their paths, as they were when it was captured."""
+    _known_names: dict[Any, Size] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def nodes(self) -> Iterator[fx.Node]:
@@ -117,7 +118,11 @@ class Program:
     def _named(self, size: Size) -> Size:
         if isinstance(size, int) or not self.dim_names:
             return size
-        return simplify(size.subs(self.dim_names))
+        # A network has few sizes, and asks for each of them over and over.
+        found = self._known_names.get(size)
+        if found is None:
+            found = self._known_names[size] = simplify(size.subs(self.dim_names))
+        return found
 
     def run(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Execute both graphs with torch: tensor inputs in, engine outputs out."""

@@ -24,7 +24,8 @@ IN_TORCH = "in_torch"
 FOREIGN = "foreign"
 """Marks, in a node's ``meta``, calls of operators that torch computes: whatever the precision, in float32."""
 
-_PROVENANCE = ("nn_module_stack", "stack_trace", IN_TORCH)
+PROVENANCE = ("nn_module_stack", "stack_trace", IN_TORCH)
+"""What a node's ``meta`` says of where it comes from, for those in its place to inherit."""
 
 
 def call(graph: fx.Graph, target: Any, *args: Any, like: fx.Node, known: Any = None, **kwargs: Any) -> fx.Node:
@@ -36,7 +37,7 @@ def call(graph: fx.Graph, target: Any, *args: Any, like: fx.Node, known: Any = N
         known: its fake value, where there is no need to compute it.
     """
     node = graph.call_function(target, args, kwargs)
-    for key in _PROVENANCE:
+    for key in PROVENANCE:
         if key in like.meta:
             node.meta[key] = like.meta[key]
     if known is None:
