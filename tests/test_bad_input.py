@@ -179,7 +179,11 @@ def test_dropout_of_a_model_in_evaluation_is_nothing() -> None:
 
 class Unsupported(nn.Module):
     def forward(self, x: torch.Tensor) -> Any:
-        return torch.linalg.svdvals(x) + torch.special.airy_ai(x[:, 0]), torch.unique(x), x * x.sum().item()
+        return (
+            torch.linalg.svdvals(x) + torch.special.airy_ai(x[:, 0]),
+            torch.unique(x),
+            torch.add(x, x, alpha=x.sum().item()),
+        )
 
 
 def test_operators_without_a_converter_are_all_listed() -> None:
@@ -202,6 +206,8 @@ def test_dimensions_that_are_not_dynamic() -> None:
     shapes = {"x": {0: Dim("batch", max=8)}}
     refused(errors.DynamicShapeError, compiling(Folding(), X, dynamic_shapes=shapes), "batch = 3")
     refused(errors.DynamicShapeError, compiling(Folding(), X, dynamic_shapes={"x": {0: Dim("b")}}), "upper bound")
+
+    refused(errors.DynamicShapeError, compiling(Folding(), X, dynamic_shapes=(8,)), "has a tensor there", "nest")
 
     class Scaling(nn.Module):
         def forward(self, x: torch.Tensor, n: int) -> torch.Tensor:

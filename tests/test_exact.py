@@ -48,3 +48,50 @@ def test_operators_without_float64_kernels() -> None:
     with Exact():
         found = torch.ops.aten._grouped_mm.default(matrices.double().mT, matrices.double())
     assert torch.allclose(found, matrices.double().mT @ matrices.double())
+
+
+def test_the_lowest_number_of_a_dtype() -> None:
+    class Masked(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.max(x, torch.full((), torch.finfo(x.dtype).min)).softmax(-1)
+
+    module, x = Masked().eval(), torch.randn(2, 4)
+    assert torch2trt.compile(module, (x,), precision="fp32").verify(x).passed
+
+
+def test_modules_that_hold_what_they_computed() -> None:
+    class Kept(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(4, 4)
+            self.seen = [torch.zeros(())]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found = self.first(x)
+            self.seen = [found]
+            return found.tanh()
+
+    module, x = Kept(), torch.randn(2, 4)
+    module(x)
+    assert not module.seen[0].is_leaf
+    assert torch2trt.compile(module.eval(), (x,), precision="fp32").verify(x).passed
+
+
+def test_halves_within_a_module_of_float32_are_its_precision(tmp_path) -> None:
+    class Within(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(16, 32), nn.Linear(32, 16).bfloat16()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(x).bfloat16()).float()
+
+    module, x = Within().eval(), torch.randn(4, 16)
+    for precision, name in ((None, "bf16"), ("fp32", "bf16")):
+        compiled = torch2trt.compile(module, (x,), precision=precision)
+        verification = compiled.verify(x)
+        assert (verification.precision, verification.passed) == (name, True)
+        assert verification.max_rel_error > 1e-4
+    compiled.save(tmp_path / "within.t2t")
+    assert torch2trt.load(tmp_path / "within.t2t").artifact.precision == "bf16"
+    assert torch2trt.compile(nn.Linear(4, 4).eval(), (x[:, :4],), precision="fp32").artifact.precision == "fp32"

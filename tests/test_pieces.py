@@ -90,6 +90,28 @@ def test_compiling_says_so_and_fallback_refuses_it(caplog: pytest.LogCaptureFixt
         torch2trt.explain(Forked().eval(), (X,), fallback=False)
 
 
+class Cache:
+    """A result of a class that torch.export does not know."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+
+def test_what_torch_export_fails_at_for_other_reasons_is_compiled_in_pieces() -> None:
+    class Keeps(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return Cache((x.sin() * 2).cos() + 1), x.exp() * 3 - 1
+
+    compiled = torch2trt.compile(Keeps().eval(), (X,), **QUICK)
+    assert len(compiled.engines) == 1
+    cache, found = compiled.reference(X)
+    torch.testing.assert_close(cache.value, (X.sin() * 2).cos() + 1)
+    torch.testing.assert_close(found, X.exp() * 3 - 1)
+    assert "Cache" in str(torch2trt.explain(Keeps().eval(), (X,), **QUICK).to_json())
+    with pytest.raises(CaptureError, match="Cache"):
+        torch2trt.compile(Keeps().eval(), (X,), fallback=False, **QUICK)
+
+
 def test_what_has_nothing_for_an_engine_is_refused() -> None:
     class Counts(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from torch2trt.engine.memory import without_collections
-from torch2trt.errors import DataDependentError, ExampleInputError, NetworkError
+from torch2trt.errors import CaptureError, ExampleInputError, NetworkError
 from torch2trt.graph.exact import Truth
 from torch2trt.graph.program import Program
 from torch2trt.runtime.artifact import Artifact, TorchPart
@@ -115,7 +115,7 @@ def compile(
                 module, args, kwargs, calls=calls, dynamic_shapes=dynamic_shapes, profiles=profiles, name=name
             )
             program = optimize(captured, chosen, flavour)
-    except DataDependentError as error:
+    except CaptureError as error:
         if not chosen.fallback:
             raise
         from torch2trt.pieces import compile_in_pieces
@@ -237,7 +237,7 @@ def explain(
         captured = capture(
             module, args, kwargs, calls=calls, dynamic_shapes=dynamic_shapes, profiles=profiles, name=name
         )
-    except DataDependentError as error:
+    except CaptureError as error:
         if not chosen.fallback:
             raise
         from torch2trt.pieces import explain_breaks
@@ -381,6 +381,7 @@ def build(
             "fused_blocks": sum(node.target in FUSED_BLOCKS for node in program.calls),
             "engines": len(engines),
             "calls_in_torch": len(parted.reasons),
+            "halves": program.halves,
             "lower_s": sum(part.report["lower_s"] for part in engines),
             "build_s": sum(part.report["build_s"] for part in engines),
             "cache": joint_state(part.report["cache"] for part in engines),

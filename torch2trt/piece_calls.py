@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from torch2trt.errors import DataDependentError
+from torch2trt.errors import CaptureError
 from torch2trt.examples import FEW, Calls
 from torch2trt.frontend.dynamic_shapes import dynamic_inputs, named_leaves, resized_leaves
 from torch2trt.frontend.marking import Marks, marked
@@ -119,9 +119,7 @@ def named(
         yield
 
 
-def run_first(
-    run: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], reason: DataDependentError
-) -> None:
+def run_first(run: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], reason: CaptureError) -> None:
     """Run the example call, on copies: modules may write into their arguments."""
     own_args, own_kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, dict(kwargs)))
     try:
@@ -149,10 +147,10 @@ def too_few(calls: int, settings: Settings) -> str:
     return f"engines would get {calls} calls (min_segment is {settings.min_segment})"
 
 
-def also(reason: DataDependentError, why: str) -> DataDependentError:
+def also(reason: CaptureError, why: str) -> CaptureError:
     """The error of the whole, with what became of its pieces."""
     first = " ".join(why.split())[:400]
-    return DataDependentError(
+    return type(reason)(
         f"{reason.reason} (in pieces: {first})", subject=reason.subject, source=reason.source, hint=reason.hint
     )
 

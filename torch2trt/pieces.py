@@ -19,7 +19,7 @@ from torch2trt import api
 from torch2trt import backend as backends
 from torch2trt.engine.cached import joint_state
 from torch2trt.errors import (
-    DataDependentError,
+    CaptureError,
     ExampleInputError,
     NoGPUError,
     TooSmallError,
@@ -51,7 +51,7 @@ from torch2trt.runtime.module import EngineModule
 from torch2trt.runtime.verification import Row, Verification, compare
 from torch2trt.settings import Settings
 from torch2trt.sizes import spell
-from torch2trt.tolerance import effective_precision, tolerance
+from torch2trt.tolerance import effective_precision, tolerance, with_halves
 from torch2trt.trt.flavour import Flavour
 
 log = logging.getLogger(__name__)
@@ -180,6 +180,7 @@ class PiecewiseModule(nn.Module):
         leaves = [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, torch.Tensor)]
         dtypes = [leaf.dtype for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         precision = effective_precision(self.settings.precision, [*dtypes, *(leaf.dtype for leaf in leaves)])
+        precision = with_halves(precision, {name for each in self.engines for name in each.report.get("halves", ())})
         exact = [leaf for leaf in pytree.tree_leaves(truth(*args, **kwargs)) if isinstance(leaf, torch.Tensor)]
         rows: Iterator[Row] = (
             compare(f"output{number}", have, want, tolerance(precision, reference=not here))
@@ -299,7 +300,7 @@ def compile_in_pieces(
     dynamic_shapes: Any = None,
     profiles: Sequence[Mapping[str, Any]] | None = None,
     name: str,
-    reason: DataDependentError,
+    reason: CaptureError,
 ) -> PiecewiseModule:
     """Compile a module that cannot be captured whole, with the engines that the example call needs.
 
@@ -311,7 +312,7 @@ def compile_in_pieces(
 
     Raises:
         DynamicShapeError: the example is not within the dimensions, or profiles are of others.
-        DataDependentError: too little of it became engines; it is ``reason``.
+        CaptureError: too little of it became engines; it is ``reason``, of its class.
     """
     dynamic = dynamic_of(module, args, kwargs, recorded, dynamic_shapes, profiles, name)
     args, kwargs = first_call(module, args, kwargs, dynamic)
@@ -341,7 +342,7 @@ def explain_breaks(
     dynamic_shapes: Any = None,
     profiles: Sequence[Mapping[str, Any]] | None = None,
     name: str,
-    reason: DataDependentError,
+    reason: CaptureError,
 ) -> Explanation:
     """Where Dynamo cuts a module that cannot be captured whole, and why, and what would run where in each piece.
 
@@ -349,7 +350,7 @@ def explain_breaks(
         recorded, dynamic_shapes, profiles: as :func:`compile_in_pieces` takes them.
 
     Raises:
-        DynamicShapeError, DataDependentError: as :func:`compile_in_pieces`; too little for engines is a refusal.
+        DynamicShapeError, CaptureError: as :func:`compile_in_pieces`; too little for engines is a refusal.
     """
     pieces: dict[Region, Explanation] = {}
 
@@ -376,12 +377,12 @@ def programs_of(
     dynamic_shapes: Any = None,
     profiles: Sequence[Mapping[str, Any]] | None = None,
     name: str,
-    reason: DataDependentError,
+    reason: CaptureError,
 ) -> list[Program]:
     """The optimised Programs of which :func:`compile_in_pieces` would make engines.
 
     Raises:
-        DynamicShapeError, DataDependentError: as :func:`compile_in_pieces`, too little for engines included.
+        DynamicShapeError, CaptureError: as :func:`compile_in_pieces`, too little for engines included.
     """
     found: dict[tuple[Region, tuple[Any, ...]], Program] = {}
 
@@ -412,7 +413,7 @@ def _visit(
     recorded: Calls | None,
     dynamic: DynamicInputs | None,
     name: str,
-    reason: DataDependentError,
+    reason: CaptureError,
     look: Callable[[Region, Sequence[Any]], int],
 ) -> tuple[int, tuple[GraphBreak, ...], str]:
     """Run the calls for which there would be engines in eager, where Dynamo cuts the module.

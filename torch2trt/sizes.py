@@ -90,10 +90,56 @@ def to_shape(values: Iterable[Any]) -> Shape:
 
 @functools.lru_cache(maxsize=4096)
 def simplify(expr: sympy.Expr) -> Size:
-    """A constant expression as an int, one without floating point where that says the same."""
+    """A constant expression as an int; others without floating point or negative dividends where that is the same."""
     if expr.is_number:
         return int(expr)
-    return expr.replace(TruncToInt, _scaled)
+    if expr.has(TruncToInt):
+        expr = expr.replace(TruncToInt, _scaled)
+    if expr.has(PythonMod, FloorDiv):
+        expr = expr.replace(PythonMod, _remainder).replace(FloorDiv, _quotient)
+    return expr
+
+
+# TensorRT-RTX 1.7 takes sizes for negative that are made of the quotient of a negative number, and builds no engine.
+def _quotient(dividend: sympy.Expr, divisor: sympy.Expr) -> sympy.Expr:
+    """``-(size // 4)`` rounded up in place of ``-size // 4``."""
+    if divisor.is_Integer and divisor > 0 and dividend.could_extract_minus_sign():
+        return -FloorDiv(divisor - 1 - dividend, divisor)
+    return FloorDiv(dividend, divisor)
+
+
+def _remainder(dividend: sympy.Expr, divisor: sympy.Expr) -> sympy.Expr:
+    if divisor.is_Integer and divisor > 0 and dividend.could_extract_minus_sign():
+        return dividend - divisor * _quotient(dividend, divisor)
+    return PythonMod(dividend, divisor)
+
+
+# So many values of each dimension are tried.
+_TRIED = 64
+
+
+def are_same(one: Size, other: Size, ranges: Mapping[str, DimRange]) -> bool:
+    """Whether two sizes are one, as far as trying shows: sympy does not see it of ``Min(n, 4*((n + 3)//4))``.
+
+    Args:
+        ranges: of the dimensions in them; sizes in others are the same where they are spelled the same.
+    """
+    if one == other:
+        return True
+    names = sorted(symbols([one, other]))
+    if not names or not ranges.keys() >= set(names):
+        return False
+    spans = [ranges[name] for name in names]
+    for place in range(_TRIED):
+        # Steps that differ, so that the dimensions do not go up together.
+        values = {
+            name: span.min + (place * (1 + 2 * number) if place else 0) % (span.max - span.min + 1)
+            for number, (name, span) in enumerate(zip(names, spans, strict=True))
+        }
+        if evaluate(one, values) != evaluate(other, values):
+            return False
+    highest = {name: span.max for name, span in zip(names, spans, strict=True)}
+    return evaluate(one, highest) == evaluate(other, highest)
 
 
 def _scaled(expr: sympy.Expr) -> sympy.Expr:

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from tests.model_suite import MODELS
 from torch2trt import api
-from torch2trt.errors import DataDependentError, Torch2TRTError, UnsupportedOpsError
+from torch2trt.errors import CaptureError, Torch2TRTError, UnsupportedOpsError
 from torch2trt.graph.program import Program
 from torch2trt.partition.explain import explain
 from torch2trt.pieces import PiecewiseModule, compile_in_pieces
@@ -89,7 +89,7 @@ def _check(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     flavour = flavours.load()
     try:
         program = api.optimize(api.capture(module, args, kwargs), SETTINGS)
-    except DataDependentError as error:
+    except CaptureError as error:
         return _check_pieces(module, args, kwargs, error)
     compiled = api.build(program, flavour, SETTINGS, truth=api.truth_of(module))
     verified = compiled.verify(*args, **kwargs)
@@ -108,7 +108,7 @@ def _check(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def _check_pieces(
-    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], reason: DataDependentError
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], reason: CaptureError
 ) -> dict[str, Any]:
     truth = api.truth_of(module)
     compiled = compile_in_pieces(module, args, kwargs, SETTINGS, truth, name=type(module).__name__, reason=reason)

@@ -113,9 +113,13 @@ def resized_leaves(
 
 def _walk(path: str, value: Any, shape: Any) -> Iterator[dict[int, Any]]:
     if isinstance(value, torch.Tensor):
+        if not isinstance(shape, Mapping | list | tuple | None):
+            raise _mismatch(path, "a tensor", shape)
         axes = dict(shape.items() if isinstance(shape, Mapping) else enumerate(shape or ()))
         yield {axis: dim for axis, dim in axes.items() if _is_dynamic(path, value, axis, dim)}
     elif isinstance(value, Mapping):
+        if not isinstance(shape, Mapping | None):
+            raise _mismatch(path, "a mapping", shape)
         for key, item in value.items():
             yield from _walk(f"{path}[{key!r}]", item, (shape or {}).get(key))
     else:
@@ -123,6 +127,8 @@ def _walk(path: str, value: Any, shape: Any) -> Iterator[dict[int, Any]]:
         if len(items) == 1 and items[0] is value:
             yield {}
             return
+        if not isinstance(shape, list | tuple | None):
+            raise _mismatch(path, f"a {type(value).__name__}", shape)
         parts = list(shape or [None] * len(items))
         if len(parts) != len(items):
             raise DynamicShapeError(
@@ -130,6 +136,14 @@ def _walk(path: str, value: Any, shape: Any) -> Iterator[dict[int, Any]]:
             )
         for position, (item, part) in enumerate(zip(items, parts, strict=True)):
             yield from _walk(f"{path}[{position}]", item, part)
+
+
+def _mismatch(path: str, what: str, shape: Any) -> DynamicShapeError:
+    return DynamicShapeError(
+        f"the example has {what} there, and dynamic_shapes {shape!r}",
+        subject=path,
+        hint="nest dynamic_shapes as the arguments are: a dict of dimensions by axis for each tensor",
+    )
 
 
 def _is_dynamic(path: str, value: torch.Tensor, axis: int, dim: Any) -> bool:

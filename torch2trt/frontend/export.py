@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import operator
 import traceback
@@ -32,6 +31,7 @@ from torch2trt.frontend.assumptions import check_shapes_at_one, compare_at_one, 
 from torch2trt.frontend.checks import check_inputs, check_module, refuse_effects, refuse_random, refuse_subgraphs
 from torch2trt.frontend.copies import refuse_writes_that_differ
 from torch2trt.frontend.decompositions import Keep, decompose, replaced
+from torch2trt.frontend.dynamic_functions import dynamic_functions
 from torch2trt.frontend.dynamic_shapes import (
     Axes,
     at_one,
@@ -43,6 +43,7 @@ from torch2trt.frontend.dynamic_shapes import (
 from torch2trt.frontend.layouts import layouts_of_cudnn
 from torch2trt.frontend.memory import refuse_writes_in_part
 from torch2trt.frontend.recurrent import involves_packed_sequences, whole_recurrences
+from torch2trt.graph.copying import copy_of
 from torch2trt.graph.devices import unify_devices
 from torch2trt.graph.kernels import shapes_of_quantiles
 from torch2trt.graph.module import graph_module, without_code
@@ -112,7 +113,7 @@ def capture(
     check_shapes_at_one(program)
     if differs_at_one:
         # It runs the module, which may change it.
-        module = copy.deepcopy(module) if program.signature.updates else module
+        module = copy_of(module) if program.signature.updates else module
         compare_at_one(module, program, *at_one(args, kwargs, axes_of))
     return program
 
@@ -143,6 +144,7 @@ def _export_mode() -> Iterator[None]:
         with (
             torch.no_grad(),
             _divisions_without_remainders(),
+            dynamic_functions(),
             whole_recurrences(),
             shapes_of_quantiles(),
             layouts_of_cudnn(),

@@ -165,4 +165,8 @@ def _may_be_its_argument(node: fx.Node) -> bool:
 def storage_of(node: Any) -> int | None:
     """The memory of a node's traced tensor; None where it yields no tensor."""
     value = node.meta.get("val")
-    return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else None
+    # What vmap batches has no memory that it tells of: torch itself takes such graphs apart.
+    if not isinstance(value, torch.Tensor) or torch._C._functorch.is_functorch_wrapped_tensor(value):
+        return None
+    number: int = value.untyped_storage()._cdata
+    return number

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from torch2trt.graph.copying import copy_of
 from torch2trt.graph.devices import placed
 from torch2trt.graph.program import Program
 from torch2trt.graph.signature import Signature
@@ -24,8 +24,14 @@ class Exact(TorchDispatchMode):
     ) -> Any:
         func = _WITHOUT_FLOAT64.get(func, func)
         wide = {name: _wide(value) for name, value in (kwargs or {}).items()}
+        if func in _FILLED and wide.get("dtype") is None and isinstance(args[-1], float):
+            # The largest number of float64 is none of float32, which is what it would be made of.
+            wide["dtype"] = torch.float64
         # Factories have a dtype of their own by default.
         return pytree.tree_map_only(torch.Tensor, widened, func(*args, **wide))
+
+
+_FILLED = frozenset({torch.ops.aten.full.default, torch.ops.aten.scalar_tensor.default})
 
 
 def run_exact(
@@ -115,7 +121,7 @@ class Truth:
     def _run(
         self, state: dict[str, torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, nn.Module, Any]:
-        exact = copy.deepcopy(self._module).to(self._device)._apply(widened)
+        exact = copy_of(self._module).to(self._device)._apply(widened)
         for path, value in state.items():
             exact.get_buffer(path).copy_(value)
         moved = pytree.tree_map_only(

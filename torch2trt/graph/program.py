@@ -10,10 +10,12 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from torch2trt.graph.signature import Signature, TensorLeaf
 from torch2trt.graph.weights import WeightsGraph
 from torch2trt.sizes import Size, TensorSpec, evaluate, simplify, symbols, to_shape, to_size
+from torch2trt.tolerance import HALVES
 
 
 @dataclass
@@ -67,6 +69,13 @@ class Program:
     def output_names(self) -> list[str]:
         """Names of the distinct engine outputs, in the order of the returned tuple."""
         return list(dict.fromkeys(leaf.name for leaf in self.signature.tensor_outputs))
+
+    @property
+    def halves(self) -> list[str]:
+        """The dtypes of 16 bits, by name, in which something is computed."""
+        values = (leaf for node in self.calls for leaf in pytree.tree_leaves(node.meta.get("val")))
+        dtypes = {value.dtype for value in values if isinstance(value, torch.Tensor)}
+        return [name for name, dtype in HALVES.items() if dtype in dtypes]
 
     def spec(self, node: fx.Node) -> TensorSpec:
         """Shape and dtype of a node that yields one tensor."""

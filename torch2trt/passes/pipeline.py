@@ -23,6 +23,7 @@ from torch2trt.passes.merge_common_subexpressions import merge_common_subexpress
 from torch2trt.passes.merge_sibling_convolutions import merge_sibling_convolutions
 from torch2trt.passes.merge_sibling_linears import merge_sibling_linears
 from torch2trt.passes.merge_views import merge_views
+from torch2trt.passes.numbers_as_tensors import numbers_as_tensors
 from torch2trt.passes.patches_as_products import patches_as_products, small_patches_as_products
 from torch2trt.passes.plug_attention import plug_attention
 from torch2trt.passes.plug_depthwise import plug_depthwise
@@ -55,6 +56,7 @@ Pass = Callable[[Program, Settings], None]
 
 PASSES: tuple[Pass, ...] = (
     set_layouts,
+    numbers_as_tensors,
     unify_strides,
     split_complex,
     unify_views,

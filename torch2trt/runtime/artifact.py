@@ -21,7 +21,7 @@ from torch2trt.graph.signature import Signature
 from torch2trt.runtime import archive
 from torch2trt.runtime.files import StrPath, atomic_file
 from torch2trt.settings import Precision, Settings
-from torch2trt.tolerance import effective_precision
+from torch2trt.tolerance import HALVES, effective_precision, with_halves
 from torch2trt.trt import flavour as flavours
 
 if TYPE_CHECKING:
@@ -65,9 +65,10 @@ class Artifact:
 
     @property
     def precision(self) -> Precision:
-        """The precision asked for, or what the module's own dtypes mean."""
+        """The precision asked for, or what the module's own dtypes mean; a coarser one that it casts to within."""
         leaves = [*self.signature.tensor_inputs, *self.signature.tensor_outputs]
-        return effective_precision(self.settings.precision, (leaf.spec.dtype for leaf in leaves))
+        asked = effective_precision(self.settings.precision, (leaf.spec.dtype for leaf in leaves))
+        return with_halves(asked, HALVES.keys() & self.report.get("halves", ()))
 
 
 @dataclass(frozen=True)

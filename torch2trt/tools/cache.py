@@ -15,7 +15,7 @@ from torch2trt.engine.cache import EngineCache, Stored
 from torch2trt.engine.cached import is_on
 from torch2trt.engine.differences import Difference, differences, nearest, spell_age
 from torch2trt.engine.key import Key, NoKeyError
-from torch2trt.errors import ArtifactWriteError, DataDependentError
+from torch2trt.errors import ArtifactWriteError, CaptureError
 from torch2trt.graph.program import Program
 from torch2trt.settings import Settings
 from torch2trt.tools.inputs import Example
@@ -94,7 +94,7 @@ def _programs(
     asked: dict[str, Any] = {"dynamic_shapes": example.dynamic_shapes, "profiles": profiles, "name": model.name}
     try:
         program = api.capture(model.module, example.args, example.kwargs, **asked)
-    except DataDependentError as error:
+    except CaptureError as error:
         if not settings.fallback:
             raise
         from torch2trt.pieces import programs_of
