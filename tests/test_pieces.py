@@ -112,6 +112,18 @@ def test_what_torch_export_fails_at_for_other_reasons_is_compiled_in_pieces() ->
         torch2trt.compile(Keeps().eval(), (X,), fallback=False, **QUICK)
 
 
+def test_arguments_that_cannot_be_copied_are_refused_and_stay_as_they_are() -> None:
+    class Appends(nn.Module):
+        def forward(self, x: Tensor, cache: Cache) -> Tensor:
+            cache.value = torch.cat([cache.value, (x.sin() * 2).cos() + 1])
+            return cache.value.exp() * 3 - 1
+
+    cache = Cache(X)
+    with pytest.raises(CaptureError, match="a Cache among the arguments"):
+        torch2trt.compile(Appends().eval(), (X, cache), **QUICK)
+    assert cache.value is X
+
+
 def test_what_has_nothing_for_an_engine_is_refused() -> None:
     class Counts(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

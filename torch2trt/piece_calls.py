@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import inspect
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -119,8 +120,24 @@ def named(
         yield
 
 
+_PLAIN = (
+    *(torch.Tensor, int, float, complex, str, bytes, type(None), enum.Enum),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format),
+)
+"""What arguments may hold: tensors, which are copied, and what nobody can change."""
+
+
 def run_first(run: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], reason: CaptureError) -> None:
-    """Run the example call, on copies: modules may write into their arguments."""
+    """Run the example call, on copies: modules may write into their arguments.
+
+    Raises:
+        CaptureError: an argument holds what cannot be copied, or the call fails; it is ``reason``, with that.
+    """
+    for leaf in pytree.tree_leaves((args, dict(kwargs))):
+        if not isinstance(leaf, _PLAIN):
+            raise also(
+                reason, f"a {type(leaf).__name__} among the arguments could be changed: torch cannot look into it"
+            )
     own_args, own_kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, dict(kwargs)))
     try:
         run(*own_args, **own_kwargs)
