@@ -12,17 +12,17 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
-from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from torch2trt.errors import CaptureError, DynamicShapeError
 from torch2trt.graph.program import Program, provenance
-from torch2trt.sizes import DimRange, Size, TensorSpec, evaluate, spell, symbols, to_shape
+from torch2trt.sizes import DimRange, Size, TensorSpec, evaluate, linear, spell, symbols, to_shape
 
 _AT_ONE = "the module fails, or computes something else, where a dynamic dimension is 1"
 _AT_ONE_HINT = "declare the Dim with min=2, or compile that size on its own"
 _WITHIN_HINT = "declare the Dim without it, or compile that size on its own"
 # Far beyond any size at which a condition on shapes would first fail.
 _SIZES_TRIED = 1024
+_INEQUALITIES = (sympy.Ge, sympy.Gt, sympy.Le, sympy.Lt)
 
 
 def drop_checks(
@@ -98,10 +98,11 @@ def _failing(condition: sympy.Basic, spans: Mapping[str, DimRange]) -> dict[str,
     if condition == sympy.true:
         return None
     symbols = sorted(condition.free_symbols, key=str)
-    # Most hold whatever the sizes are, which is quicker seen of whole ranges.
-    ranges = {item: ValueRanges(spans[item.name].min, spans[item.name].max) for item in symbols}
-    if bound_sympy(condition, ranges).lower == sympy.true:
-        return None
+    if isinstance(condition, _INEQUALITIES) and linear(condition.lhs - condition.rhs) is not None:
+        # It holds everywhere where it holds at both ends.
+        (item,) = symbols
+        if all(condition.subs(item, end) == sympy.true for end in (spans[item.name].min, spans[item.name].max)):
+            return None
     tried = [_sizes(spans[item.name], _SIZES_TRIED ** (1 / len(symbols))) for item in symbols]
     combinations = sorted(itertools.product(*tried), key=lambda sizes: 1 in sizes)
     for sizes in combinations:
