@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -53,6 +54,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         sweep = [item for item in items if item.get_closest_marker("sweep")]
         items[:] = [item for item in items if not item.get_closest_marker("sweep")]
         config.hook.pytest_deselected(items=sweep)
+
+
+def pytest_collection_finish() -> None:
+    # What is there by now stays; each search for garbage would go over all of it.
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    # Libraries look, at the end, for what is still there.
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -20,11 +20,13 @@ from torch.utils import _pytree as pytree
 
 import torch2trt
 from torch2trt import api
-from torch2trt.converters.lower import lower
+from torch2trt.converters.lower import lower, unsupported_nodes
 from torch2trt.graph.exact import widened
 from torch2trt.graph.program import Program
 from torch2trt.graph.schema import name_of
+from torch2trt.partition import engines
 from torch2trt.reference.interpreter import Interpreter
+from torch2trt.runtime.module import EngineModule
 from torch2trt.settings import Settings
 from torch2trt.trt import flavour as flavours
 from torch2trt.trt.network import Network
@@ -166,26 +168,24 @@ def check_module(
     """Compile a module and compare the interpreter, and the engine where it can run, with eager float64."""
     flavour = flavours.load()
 
-    def convert() -> Program:
-        program = api.optimize(api.capture(module, inputs, dynamic_shapes=dynamic_shapes), settings, flavour)
-        check_ranks(lower(program, flavour))
-        return program
+    def optimized() -> Program:
+        return api.optimize(api.capture(module, inputs, dynamic_shapes=dynamic_shapes), settings, flavour)
 
     if unsupported:
         with pytest.raises(torch2trt.UnsupportedOpsError, match=re.escape(unsupported)):
-            convert()
+            lower(optimized(), flavour)
         return
     if raises:
         with pytest.raises(torch2trt.Torch2TRTError, match=re.escape(raises)):
-            convert()
+            lower(optimized(), flavour)
         return
     unbuildable = rtx and flavour.name == flavours.TENSORRT_RTX
     if unbuildable:
         with pytest.raises(torch2trt.UnsupportedOpsError, match=re.escape(rtx)):
-            convert()
+            lower(optimized(), flavour)
         flavour = as_enterprise(flavour)
-    program = convert()
-    compiled = None if unbuildable else api.build(program, flavour, settings)
+    program = optimized()
+    compiled = None if unbuildable else build(program, flavour, settings)
     for arguments in [inputs, *others]:
         expected = truth(module, arguments)
         if compiled is None:
@@ -198,6 +198,24 @@ def check_module(
     for arguments in outside if compiled is not None else ():
         with pytest.raises(torch2trt.InputShapeError):
             compiled.reference(*arguments)
+
+
+def build(program: Program, flavour: flavours.Flavour, settings: Settings) -> EngineModule:
+    """Build an engine of all of a Program, and hold its network to the ranks that every TensorRT takes.
+
+    Raises:
+        UnsupportedOpsError: as lowering does, and not as what would be left to torch.
+    """
+    if found := unsupported_nodes(program, flavour):
+        raise torch2trt.UnsupportedOpsError(found)
+
+    def lowered(*args: Any) -> Network:
+        network = lower(*args)
+        check_ranks(network)
+        return network
+
+    with mock.patch.object(engines, "lower", lowered):
+        return api.build(program, flavour, dataclasses.replace(settings, fallback=False))
 
 
 def check_ranks(network: Network) -> None:
@@ -244,6 +262,7 @@ def as_enterprise(flavour: flavours.Flavour) -> flavours.Flavour:
 
 def _interpreted(program: Program, flavour: flavours.Flavour, arguments: tuple[Any, ...]) -> Any:
     net = lower(program, flavour)
+    check_ranks(net)
     names = [leaf.name for leaf in program.signature.tensor_inputs]
     found = Interpreter(flavour, net.definition, net.constants).run(dict(zip(names, arguments, strict=True)))
     return program.signature.unflatten(found, list(arguments), program.sizes_of(list(arguments)))

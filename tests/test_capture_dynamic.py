@@ -15,7 +15,9 @@ from torch.export import Dim, ShapesCollection
 
 from tests import torch_can
 from tests.capturing import BATCH, Function, Pair, X, Y, captured, same
+from tests.passing import only
 from torch2trt.errors import CaptureError, DynamicShapeError
+from torch2trt.frontend.assumptions import check_shapes_at_one
 from torch2trt.frontend.export import capture
 from torch2trt.graph.signature import TensorLeaf
 from torch2trt.sizes import DimRange, symbol
@@ -246,3 +248,18 @@ def test_a_name_is_that_of_the_root_wherever_export_begins(offset: int) -> None:
         (9 + offset, 2),
         (9, 2),
     ]
+
+
+def test_what_nobody_reads_may_have_any_size() -> None:
+    # On a GPU, torch's own kernels do not agree on the sizes of a batch norm's statistics.
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval()
+    program = capture(module, (torch.randn(2, 3, 8, 8),), dynamic_shapes=({0: Dim("batch", min=1, max=4)},))
+    (norm,) = (
+        node for node in program.calls if node.target is torch.ops.aten._native_batch_norm_legit_no_training.default
+    )
+    result, *statistics = norm.meta["val"]
+    norm.meta["val"] = (result, *(each.new_empty(each.numel() + 3) for each in statistics))
+    check_shapes_at_one(program)
+    norm.meta["val"] = (result.flatten(1), *statistics)
+    with pytest.raises(DynamicShapeError):
+        check_shapes_at_one(program)

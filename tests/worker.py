@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import warnings
 from collections.abc import Callable, Iterator
@@ -75,11 +76,13 @@ class Worker:
 def _serve(connection: Connection, work: Work) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    gc.freeze()  # as in conftest.py
     connection.send(None)
     while True:
         try:
             task = connection.recv()
         except EOFError:
+            gc.unfreeze()
             return
         for result in work(*task):
             connection.send(result)
