@@ -254,9 +254,7 @@ def test_what_nobody_reads_may_have_any_size() -> None:
     # On a GPU, torch's own kernels do not agree on the sizes of a batch norm's statistics.
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval()
     program = capture(module, (torch.randn(2, 3, 8, 8),), dynamic_shapes=({0: Dim("batch", min=1, max=4)},))
-    (norm,) = (
-        node for node in program.calls if node.target is torch.ops.aten._native_batch_norm_legit_no_training.default
-    )
+    norm = only(program, torch.ops.aten._native_batch_norm_legit_no_training.default)
     result, *statistics = norm.meta["val"]
     norm.meta["val"] = (result, *(each.new_empty(each.numel() + 3) for each in statistics))
     check_shapes_at_one(program)

@@ -148,10 +148,13 @@ def test_layers_of_real_engines(tmp_path: Path, capsys: Capture) -> None:
     assert cli.main(["inspect", str(path), "--layers", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["layers"]
     assert [row["profile"] for row in rows] == ["batch 1", "batch 2…16…32"]
-    for row, size in zip(rows, (1, 16), strict=True):
-        assert row["layers"]
-        tensors = [tensor for layer in row["layers"] for tensor in (*layer["inputs"], *layer["outputs"])]
-        assert any(f" {size}×" in tensor for tensor in tensors), row
+    alone, several = (
+        [tensor for layer in row["layers"] for tensor in (*layer["inputs"], *layer["outputs"])] for row in rows
+    )
+    assert any(" 1×" in tensor for tensor in alone), alone
+    # In a profile of several sizes TensorRT 10.6 tells none of its generated kernels' own.
+    assert any(" 16×" in tensor or tensor.endswith("?") for tensor in several), several
+    assert any("64×8" in tensor for tensor in several), several
     assert cli.main(["inspect", str(path), "--profile", "batch=16", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["layers"]) == 1
     assert cli.main(["inspect", str(path), "--layers"]) == 0
