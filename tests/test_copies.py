@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.export import Dim
 from torch.utils import _pytree as pytree
 
+from tests import torch_can
 from tests.passing import Function
 from torch2trt import api
 from torch2trt.errors import DynamicShapeError
@@ -133,6 +134,8 @@ ALIKE = {
 
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_writes_that_differ_by_size_are_refused(name: str) -> None:
+    if name == "all columns" and not torch_can.compute_ends_of_slices():
+        pytest.xfail("torch 2.11 does not tell the size of a slice whose end is computed")
     row = DIFFERENT[name]
     args = tuple(map(torch.randn, row.shapes(*row.others)))
     with pytest.raises(DynamicShapeError, match="memory in others") as caught:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
+from tests import torch_can
 from tests.functionalizing import captured, plain
 from tests.passing import Function, targets
 from tests.rewriting import Net, drawn
@@ -189,6 +190,8 @@ def inputs(row: Row) -> list[tuple[Tensor, ...]]:
 
 @pytest.mark.parametrize("name", [*REWRITTEN, *TRACED])
 def test_it_is_what_tracing_makes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name in ("parts are written", "a multiple") and not torch_can.compute_ends_of_slices():
+        pytest.skip("torch 2.11 does not tell the size of a slice whose end is computed")
     row = {**REWRITTEN, **TRACED}[name]
     example, *others = inputs(row)
     dynamic = (row.dynamic,) if isinstance(row.module, Function) else row.dynamic  # of *args, they are one
