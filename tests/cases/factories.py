@@ -69,7 +69,7 @@ CASES = [
     OpCase("arange-large", lambda x: x[0, 0, 0] + torch.arange(5000), (X,)),
     OpCase("linspace", lambda x: x + torch.linspace(-1, 1, 4), (X,)),
     OpCase("linspace-large", lambda x: x[0, 0, 0] + torch.linspace(-1, 1, 5001), (X,)),
-    OpCase("linspace-to-size", lambda x: torch.linspace(0, x.shape[0], 4), (X,), dynamic=BOTH, unsupported="dynamic"),
+    OpCase("linspace-to-size", lambda x: torch.linspace(0, x.shape[0], 4), (X,), dynamic=BOTH),
     OpCase(
         "triangle-indices",
         lambda x: x[(slice(None), *torch.triu_indices(4, 4, 1))] + x[(slice(None), *torch.tril_indices(4, 4, -1))],
