@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from torch2trt.errors import DynamicShapeError
 from torch2trt.frontend.assumptions import ranges, sizes_tried
 from torch2trt.frontend.dynamic_shapes import Axes, dimensions
-from torch2trt.frontend.memory import CASTING, CHECKS, RESHAPING, SAME, storage_of
+from torch2trt.frontend.memory import CASTING, CHECKS, RESHAPING, SAME, storage_of, written
 from torch2trt.graph.program import provenance
 from torch2trt.graph.schema import bind
 from torch2trt.sizes import DimRange, Shape, evaluate, symbols, to_shape
@@ -55,8 +55,8 @@ def refuse_writes_that_differ(
     usual = {name: min(max(span.opt, 2), span.max) for name, span in spans.items()}
     for sizes in _sizes_that_differ(memories.uncertain, names, spans):
         run = _Run(exported.graph, names, usual | sizes, writes)
-        for write, written, others in writes:
-            if any(run.differs(written, other, memories.are_one(written, other)) for other in others):
+        for write, target, others in writes:
+            if any(run.differs(target, other, memories.are_one(target, other)) for other in others):
                 found = " and ".join(f"{name} = {size}" for name, size in sizes.items())
                 raise DynamicShapeError(
                     f"it writes into what is a copy of a tensor in some sizes and its memory in others, as {found}",
@@ -103,12 +103,12 @@ class _Memories:
         for node in self.uncertain:
             first.setdefault(_root(self._perhaps, storage_of(node)), self._place[node])
         for moment, write in enumerate(self._nodes):
-            for written in _written(write):
-                group = _root(self._perhaps, storage_of(written))
+            for target in written(write):
+                group = _root(self._perhaps, storage_of(target))
                 if first.get(group, moment) < moment:
                     others = [node for node in self._members[group] if self._is_read_after(node, moment)]
-                    if others := [node for node in others if node is not written]:
-                        yield write, written, others
+                    if others := [node for node in others if node is not target]:
+                        yield write, target, others
 
     def _is_read_after(self, node: fx.Node, moment: int) -> bool:
         # Arguments and buffers are the caller's, who sees what is written into them.
@@ -133,14 +133,6 @@ def _join(parents: dict[int, int], item: int, other: int) -> None:
     one, two = _root(parents, item), _root(parents, other)
     if one != two:
         parents[one] = two
-
-
-def _written(node: fx.Node) -> list[fx.Node]:
-    """What a call writes into."""
-    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
-        return []
-    pairs = zip(node.target._schema.arguments, bind(node).values(), strict=True)
-    return [value for argument, value in pairs if argument.is_write and isinstance(value, fx.Node)]
 
 
 def _is_by_layout(node: fx.Node) -> bool:
@@ -247,7 +239,7 @@ class _Run:
     ) -> None:
         self._names, self._sizes = names, sizes
         needed: set[fx.Node] = set()
-        waiting = [node for _, written, others in writes for node in (written, *others)]
+        waiting = [node for _, target, others in writes for node in (target, *others)]
         while waiting:
             node = waiting.pop()
             if node not in needed:
@@ -259,15 +251,15 @@ class _Run:
                 if node in needed:
                     self._run(node)
 
-    def differs(self, written: fx.Node, other: fx.Node, are_one: bool) -> bool:
+    def differs(self, target: fx.Node, other: fx.Node, are_one: bool) -> bool:
         """Whether a write into one tensor changes the other, and not in the graph without writes; or only there.
 
         Args:
             are_one: whether they lie in one memory in the graph without writes.
         """
-        if written not in self._values or other not in self._values:
+        if target not in self._values or other not in self._values:
             return False  # eager does not come so far
-        one, two = self._values[written], self._values[other]
+        one, two = self._values[target], self._values[other]
         share = one.untyped_storage()._cdata == two.untyped_storage()._cdata
         return share != are_one and (are_one or _overlap(one, two))
 

@@ -10,7 +10,18 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from torch2trt.frontend.memory import CASTING, CHECKS, RESHAPING, SAME, SCATTERS, Memory, at_example, scattered, whole
+from torch2trt.frontend.memory import (
+    CASTING,
+    CHECKS,
+    RESHAPING,
+    SAME,
+    SCATTERS,
+    Memory,
+    at_example,
+    scattered,
+    whole,
+    writes,
+)
 from torch2trt.frontend.size_nodes import SizeNodes
 from torch2trt.graph.contract import is_functional
 from torch2trt.graph.rewrite import call
@@ -54,9 +65,7 @@ class _Rewriter:
         self._graph = graph
         self._keep = keep
         self._keep_scatters = all(map(keep, SCATTERS.values()))
-        self._writes = any(
-            isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable for node in graph.nodes
-        )
+        self._writes = any(map(writes, graph.nodes))
         self._memory = Memory(graph)
         self._sizes = SizeNodes(graph)
         self._steps: list[Callable[[], None]] = []

@@ -82,15 +82,25 @@ def refuse_writes_in_part(graph: fx.Graph) -> None:
         CaptureError: a call does.
     """
     for node in graph.nodes:
-        if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
-            continue
-        for argument, value in zip(node.target._schema.arguments, bind(node).values(), strict=True):
-            if argument.is_write and isinstance(value, fx.Node) and _is_part_of_repeated(value):
-                raise CaptureError(
-                    "it writes into a part of an expanded tensor, other parts of which are the same memory",
-                    source=provenance(node)[1],
-                    hint="write into a copy, as expand(…).clone() makes one",
-                )
+        if any(map(_is_part_of_repeated, written(node))):
+            raise CaptureError(
+                "it writes into a part of an expanded tensor, other parts of which are the same memory",
+                source=provenance(node)[1],
+                hint="write into a copy, as expand(…).clone() makes one",
+            )
+
+
+def writes(node: fx.Node) -> bool:
+    """Whether a call writes into an argument."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def written(node: fx.Node) -> list[fx.Node]:
+    """The tensors that a call writes into."""
+    if not writes(node):
+        return []
+    pairs = zip(node.target._schema.arguments, bind(node).values(), strict=True)  # type: ignore[union-attr]
+    return [value for argument, value in pairs if argument.is_write and isinstance(value, fx.Node)]
 
 
 def _is_part_of_repeated(written: fx.Node) -> bool:
